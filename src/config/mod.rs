@@ -1,0 +1,3 @@
+//! Configuration: the file, flags and environment in, one validated [`model::Config`] out.
+
+pub mod model;

@@ -1,0 +1,294 @@
+//! The validated configuration: what the rest of the crate reads.
+//!
+//! Made by `config::load` from TOML, flags and environment; every value here is already checked. It travels as an
+//! `Arc<Config>` snapshot taken per transaction, so that a reload never changes a statement under way.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything. `databases` and `users` hold only what differs from the defaults.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub general: General,
+    pub cluster: Cluster,
+    pub auth: Auth,
+    pub client_tls: ClientTls,
+    pub server_tls: ServerTls,
+    /// Defaults for every pool.
+    pub pool: PoolSettings,
+    /// Defaults for every pool, user and database.
+    pub timeouts: Timeouts,
+    /// Keyed by the name clients ask for. The key `*` is the fallback; it always exists when `cluster.primary` is set.
+    pub databases: BTreeMap<String, Database>,
+    pub users: BTreeMap<String, User>,
+    pub log: Log,
+}
+
+/// Listeners, process-wide limits, and who may use the console.
+#[derive(Clone, Debug, PartialEq)]
+pub struct General {
+    /// TCP addresses to listen on (`HOST:PORT`, port 0 picks a free one).
+    pub listen: Vec<String>,
+    /// Folder for a Unix socket `.s.PGSQL.<port of the first TCP address>`.
+    pub unix_socket_dir: Option<PathBuf>,
+    /// Permissions of that socket.
+    pub unix_socket_mode: u32,
+    /// HTTP listener for `/metrics`, `/live`, `/ready`; `None` switches it off.
+    pub http: Option<SocketAddr>,
+    /// Worker threads; 1 runs everything on one thread.
+    pub workers: usize,
+    /// Clients allowed at once, logins under way included.
+    pub max_client_conn: usize,
+    /// Largest message accepted from a client, in bytes.
+    pub max_packet_size: usize,
+    /// How long SIGTERM waits for transactions to finish.
+    pub shutdown_timeout: Duration,
+    pub admin_users: Vec<String>,
+    pub stats_users: Vec<String>,
+    pub tcp_keepalive: bool,
+    /// Idle time before the first keepalive probe; `None` leaves the system's.
+    pub tcp_keepidle: Option<Duration>,
+    pub tcp_keepintvl: Option<Duration>,
+    pub tcp_keepcnt: Option<u32>,
+    /// `TCP_USER_TIMEOUT`; `None` leaves the system's.
+    pub tcp_user_timeout: Option<Duration>,
+}
+
+/// The PostgreSQL servers behind the fallback database and behind every database that names none itself.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Cluster {
+    pub primary: Option<Node>,
+    pub replicas: Vec<Node>,
+}
+
+/// One PostgreSQL server, from a `postgres://` URL.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Host name, IP address, or the folder of a Unix socket (starts with `/`).
+    pub host: String,
+    pub port: u16,
+    /// What pgweir itself logs in as, for probes and `auth_query`; never used for clients unless a database forces it.
+    pub user: Option<String>,
+    pub password: Option<Secret>,
+    pub dbname: Option<String>,
+}
+
+/// A secret that does not print itself.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(value: String) -> Self {
+        Self(value)
+    }
+
+    /// The secret itself; the name makes uses easy to find.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("********")
+    }
+}
+
+/// How clients prove who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthMethod {
+    /// The client's password is tried on the server.
+    Passthrough,
+    /// SCRAM-SHA-256 against a verifier from the userlist or `auth_query`.
+    ScramSha256,
+    Md5,
+    /// Everyone is let in under the name they give.
+    Trust,
+    /// A TLS client certificate whose common name is the user.
+    Cert,
+    /// The operating-system user on the other end of a Unix socket.
+    Peer,
+    /// Rules of `hba_file` decide.
+    Hba,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Auth {
+    pub method: AuthMethod,
+    /// PgBouncer's userlist: lines of `"user" "password | md5… | SCRAM-SHA-256$…"`.
+    pub userlist: Option<PathBuf>,
+    /// Query with `$1` for the user, returning user and verifier; run as `auth_user`.
+    pub auth_query: Option<String>,
+    /// Who runs `auth_query`; default: the primary URL's user.
+    pub auth_user: Option<String>,
+    pub auth_password: Option<Secret>,
+    /// Database for `auth_query`; default: the one the client asks for.
+    pub auth_dbname: Option<String>,
+    pub hba_file: Option<PathBuf>,
+    pub ident_file: Option<PathBuf>,
+    /// How long a verifier learned by `passthrough` or `auth_query` is believed.
+    pub cache_ttl: Duration,
+}
+
+/// libpq's `sslmode` words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SslMode {
+    Disable,
+    Allow,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+/// TLS towards clients.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientTls {
+    pub sslmode: SslMode,
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    /// Authorities for client certificates.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// TLS towards servers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerTls {
+    pub sslmode: SslMode,
+    pub ca_file: Option<PathBuf>,
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    /// `sslnegotiation=direct`: TLS from the first byte, ALPN `postgresql` (PostgreSQL 17 and later).
+    pub direct: bool,
+}
+
+/// When a server connection goes back to the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolMode {
+    Session,
+    Transaction,
+    Statement,
+}
+
+impl PoolMode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Transaction => "transaction",
+            Self::Statement => "statement",
+        }
+    }
+}
+
+/// What happens to a client that uses session state which can't be carried between backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnSessionState {
+    /// It keeps its backend until the state is gone.
+    Pin,
+    /// The statement is refused with 0A000.
+    Reject,
+}
+
+/// Sizes and rules of a pool. A limit of `None` is unlimited.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolSettings {
+    pub pool_mode: PoolMode,
+    /// Server connections per (user, database).
+    pub max_size: usize,
+    /// Kept open while the pool has a client.
+    pub min_idle: usize,
+    /// Extra connections once a client has waited `reserve_timeout`.
+    pub reserve_size: usize,
+    pub reserve_timeout: Duration,
+    /// Server connections per database, over all users.
+    pub max_db_connections: Option<usize>,
+    /// Server connections per user, over all databases.
+    pub max_user_connections: Option<usize>,
+    /// Server connections in total.
+    pub max_server_connections: Option<usize>,
+    pub max_db_client_connections: Option<usize>,
+    pub max_user_client_connections: Option<usize>,
+    /// Prepared statements kept on one server connection (least recently used goes first).
+    pub max_prepared_statements: usize,
+    pub on_session_state: OnSessionState,
+    /// Run once on each new server connection.
+    pub connect_query: Option<String>,
+}
+
+/// Zero in the file means "no limit", which is `None` here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Timeouts {
+    /// Longest wait for a server connection.
+    pub query_wait_timeout: Option<Duration>,
+    /// A NOTICE to the client once it has waited this long.
+    pub query_wait_notify: Option<Duration>,
+    /// TCP connect, TLS and login to a server.
+    pub server_connect_timeout: Duration,
+    /// Pause after a failed connect before the next one; clients that wait meanwhile are told the error.
+    pub server_login_retry: Duration,
+    /// TCP accept to the end of login of a client.
+    pub client_login_timeout: Duration,
+    pub idle_transaction_timeout: Option<Duration>,
+    pub transaction_timeout: Option<Duration>,
+    pub query_timeout: Option<Duration>,
+    pub client_idle_timeout: Option<Duration>,
+    /// A client that does not take its reply for this long is cut off.
+    pub client_write_timeout: Option<Duration>,
+    /// Unused server connections are closed after this long (STYLE: `idle_timeout`).
+    pub server_idle_timeout: Option<Duration>,
+    /// Server connections are replaced at this age, with up to 10 % of jitter.
+    pub server_lifetime: Option<Duration>,
+    /// How long a cancel request may take, and how long its statement's end is awaited.
+    pub cancel_wait_timeout: Duration,
+}
+
+/// A database as clients name it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Database {
+    pub primary: Node,
+    pub replicas: Vec<Node>,
+    /// Name on the server; `None` is the name the client gave.
+    pub dbname: Option<String>,
+    /// Every client's server connections log in as this user.
+    pub user: Option<String>,
+    pub password: Option<Secret>,
+    pub pool: PoolSettings,
+    pub timeouts: Timeouts,
+    /// Settings every server connection of this database starts with (`client_encoding`, `datestyle`, `timezone`,
+    /// `application_name`).
+    pub startup: BTreeMap<String, String>,
+}
+
+/// What differs for one user. `None` means: as the database says.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct User {
+    pub pool_mode: Option<PoolMode>,
+    pub max_size: Option<usize>,
+    pub reserve_size: Option<usize>,
+    pub max_user_connections: Option<usize>,
+    pub max_user_client_connections: Option<usize>,
+    pub query_timeout: Option<Duration>,
+    pub query_wait_timeout: Option<Duration>,
+    pub idle_transaction_timeout: Option<Duration>,
+    pub transaction_timeout: Option<Duration>,
+    pub client_idle_timeout: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    /// An `EnvFilter` directive, such as `info` or `pgweir=debug`.
+    pub level: String,
+    pub format: LogFormat,
+    pub log_connections: bool,
+    pub log_disconnections: bool,
+    /// A line for each error pgweir itself gives a client.
+    pub log_pooler_errors: bool,
+}

@@ -1,0 +1,3 @@
+//! The `pgweir` binary: parse arguments, run, exit.
+
+fn main() {}
