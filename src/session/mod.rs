@@ -1,1 +1,10 @@
-//! session
+//! The virtual session of a client and the mirror of what a backend has now: pure state, no I/O.
+//!
+//! A client keeps its session while backends come and go. What it has set is in [`settings::Tracker`], its prepared
+//! statements in [`statements::Names`]; what a backend has is in [`mirror::Mirror`]; [`plan`] computes the messages
+//! that turn one into the other.
+
+pub mod mirror;
+pub mod plan;
+pub mod settings;
+pub mod statements;

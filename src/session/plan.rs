@@ -1,0 +1,130 @@
+//! The messages that turn a backend's settings into a session's.
+
+use super::settings::{Settings, put_literal};
+
+/// How a plan has to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Nothing to do.
+    None,
+    /// In the same write as the client's statement: it can't fail but by the server's end.
+    Ahead,
+    /// Its answer is awaited first: a role may have been dropped or its membership revoked meanwhile, and the
+    /// client's statement must not run as somebody else.
+    Awaited,
+}
+
+const ROLE: &[u8] = b"role";
+const SESSION_AUTHORIZATION: &[u8] = b"session_authorization";
+
+fn is_identity(name: &[u8]) -> bool {
+    name == ROLE || name == SESSION_AUTHORIZATION
+}
+
+/// Appends the statements that turn `have` into `want` to `text`, to be sent as one simple query (so they take effect
+/// together or not at all).
+///
+/// Identity goes back to the login user first and to the wanted role last, so that settings only a superuser may
+/// change are changed as the one who logged in.
+pub fn settings(have: &Settings, want: &Settings, text: &mut Vec<u8>) -> Pace {
+    if have == want {
+        return Pace::None;
+    }
+    let mut pace = Pace::Ahead;
+    let identity_differs = [ROLE, SESSION_AUTHORIZATION]
+        .iter()
+        .any(|name| have.get(name) != want.get(name));
+    let had_identity = [ROLE, SESSION_AUTHORIZATION]
+        .iter()
+        .any(|name| have.get(name).is_some());
+    if had_identity {
+        text.extend_from_slice(b"RESET SESSION AUTHORIZATION;RESET ROLE;");
+    }
+    for (name, _) in have
+        .iter()
+        .filter(|(name, _)| want.get(name).is_none() && !is_identity(name))
+    {
+        text.extend_from_slice(b"SELECT pg_catalog.set_config(");
+        put_literal(text, name);
+        // NULL is what RESET is to set_config (PostgreSQL documentation, "System Administration Functions").
+        text.extend_from_slice(b",NULL,false);");
+    }
+    let changed = want
+        .iter()
+        .filter(|(name, value)| have.get(name) != Some(*value) && !is_identity(name));
+    for (name, value) in changed {
+        put_set(text, name, value);
+    }
+    if had_identity || identity_differs {
+        for name in [SESSION_AUTHORIZATION, ROLE] {
+            if let Some(value) = want.get(name) {
+                put_set(text, name, value);
+                pace = Pace::Awaited;
+            }
+        }
+    }
+    pace
+}
+
+fn put_set(text: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    text.extend_from_slice(b"SELECT pg_catalog.set_config(");
+    put_literal(text, name);
+    text.push(b',');
+    put_literal(text, value);
+    text.extend_from_slice(b",false);");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(entries: &[(&str, &str)]) -> Settings {
+        let mut settings = Settings::default();
+        for (name, value) in entries {
+            settings.set(name.as_bytes(), Some(value.as_bytes()));
+        }
+        settings
+    }
+
+    fn text(have: &[(&str, &str)], want: &[(&str, &str)]) -> (Pace, String) {
+        let mut out = Vec::new();
+        let pace = settings(&set(have), &set(want), &mut out);
+        (pace, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn equal_sets_need_nothing() {
+        assert_eq!(
+            text(&[("a", "1")], &[("a", "1")]),
+            (Pace::None, String::new())
+        );
+    }
+
+    #[test]
+    fn only_differences_are_sent() {
+        let (pace, sql) = text(
+            &[("a", "1"), ("b", "2"), ("c", "3")],
+            &[("a", "1"), ("b", "x"), ("d", "4")],
+        );
+        assert_eq!(pace, Pace::Ahead);
+        assert_eq!(
+            sql,
+            "SELECT pg_catalog.set_config('c',NULL,false);\
+             SELECT pg_catalog.set_config('b','x',false);\
+             SELECT pg_catalog.set_config('d','4',false);"
+        );
+    }
+
+    #[test]
+    fn a_role_is_left_first_and_taken_last_and_awaited() {
+        let (pace, sql) = text(&[("role", "a")], &[("role", "b"), ("x", "1")]);
+        assert_eq!(pace, Pace::Awaited);
+        assert_eq!(
+            sql,
+            "RESET SESSION AUTHORIZATION;RESET ROLE;\
+             SELECT pg_catalog.set_config('x','1',false);\
+             SELECT pg_catalog.set_config('role','b',false);"
+        );
+        assert_eq!(text(&[("role", "a")], &[]).0, Pace::Ahead);
+    }
+}

@@ -1,0 +1,311 @@
+//! Run-time settings a session has changed (`SET`, `set_config`, startup parameters), and how they are learnt.
+//!
+//! # Why the server is asked
+//! What a transaction leaves behind depends on savepoints, rollbacks, errors half-way and functions. Rather than model
+//! all that, pgweir notes the *names* a transaction may have changed and asks the server for their values when it is
+//! over, in the same write as the statement that ends it. The answer is exact and canonical.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Settings whose life ends with the transaction: they are never carried.
+const TRANSACTION_SCOPED: [&[u8]; 3] = [
+    b"transaction_isolation",
+    b"transaction_read_only",
+    b"transaction_deferrable",
+];
+
+/// A name and its value.
+type Entry = (Box<[u8]>, Box<[u8]>);
+
+type NameSet = BTreeSet<Box<[u8]>>;
+
+/// A set of settings that differ from the server's own, sorted by name. Shared by all sessions that have the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Settings {
+    entries: Vec<Entry>,
+}
+
+impl Settings {
+    pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        let at = self
+            .entries
+            .binary_search_by(|(key, _)| key.as_ref().cmp(name))
+            .ok()?;
+        Some(&self.entries[at].1)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.entries
+            .iter()
+            .map(|(name, value)| (name.as_ref(), value.as_ref()))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Sets `name`, or removes it where `value` is `None`.
+    pub fn set(&mut self, name: &[u8], value: Option<&[u8]>) {
+        match (
+            self.entries
+                .binary_search_by(|(key, _)| key.as_ref().cmp(name)),
+            value,
+        ) {
+            (Ok(at), Some(value)) => self.entries[at].1 = value.into(),
+            (Ok(at), None) => {
+                self.entries.remove(at);
+            }
+            (Err(at), Some(value)) => self.entries.insert(at, (name.into(), value.into())),
+            (Err(_), None) => {}
+        }
+    }
+}
+
+/// Two sets hold the same; the same `Arc` is the common case and costs one comparison.
+pub fn same(a: &Arc<Settings>, b: &Arc<Settings>) -> bool {
+    Arc::ptr_eq(a, b) || a == b
+}
+
+/// The name a setting is carried under: setting names are case-insensitive.
+pub fn canonical_name(name: &[u8]) -> Vec<u8> {
+    name.to_ascii_lowercase()
+}
+
+/// One session's settings.
+#[derive(Clone, Debug)]
+pub struct Tracker {
+    /// From the startup packet: what `RESET` goes back to.
+    startup: Arc<Settings>,
+    /// In force outside a transaction: what a backend must have.
+    current: Arc<Settings>,
+    touched: Touched,
+}
+
+/// What the present transaction may have changed.
+#[derive(Clone, Debug, Default)]
+enum Touched {
+    #[default]
+    Nothing,
+    Names(NameSet),
+    /// Names could not be read from the statements: everything with a session value is asked for.
+    Anything(NameSet),
+}
+
+/// A question to the server about a session's settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// One simple query. Its rows are (name, value) pairs.
+    pub text: Vec<u8>,
+}
+
+impl Tracker {
+    pub fn new(startup: Arc<Settings>) -> Self {
+        Self {
+            current: Arc::clone(&startup),
+            startup,
+            touched: Touched::Nothing,
+        }
+    }
+
+    pub fn current(&self) -> &Arc<Settings> {
+        &self.current
+    }
+
+    pub fn startup(&self) -> &Arc<Settings> {
+        &self.startup
+    }
+
+    /// Whether the session's values must be asked for when the transaction is over.
+    pub fn is_touched(&self) -> bool {
+        !matches!(self.touched, Touched::Nothing)
+    }
+
+    /// The present transaction may have set or reset `name` for the session.
+    pub fn touch(&mut self, name: &[u8]) {
+        let name = canonical_name(name);
+        if TRANSACTION_SCOPED.contains(&name.as_slice()) {
+            return;
+        }
+        self.names().insert(name.clone().into_boxed_slice());
+        // SET SESSION AUTHORIZATION resets the role as well.
+        if name == b"session_authorization" {
+            self.names().insert(b"role"[..].into());
+        }
+    }
+
+    /// The present transaction may have changed settings nobody knows the names of.
+    pub fn touch_anything(&mut self) {
+        let names = std::mem::take(self.names());
+        self.touched = Touched::Anything(names);
+        self.touch_known();
+    }
+
+    /// Every setting the session has may have been reset (`RESET ALL`).
+    pub fn touch_known(&mut self) {
+        let known: Vec<Box<[u8]>> = self
+            .current
+            .iter()
+            .chain(self.startup.iter())
+            .map(|(name, _)| name.into())
+            .collect();
+        if !known.is_empty() {
+            self.names().extend(known);
+        }
+    }
+
+    fn names(&mut self) -> &mut NameSet {
+        if matches!(self.touched, Touched::Nothing) {
+            self.touched = Touched::Names(NameSet::default());
+        }
+        match &mut self.touched {
+            Touched::Names(names) | Touched::Anything(names) => names,
+            // Replaced two lines above.
+            Touched::Nothing => unreachable!("touched was just made"),
+        }
+    }
+
+    /// What to ask the server. An unknown custom setting reads as NULL rather than as an error.
+    pub fn probe(&self) -> Option<Probe> {
+        let (names, anything) = match &self.touched {
+            Touched::Nothing => return None,
+            Touched::Names(names) => (names, false),
+            Touched::Anything(names) => (names, true),
+        };
+        let mut text = Vec::with_capacity(64 + 64 * names.len());
+        for name in names.iter() {
+            let lead = if text.is_empty() {
+                &b"SELECT "[..]
+            } else {
+                b" UNION ALL SELECT "
+            };
+            text.extend_from_slice(lead);
+            put_literal(&mut text, name);
+            text.extend_from_slice(b"::pg_catalog.text, pg_catalog.current_setting(");
+            put_literal(&mut text, name);
+            text.extend_from_slice(b", true)");
+        }
+        if anything {
+            if !text.is_empty() {
+                text.extend_from_slice(b" UNION ALL ");
+            }
+            text.extend_from_slice(
+                b"SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session'",
+            );
+        }
+        Some(Probe { text })
+    }
+
+    /// The transaction is over and these are the values the server has now. `login_user` is whom the backend logged
+    /// in as: being that user is no setting.
+    pub fn learn(&mut self, rows: &[(Vec<u8>, Option<Vec<u8>>)], login_user: &[u8]) {
+        let mut next = Settings::clone(&self.current);
+        for (name, value) in rows {
+            let name = canonical_name(name);
+            if TRANSACTION_SCOPED.contains(&name.as_slice()) {
+                continue;
+            }
+            let is_default = match name.as_slice() {
+                b"role" => value.as_deref() == Some(b"none"),
+                b"session_authorization" => value.as_deref() == Some(login_user),
+                _ => false,
+            };
+            next.set(&name, value.as_deref().filter(|_| !is_default));
+        }
+        self.touched = Touched::Nothing;
+        if next != *self.current {
+            // A session that is back where it started shares the set of those that never left.
+            self.current = if next == *self.startup {
+                Arc::clone(&self.startup)
+            } else {
+                Arc::new(next)
+            };
+        }
+    }
+
+    /// `DISCARD ALL` or `RESET ALL` outside a transaction succeeded.
+    pub fn reset_all(&mut self) {
+        self.current = Arc::clone(&self.startup);
+        self.touched = Touched::Nothing;
+    }
+}
+
+/// Appends a string literal that means the same under both values of `standard_conforming_strings`.
+pub fn put_literal(out: &mut Vec<u8>, text: &[u8]) {
+    if text.contains(&b'\\') {
+        out.extend_from_slice(b" E");
+    }
+    out.push(b'\'');
+    for &byte in text {
+        if byte == b'\'' || byte == b'\\' {
+            out.push(byte);
+        }
+        out.push(byte);
+    }
+    out.push(b'\'');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(name: &str, value: &str) -> (Vec<u8>, Option<Vec<u8>>) {
+        (name.into(), Some(value.into()))
+    }
+
+    #[test]
+    fn a_touched_name_is_asked_for_and_learnt() {
+        let mut tracker = Tracker::new(Arc::default());
+        tracker.touch(b"Search_Path");
+        let probe = tracker.probe().unwrap();
+        assert_eq!(
+            String::from_utf8(probe.text).unwrap(),
+            "SELECT 'search_path'::pg_catalog.text, pg_catalog.current_setting('search_path', true)"
+        );
+        tracker.learn(&[pair("search_path", "a, b")], b"app");
+        assert_eq!(tracker.current().get(b"search_path"), Some(&b"a, b"[..]));
+        assert!(!tracker.is_touched());
+    }
+
+    #[test]
+    fn being_oneself_is_no_setting() {
+        let mut tracker = Tracker::new(Arc::default());
+        tracker.touch(b"session_authorization");
+        tracker.learn(
+            &[pair("role", "none"), pair("session_authorization", "app")],
+            b"app",
+        );
+        assert!(tracker.current().is_empty());
+        tracker.touch(b"role");
+        tracker.learn(&[pair("role", "admin")], b"app");
+        assert_eq!(tracker.current().get(b"role"), Some(&b"admin"[..]));
+    }
+
+    #[test]
+    fn transaction_scoped_settings_are_not_carried() {
+        let mut tracker = Tracker::new(Arc::default());
+        tracker.touch(b"transaction_isolation");
+        assert!(!tracker.is_touched());
+    }
+
+    #[test]
+    fn a_session_back_at_its_start_shares_its_startup_set() {
+        let mut startup = Settings::default();
+        startup.set(b"timezone", Some(b"UTC"));
+        let startup = Arc::new(startup);
+        let mut tracker = Tracker::new(Arc::clone(&startup));
+        tracker.touch(b"timezone");
+        tracker.learn(&[pair("timezone", "CET")], b"app");
+        assert!(!same(tracker.current(), &startup));
+        tracker.touch(b"timezone");
+        tracker.learn(&[pair("timezone", "UTC")], b"app");
+        assert!(Arc::ptr_eq(tracker.current(), &startup));
+    }
+
+    #[test]
+    fn literals_survive_quotes_and_backslashes() {
+        let mut out = Vec::new();
+        put_literal(&mut out, br"a'b\c");
+        assert_eq!(out, br" E'a''b\\c'");
+    }
+}

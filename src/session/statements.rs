@@ -1,0 +1,266 @@
+//! Protocol-level prepared statements: global ones shared by content, and the names one session gives them.
+
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use std::collections::VecDeque;
+
+use hashbrown::{HashMap, HashTable};
+
+/// Global statements kept although no client names them.
+const UNUSED_MAX: usize = 2_000;
+
+/// Names one session may hold; a session past it gets an error instead of more of pgweir's memory.
+pub const NAMES_MAX: usize = 65_536;
+
+/// Prefix of the names statements have on servers.
+pub const SERVER_NAME_PREFIX: &[u8] = b"pgweir_";
+
+/// A statement as it is prepared on servers. Two sessions that parse the same text with the same parameter types
+/// under the same `search_path` share it.
+#[derive(Debug)]
+pub struct Statement<T> {
+    pub id: u64,
+    /// Its name on servers.
+    pub name: Box<[u8]>,
+    /// Text, NUL, count and types, as in the Parse message.
+    pub body: Box<[u8]>,
+    /// The session's `search_path` when it was parsed, if it had set one: the same text may mean other tables.
+    pub search_path: Option<Box<[u8]>>,
+    /// What is known of its text.
+    pub known: T,
+}
+
+/// All statements by content.
+#[derive(Debug)]
+pub struct Global<T> {
+    table: Mutex<HashTable<Arc<Statement<T>>>>,
+    hasher: foldhash::fast::RandomState,
+    next_id: AtomicU64,
+}
+
+impl<T> Default for Global<T> {
+    fn default() -> Self {
+        Self {
+            table: Mutex::default(),
+            hasher: foldhash::fast::RandomState::default(),
+            next_id: AtomicU64::new(1),
+        }
+    }
+}
+
+impl<T> Global<T> {
+    /// The statement with this `body` under this `search_path`; `known` is asked when it is new.
+    pub fn intern(
+        &self,
+        body: &[u8],
+        search_path: Option<&[u8]>,
+        known: impl FnOnce() -> T,
+    ) -> Arc<Statement<T>> {
+        let hash = self.hasher.hash_one((body, search_path));
+        let is_it = |s: &Arc<Statement<T>>| {
+            s.body.as_ref() == body && s.search_path.as_deref() == search_path
+        };
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(statement) = table.find(hash, is_it) {
+            return Arc::clone(statement);
+        }
+        if table.len() >= UNUSED_MAX && table.len() == table.capacity() {
+            table.retain(|statement| Arc::strong_count(statement) > 1);
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let name = [SERVER_NAME_PREFIX, id.to_string().as_bytes()]
+            .concat()
+            .into_boxed_slice();
+        let search_path = search_path.map(Into::into);
+        let statement = Arc::new(Statement {
+            id,
+            name,
+            body: body.into(),
+            search_path,
+            known: known(),
+        });
+        let rehash = |s: &Arc<Statement<T>>| {
+            self.hasher
+                .hash_one((s.body.as_ref(), s.search_path.as_deref()))
+        };
+        table.insert_unique(hash, Arc::clone(&statement), rehash);
+        statement
+    }
+
+    pub fn len(&self) -> usize {
+        self.table
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+type NameMap<T> = HashMap<Box<[u8]>, Arc<Statement<T>>>;
+
+/// The names of one session. The empty name is the unnamed statement.
+#[derive(Debug)]
+pub struct Names<T> {
+    /// Boxed: most sessions of most applications have none.
+    named: Option<Box<NameMap<T>>>,
+    unnamed: Option<Arc<Statement<T>>>,
+    /// Changes the server has not confirmed yet, oldest first.
+    unconfirmed: VecDeque<Change<T>>,
+}
+
+#[derive(Debug)]
+struct Change<T> {
+    name: Box<[u8]>,
+    before: Option<Arc<Statement<T>>>,
+}
+
+impl<T> Default for Names<T> {
+    fn default() -> Self {
+        Self {
+            names: None,
+            unnamed: None,
+            unconfirmed: VecDeque::new(),
+        }
+    }
+}
+
+impl<T> Names<T> {
+    pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement<T>>> {
+        if name.is_empty() {
+            self.unnamed.as_ref()
+        } else {
+            self.named.as_ref()?.get(name)
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.named.as_ref().map_or(0, |names| names.len())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0 && self.unnamed.is_none()
+    }
+
+    fn put(
+        &mut self,
+        name: &[u8],
+        statement: Option<Arc<Statement<T>>>,
+    ) -> Option<Arc<Statement<T>>> {
+        if name.is_empty() {
+            return std::mem::replace(&mut self.unnamed, statement);
+        }
+        match statement {
+            Some(statement) => self
+                .names
+                .get_or_insert_default()
+                .insert(name.into(), statement),
+            None => self.named.as_mut()?.remove(name),
+        }
+    }
+
+    /// A Parse (`Some`) or Close (`None`) of `name` was sent; the next [`Self::confirm`] or [`Self::undo`] settles it.
+    pub fn change(&mut self, name: &[u8], statement: Option<Arc<Statement<T>>>) {
+        let before = self.put(name, statement);
+        self.unconfirmed.push_back(Change {
+            name: name.into(),
+            before,
+        });
+    }
+
+    /// The server (or pgweir in its place) confirmed the oldest change.
+    pub fn confirm(&mut self) {
+        self.unconfirmed.pop_front();
+        if self.unconfirmed.is_empty() {
+            // A connection at rest holds no buffer.
+            self.unconfirmed = VecDeque::new();
+        }
+    }
+
+    /// The server skipped the `count` oldest changes after an error: they did not happen. Later ones, behind the
+    /// next Sync, stand.
+    pub fn undo(&mut self, count: usize) {
+        let count = count.min(self.unconfirmed.len());
+        let undone: Vec<Change<T>> = self.unconfirmed.drain(..count).collect();
+        for change in undone.into_iter().rev() {
+            // A later change of the same name holds what it found, which now is what stood before.
+            if let Some(later) = self
+                .unconfirmed
+                .iter_mut()
+                .find(|later| later.name == change.name)
+            {
+                later.before = change.before;
+            } else {
+                self.put(&change.name, change.before);
+            }
+        }
+    }
+
+    /// A simple query destroys the unnamed statement.
+    pub fn forget_unnamed(&mut self) {
+        self.unnamed = None;
+    }
+
+    /// `DEALLOCATE ALL` or `DISCARD ALL` succeeded.
+    pub fn forget_all(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statement(global: &Global<()>, text: &str) -> Arc<Statement<()>> {
+        global.intern(format!("{text}\0\0\0").as_bytes(), None, || ())
+    }
+
+    #[test]
+    fn equal_content_is_one_statement_and_the_search_path_is_content() {
+        let global = Global::default();
+        let a = statement(&global, "select 1");
+        assert!(Arc::ptr_eq(&a, &statement(&global, "select 1")));
+        let b = global.intern(b"select 1\0\0\0", Some(b"tenant"), || ());
+        assert_ne!(a.id, b.id);
+        assert_eq!(a.name.as_ref(), format!("pgweir_{}", a.id).as_bytes());
+    }
+
+    #[test]
+    fn statements_nobody_names_do_not_pile_up() {
+        let global = Global::default();
+        for n in 0..50_000 {
+            statement(&global, &n.to_string());
+        }
+        assert!(global.len() < 2 * UNUSED_MAX, "{} statements", global.len());
+    }
+
+    #[test]
+    fn a_failed_parse_leaves_no_name_behind() {
+        let global = Global::default();
+        let mut names = Names::default();
+        names.change(b"a", Some(statement(&global, "1")));
+        names.confirm();
+        names.change(b"a", None);
+        names.change(b"a", Some(statement(&global, "2")));
+        names.change(b"b", Some(statement(&global, "3")));
+        names.undo(3);
+        assert_eq!(names.get(b"a").unwrap().body.as_ref(), b"1\0\0\0");
+        assert!(names.get(b"b").is_none());
+    }
+
+    #[test]
+    fn changes_behind_the_next_sync_survive_an_error() {
+        let global = Global::default();
+        let mut names = Names::default();
+        names.change(b"a", Some(statement(&global, "1")));
+        names.change(b"a", Some(statement(&global, "2")));
+        names.undo(1);
+        assert_eq!(names.get(b"a").unwrap().body.as_ref(), b"2\0\0\0");
+        names.undo(1);
+        assert!(names.get(b"a").is_none());
+    }
+}

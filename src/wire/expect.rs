@@ -1,0 +1,370 @@
+//! Replies a backend still owes, in the order it owes them, and whom each is for.
+//!
+//! Every message that asks for an answer puts an entry at the back when it is sent; every answer takes one off the
+//! front. That one queue decides whether a message from the server goes to the client or was asked for by pgweir and
+//! is swallowed, where answers that pgweir gives itself belong in the stream, and whether a backend is at rest. An
+//! answer that nothing asked for means the two ends disagree: the connection must not be used again.
+//!
+//! # Invariants
+//! - After an error in an extended exchange the server skips everything up to the next Sync; so does the queue.
+//! - A backend is at rest only with the queue empty.
+
+use std::collections::VecDeque;
+
+use super::backend as b;
+use thiserror::Error;
+
+/// What was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// A simple Query; ends at `ReadyForQuery`.
+    Query,
+    FunctionCall,
+    Parse,
+    Bind,
+    DescribeStatement,
+    DescribePortal,
+    Execute,
+    Close,
+    Sync,
+    /// `CopyDone` or `CopyFail`, which nothing answers by itself; it tells which Syncs the server reads in COPY mode.
+    CopyEnd,
+}
+
+/// Whom the answer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For {
+    Client,
+    /// The messages that bring the backend to the session's settings.
+    Plan,
+    /// A statement the backend did not have; an error goes to the client in place of its own answer.
+    Reparse,
+    /// A statement closed to keep the backend's count bounded.
+    Evict,
+    /// A question of pgweir's about the session's state; its rows are collected.
+    Probe,
+    /// Nothing was sent: pgweir answers in the server's place when the turn comes.
+    Local,
+}
+
+/// One entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owed {
+    pub request: Request,
+    pub to: For,
+    /// The global statement a Parse or Close was for; 0 for none.
+    pub statement: u64,
+}
+
+impl Owed {
+    pub fn new(request: Request, to: For) -> Self {
+        Self {
+            request,
+            to,
+            statement: 0,
+        }
+    }
+}
+
+/// How an answer is to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    pub owed: Owed,
+    /// The entry was taken off: this was its last answer.
+    pub done: bool,
+}
+
+/// An answer that nothing asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("unexpected message type 0x{0:02x} from server")]
+pub struct Unexpected(pub u8);
+
+/// COPY as far as it changes what is owed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Copy {
+    #[default]
+    None,
+    /// The server reads copy data and ignores Flush and Sync.
+    In,
+    Out,
+    /// Replication: both ends stream; only the connection's end ends it.
+    Both,
+}
+
+/// The queue.
+#[derive(Debug, Default)]
+pub struct Expect {
+    queue: VecDeque<Owed>,
+    copy: Copy,
+}
+
+impl Expect {
+    /// Notes that `owed` was sent, or for [`For::Local`] that it is to be answered in this place.
+    pub fn push(&mut self, owed: Owed) {
+        match owed.request {
+            Request::Sync if self.copy == Copy::In => {}
+            Request::CopyEnd if self.copy == Copy::In => self.copy = Copy::None,
+            // Nothing awaits it: the server accepts and ignores it outside COPY.
+            Request::CopyEnd if self.queue.is_empty() => {}
+            _ => self.queue.push_back(owed),
+        }
+    }
+
+    /// Nothing is owed and no COPY is under way.
+    pub fn is_at_rest(&self) -> bool {
+        self.queue.is_empty() && self.copy == Copy::None
+    }
+
+    pub fn copy(&self) -> Copy {
+        self.copy
+    }
+
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    pub fn front(&self) -> Option<Owed> {
+        self.queue.front().copied()
+    }
+
+    /// Whether anything sent on the client's behalf is still unanswered.
+    pub fn owes_client(&self) -> bool {
+        self.queue
+            .iter()
+            .any(|owed| owed.to != For::Plan && owed.to != For::Probe)
+    }
+
+    /// Takes a message of the server with type byte `tag`. Asynchronous messages (notice, notification, parameter
+    /// status) belong to whoever is first, and to the client if nothing is owed.
+    pub fn receive(&mut self, tag: u8) -> Result<Received, Unexpected> {
+        if matches!(
+            tag,
+            b::NOTICE_RESPONSE | b::NOTIFICATION_RESPONSE | b::PARAMETER_STATUS
+        ) {
+            let owed = self
+                .front()
+                .unwrap_or(Owed::new(Request::Sync, For::Client));
+            return Ok(Received { owed, done: false });
+        }
+        let owed = self.front().ok_or(Unexpected(tag))?;
+        let done = match tag {
+            b::READY_FOR_QUERY => {
+                self.copy = Copy::None;
+                matches!(
+                    owed.request,
+                    Request::Query | Request::FunctionCall | Request::Sync
+                )
+                .then_some(true)
+            }
+            b::ERROR_RESPONSE => {
+                self.copy = Copy::None;
+                Some(false)
+            }
+            _ => self.step(tag, owed.request),
+        };
+        let done = done.ok_or(Unexpected(tag))?;
+        if done {
+            self.queue.pop_front();
+            self.drop_copy_ends();
+        }
+        Ok(Received { owed, done })
+    }
+
+    /// What `tag` means to `request`: `None` does not belong to it, `Some(true)` ends it.
+    fn step(&mut self, tag: u8, request: Request) -> Option<bool> {
+        use Request as R;
+        match (tag, request) {
+            (b::PARSE_COMPLETE, R::Parse)
+            | (b::BIND_COMPLETE, R::Bind)
+            | (b::CLOSE_COMPLETE, R::Close)
+            | (b::ROW_DESCRIPTION | b::NO_DATA, R::DescribeStatement | R::DescribePortal)
+            | (b::PORTAL_SUSPENDED, R::Execute) => Some(true),
+            (b::COMMAND_COMPLETE | b::EMPTY_QUERY_RESPONSE, R::Execute) => {
+                self.copy = Copy::None;
+                Some(true)
+            }
+            (b::COMMAND_COMPLETE | b::EMPTY_QUERY_RESPONSE, R::Query) => {
+                self.copy = Copy::None;
+                Some(false)
+            }
+            (b::PARAMETER_DESCRIPTION, R::DescribeStatement)
+            | (b::ROW_DESCRIPTION | b::DATA_ROW, R::Query)
+            | (b::DATA_ROW, R::Execute)
+            | (b::FUNCTION_CALL_RESPONSE, R::FunctionCall)
+            | (b::COPY_DATA | b::COPY_DONE, R::Query | R::Execute) => Some(false),
+            (b::COPY_IN_RESPONSE, R::Query | R::Execute) => {
+                self.enter_copy_in();
+                Some(false)
+            }
+            (b::COPY_OUT_RESPONSE, R::Query | R::Execute) => {
+                self.copy = Copy::Out;
+                Some(false)
+            }
+            (b::COPY_BOTH_RESPONSE, R::Query | R::Execute) => {
+                self.copy = Copy::Both;
+                Some(false)
+            }
+            _ => None,
+        }
+    }
+
+    /// Syncs sent before the end of the copy data are read in COPY mode, where the server ignores them.
+    fn enter_copy_in(&mut self) {
+        let end = self
+            .queue
+            .iter()
+            .position(|owed| owed.request == Request::CopyEnd);
+        self.copy = if end.is_some() { Copy::None } else { Copy::In };
+        let mut index = 0;
+        let until = end.unwrap_or(usize::MAX);
+        self.queue.retain(|owed| {
+            let at = index;
+            index += 1;
+            at == 0 || at > until || !matches!(owed.request, Request::Sync | Request::CopyEnd)
+        });
+    }
+
+    fn drop_copy_ends(&mut self) {
+        while self
+            .front()
+            .is_some_and(|owed| owed.request == Request::CopyEnd)
+        {
+            self.queue.pop_front();
+        }
+    }
+
+    /// After an error whose entry is still in front: takes off what the server skips and shows each to `skipped`.
+    /// In a simple exchange nothing is skipped; in an extended one, everything before the next Sync.
+    pub fn skip_to_sync(&mut self, mut skipped: impl FnMut(Owed)) {
+        while let Some(owed) = self.front() {
+            if matches!(
+                owed.request,
+                Request::Sync | Request::Query | Request::FunctionCall
+            ) {
+                break;
+            }
+            self.queue.pop_front();
+            skipped(owed);
+        }
+    }
+
+    /// Takes off an entry in front that pgweir answers itself; call until `None` after each answer and each send.
+    pub fn take_local(&mut self) -> Option<Request> {
+        let owed = self.front().filter(|owed| owed.to == For::Local)?;
+        self.queue.pop_front();
+        self.drop_copy_ends();
+        Some(owed.request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expect(requests: &[Request]) -> Expect {
+        let mut expect = Expect::default();
+        for &request in requests {
+            expect.push(Owed::new(request, For::Client));
+        }
+        expect
+    }
+
+    fn receive(expect: &mut Expect, tags: &[u8]) {
+        for &tag in tags {
+            expect
+                .receive(tag)
+                .unwrap_or_else(|error| panic!("{error} in {expect:?}"));
+        }
+    }
+
+    #[test]
+    fn a_pipeline_is_at_rest_only_after_its_last_ready_for_query() {
+        use Request as R;
+        let mut e = expect(&[
+            R::Parse,
+            R::Bind,
+            R::DescribePortal,
+            R::Execute,
+            R::Sync,
+            R::Query,
+        ]);
+        receive(&mut e, b"12TDDCZ");
+        assert!(!e.is_at_rest());
+        receive(&mut e, b"TDCZ");
+        assert!(e.is_at_rest());
+    }
+
+    #[test]
+    fn an_error_skips_to_the_next_sync() {
+        use Request as R;
+        let mut e = expect(&[
+            R::Parse,
+            R::Bind,
+            R::Execute,
+            R::Sync,
+            R::Bind,
+            R::Execute,
+            R::Sync,
+        ]);
+        receive(&mut e, b"1E");
+        let mut skipped = Vec::new();
+        e.skip_to_sync(|owed| skipped.push(owed.request));
+        assert_eq!(skipped, [R::Bind, R::Execute]);
+        receive(&mut e, b"Z2CZ");
+        assert!(e.is_at_rest());
+    }
+
+    #[test]
+    fn an_error_in_a_simple_query_waits_for_its_ready_for_query() {
+        let mut e = expect(&[Request::Query]);
+        receive(&mut e, b"TDE");
+        e.skip_to_sync(|owed| panic!("{owed:?} is not skipped"));
+        receive(&mut e, b"Z");
+        assert!(e.is_at_rest());
+    }
+
+    #[test]
+    fn syncs_before_the_end_of_copy_data_are_not_answered() {
+        use Request as R;
+        let mut e = expect(&[R::Bind, R::Execute, R::Sync]);
+        receive(&mut e, b"2G");
+        assert_eq!(e.copy(), Copy::In);
+        e.push(Owed::new(R::Sync, For::Client));
+        e.push(Owed::new(R::CopyEnd, For::Client));
+        e.push(Owed::new(R::Sync, For::Client));
+        receive(&mut e, b"CZ");
+        assert!(e.is_at_rest());
+    }
+
+    #[test]
+    fn copy_data_sent_ahead_of_the_answer_counts_the_same() {
+        use Request as R;
+        let mut e = expect(&[R::Bind, R::Execute, R::Sync, R::CopyEnd, R::Sync]);
+        receive(&mut e, b"2GCZ");
+        assert!(e.is_at_rest());
+    }
+
+    #[test]
+    fn an_answer_nothing_asked_for_is_refused() {
+        let mut e = expect(&[Request::Parse]);
+        assert_eq!(e.receive(b'2'), Err(Unexpected(b'2')));
+        assert_eq!(Expect::default().receive(b'Z'), Err(Unexpected(b'Z')));
+    }
+
+    #[test]
+    fn local_answers_wait_for_their_turn() {
+        use Request as R;
+        let mut e = expect(&[R::Bind]);
+        e.push(Owed::new(R::Close, For::Local));
+        e.push(Owed::new(R::Sync, For::Client));
+        assert_eq!(e.take_local(), None);
+        receive(&mut e, b"2");
+        assert_eq!(e.take_local(), Some(R::Close));
+        receive(&mut e, b"Z");
+        assert!(e.is_at_rest());
+    }
+}
