@@ -122,7 +122,7 @@ struct Change<T> {
 impl<T> Default for Names<T> {
     fn default() -> Self {
         Self {
-            names: None,
+            named: None,
             unnamed: None,
             unconfirmed: VecDeque::new(),
         }
@@ -156,7 +156,7 @@ impl<T> Names<T> {
         }
         match statement {
             Some(statement) => self
-                .names
+                .named
                 .get_or_insert_default()
                 .insert(name.into(), statement),
             None => self.named.as_mut()?.remove(name),
