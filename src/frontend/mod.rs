@@ -1,1 +1,16 @@
-//! frontend
+//! A client's connection, from its first byte to its last.
+//!
+//! [`startup`] takes a connection to the point where it may run statements; [`session`] is the loop that runs them:
+//! `inbound` reads what the client sends and forwards it, `outbound` takes what the server answers, `checkout` gets and
+//! gives back the backend in between. One poll does it all, in that order; nothing calls back up.
+
+mod checkout;
+mod deadline;
+mod extended;
+mod inbound;
+mod outbound;
+mod prepare;
+mod reply;
+pub mod session;
+pub mod shared;
+pub mod startup;

@@ -23,6 +23,7 @@ const PIECES_MAX: usize = 16;
 thread_local! {
     static READ: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
     static STOCK: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static GATHERS: RefCell<Vec<Gather>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The thread's read buffer, taken for the length of one poll and given back on drop.
@@ -126,6 +127,7 @@ impl Held {
     }
 
     /// Takes the bytes out, to be put back with what was not used of them.
+    #[must_use]
     pub fn take(&mut self) -> Self {
         std::mem::take(self)
     }
@@ -219,6 +221,21 @@ pub struct Gather {
 }
 
 impl Gather {
+    /// An empty one with storage from the thread's stock.
+    pub fn take() -> Self {
+        GATHERS.with_borrow_mut(Vec::pop).unwrap_or_default()
+    }
+
+    /// Gives the storage back.
+    pub fn give(mut self) {
+        self.clear();
+        GATHERS.with_borrow_mut(|stock| {
+            if stock.len() < 4 {
+                stock.push(self);
+            }
+        });
+    }
+
     /// Adds a range of the input; adjacent ranges become one.
     pub fn input(&mut self, range: Range<usize>) {
         match self.pieces.last_mut() {

@@ -1,1 +1,27 @@
-//! pool
+//! Server connections: who may have one, how they are opened, kept, cleaned and closed.
+//!
+//! A [`pool::Pool`] holds the connections of one (user, database) in a deadpool pool. Clients check a connection out
+//! as a [`lease::Lease`] or wait in the pool's queue; the [`steward`] opens and closes connections in the background
+//! within the [`limits`] shared by all pools.
+//!
+//! # Invariants
+//! - A connection is in exactly one place: idle in its deadpool pool, in one lease, or being opened or cleaned.
+//! - Every connection holds one [`limits::Slot`]; dropping the connection, wherever that happens, gives it back.
+//! - No lock of this module is held while deadpool is called or a connection is dropped.
+
+pub mod effective;
+pub mod lease;
+pub mod limits;
+pub mod manager;
+pub mod open;
+#[allow(clippy::module_inception, reason = "the type the module is named after")]
+pub mod pool;
+pub mod pools;
+pub mod reset;
+pub mod startups;
+pub mod steward;
+pub mod waiter;
+
+pub use lease::Lease;
+pub use pool::{Pool, PoolKey};
+pub use pools::Pools;

@@ -80,6 +80,8 @@ pub struct Tracker {
     /// In force outside a transaction: what a backend must have.
     current: Arc<Settings>,
     touched: Touched,
+    /// Names that were reset on the server and go back to their startup values, which the server does not know.
+    restore: NameSet,
 }
 
 /// What the present transaction may have changed.
@@ -104,8 +106,7 @@ impl Tracker {
         Self {
             current: Arc::clone(&startup),
             startup,
-            touched: Touched::Nothing,
-        }
+            touched: Touched::Nothing, restore: NameSet::new() }
     }
 
     pub fn current(&self) -> &Arc<Settings> {
@@ -132,6 +133,39 @@ impl Tracker {
         if name == b"session_authorization" {
             self.names().insert(b"role"[..].into());
         }
+    }
+
+    /// `RESET name` is being sent.
+    pub fn reset(&mut self, name: &[u8]) {
+        self.touch(name);
+        let name = canonical_name(name);
+        if self.startup.get(&name).is_some() {
+            self.restore.insert(name.into_boxed_slice());
+        }
+    }
+
+    /// `RESET ALL` is being sent.
+    pub fn reset_known(&mut self) {
+        self.touch_known();
+        self.restore = self.startup.iter().map(|(name, _)| name.into()).collect();
+    }
+
+    /// The statements that put startup values back after what was reset, once.
+    pub fn take_restore(&mut self) -> Option<Vec<u8>> {
+        if self.restore.is_empty() {
+            return None;
+        }
+        let mut text = Vec::new();
+        for name in std::mem::take(&mut self.restore) {
+            let lead = if text.is_empty() { &b"SELECT "[..] } else { b", " };
+            text.extend_from_slice(lead);
+            text.extend_from_slice(b"pg_catalog.set_config(");
+            put_literal(&mut text, &name);
+            text.push(b',');
+            put_literal(&mut text, self.startup.get(&name).unwrap_or_default());
+            text.extend_from_slice(b",false)");
+        }
+        Some(text)
     }
 
     /// The present transaction may have changed settings nobody knows the names of.
@@ -173,7 +207,7 @@ impl Tracker {
             Touched::Anything(names) => (names, true),
         };
         let mut text = Vec::with_capacity(64 + 64 * names.len());
-        for name in names.iter() {
+        for name in names {
             let lead = if text.is_empty() {
                 &b"SELECT "[..]
             } else {
@@ -223,8 +257,9 @@ impl Tracker {
         }
     }
 
-    /// `DISCARD ALL` or `RESET ALL` outside a transaction succeeded.
+    /// `DISCARD ALL` succeeded.
     pub fn reset_all(&mut self) {
+        self.restore.clear();
         self.current = Arc::clone(&self.startup);
         self.touched = Touched::Nothing;
     }

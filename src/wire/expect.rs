@@ -54,15 +54,13 @@ pub struct Owed {
     pub to: For,
     /// The global statement a Parse or Close was for; 0 for none.
     pub statement: u64,
+    /// It changes the session's statement names, which is undone if the server skips it.
+    pub renames: bool,
 }
 
 impl Owed {
     pub fn new(request: Request, to: For) -> Self {
-        Self {
-            request,
-            to,
-            statement: 0,
-        }
+        Self { request, to, statement: 0, renames: false }
     }
 }
 

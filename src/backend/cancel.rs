@@ -1,0 +1,56 @@
+//! Cancel requests to a server.
+//!
+//! # Invariant
+//! The backend is held back from other clients while a request is under way ([`Identity::cancelling`]): the server
+//! sends its signal before it closes the cancel connection, and a backend that is not in a statement when the signal
+//! arrives ignores it before it reads the next one. So once the connection is closed the signal can't hit anybody
+//! else.
+//!
+//! [`Identity::cancelling`]: super::connection::Identity::cancelling
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::connection::Identity;
+use crate::net::connect::{self, ConnectError};
+use crate::net::tls::ServerTlsContext;
+use crate::wire::startup::put_cancel_request;
+
+/// Why a cancel request was not delivered.
+#[derive(Debug, thiserror::Error)]
+pub enum CancelError {
+    #[error("could not connect for a cancel request: {0}")]
+    Connect(#[from] ConnectError),
+    #[error("could not send a cancel request: {0}")]
+    Io(#[from] io::Error),
+    #[error("a cancel request took longer than cancel_wait_timeout")]
+    Timeout,
+}
+
+/// Asks the server to cancel what `backend` runs and waits until the server has passed it on. Not cancel safe: spawn
+/// it, so that the hold on the backend lasts until the server has closed the connection.
+pub async fn cancel(
+    backend: Arc<Identity>,
+    tls: Arc<ServerTlsContext>,
+    timeout: Duration,
+) -> Result<(), CancelError> {
+    let held = backend.cancelling();
+    let sent = tokio::time::timeout(timeout, send(&backend, &tls)).await;
+    drop(held);
+    sent.unwrap_or(Err(CancelError::Timeout))
+}
+
+async fn send(backend: &Identity, tls: &ServerTlsContext) -> Result<(), CancelError> {
+    let mut stream = connect::connect(&backend.node, tls).await?;
+    let mut packet = Vec::with_capacity(16);
+    put_cancel_request(&mut packet, backend.pid, &backend.cancel_key);
+    stream.write_all(&packet).await?;
+    stream.flush().await?;
+    // The server answers by closing. Anything else it says is of no interest; a reset is as good.
+    let mut rest = [0; 64];
+    while matches!(stream.read(&mut rest).await, Ok(count) if count > 0) {}
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! One server connection: its stream, what it owes, what it has, and whether it is clean.
+//!
+//! # Invariants
+//! - A backend is handed to another client only if [`Backend::is_clean`]; anything else is cleaned first or dropped.
+//! - `expect` has an entry for every answer under way, whoever asked.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::config::model::Node;
+use crate::net::buffer::{Held, Outbox, ReadBuffer};
+use crate::net::stream::Stream;
+use crate::session::mirror::Mirror;
+use crate::wire::backend::TransactionStatus;
+use crate::wire::expect::Expect;
+
+/// What others may know and do of a backend while a session uses it: who it is on the server, and whether a cancel
+/// request to it is under way.
+#[derive(Debug)]
+pub struct Identity {
+    pub node: Node,
+    pub pid: i32,
+    pub cancel_key: Vec<u8>,
+    cancels: AtomicU32,
+    cancels_done: Notify,
+}
+
+impl Identity {
+    pub fn new(node: Node, pid: i32, cancel_key: Vec<u8>) -> Self {
+        Self { node, pid, cancel_key, cancels: AtomicU32::new(0), cancels_done: Notify::new() }
+    }
+
+    /// A cancel request is about to be sent; until the guard is dropped this backend goes to nobody else, so that the
+    /// signal can't hit another client's statement.
+    pub fn cancelling(self: &Arc<Self>) -> Cancelling {
+        self.cancels.fetch_add(1, Ordering::SeqCst);
+        Cancelling(Arc::clone(self))
+    }
+
+    pub fn is_being_cancelled(&self) -> bool {
+        self.cancels.load(Ordering::SeqCst) > 0
+    }
+
+    /// Waits until no cancel request is under way. Cancel safe.
+    pub async fn cancels_done(&self) {
+        loop {
+            let done = self.cancels_done.notified();
+            if !self.is_being_cancelled() {
+                return;
+            }
+            done.await;
+        }
+    }
+}
+
+/// See [`Identity::cancelling`].
+#[derive(Debug)]
+pub struct Cancelling(Arc<Identity>);
+
+impl Drop for Cancelling {
+    fn drop(&mut self) {
+        if self.0.cancels.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.cancels_done.notify_waiters();
+        }
+    }
+}
+
+/// The rest of a frame from the server whose head was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Passing {
+    pub remaining: usize,
+    pub to_client: bool,
+}
+
+/// A connection to a server.
+#[derive(Debug)]
+pub struct Backend {
+    pub stream: Stream,
+    pub identity: Arc<Identity>,
+    pub mirror: Mirror,
+    pub expect: Expect,
+    pub status: TransactionStatus,
+    /// Bytes the server has not taken.
+    pub outbox: Outbox,
+    /// The beginning of a frame of the server.
+    pub inbox: Held,
+    pub passing: Passing,
+    /// Bytes of a client's frame that are still to come after its head was sent.
+    pub unsent_of_frame: usize,
+    pub opened: Instant,
+    /// Given back to the pool at.
+    pub released: Instant,
+    /// Which `RECONNECT` it is younger than.
+    pub generation: u64,
+    pub id: u64,
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+impl Backend {
+    pub fn new(stream: Stream, identity: Identity, mirror: Mirror, generation: u64) -> Self {
+        let now = Instant::now();
+        Self {
+            stream,
+            identity: Arc::new(identity),
+            mirror,
+            expect: Expect::default(),
+            status: TransactionStatus::Idle,
+            outbox: Outbox::default(),
+            inbox: Held::default(),
+            passing: Passing::default(),
+            unsent_of_frame: 0,
+            opened: now,
+            released: now,
+            generation,
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// Nothing is under way in either direction: the next message of the server would be unasked for.
+    pub fn is_at_rest(&self) -> bool {
+        self.expect.is_at_rest()
+            && self.outbox.is_empty()
+            && self.inbox.is_empty()
+            && self.passing.remaining == 0
+            && self.unsent_of_frame == 0
+    }
+
+    /// At rest and outside a transaction: what a pool may keep.
+    pub fn is_clean(&self) -> bool {
+        self.is_at_rest() && self.status == TransactionStatus::Idle
+    }
+
+    /// Looks, without waiting, whether an idle connection has anything to say. A server that speaks unasked is closing
+    /// the connection or reports something nobody is there to hear; either way it is not to be used.
+    pub fn poll_quiet(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut buffer = ReadBuffer::take();
+        match buffer.poll_fill(&mut self.stream, cx) {
+            Poll::Pending => true,
+            Poll::Ready(_) => false,
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Getting a backend, making it this session's, giving it back.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use tokio::time::Instant;
+
+use super::reply;
+use super::session::{End, Phase, Session};
+use crate::config::model::PoolMode;
+use crate::error::UserFacing;
+use crate::net::buffer::Gather;
+use crate::pool::Lease;
+use crate::session::plan::{self, Pace};
+use crate::wire::backend::TransactionStatus;
+use crate::wire::expect::{For, Owed, Request};
+use crate::wire::frontend;
+
+impl Session {
+    /// Gets a backend for the statement in front, or queues for one. True if there is one now and the client's bytes
+    /// may follow.
+    pub(super) fn check_out(&mut self, gather: &mut Gather) -> bool {
+        self.effective = self.pool.effective.load_full();
+        if let Some(lease) = self.pool.try_checkout() {
+            self.begin(lease, gather)
+        } else {
+            self.enter(Phase::Waiting);
+            self.notified_waiting = false;
+            self.pool.enqueue(&self.entry.waiter);
+            false
+        }
+    }
+
+    /// Takes the backend that was waited for.
+    pub(super) fn poll_granted(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.phase != Phase::Waiting {
+            return Ok(false);
+        }
+        let Poll::Ready(outcome) = self.entry.waiter.poll(cx) else {
+            return Ok(false);
+        };
+        let waited = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.pool.counters.wait_micros.fetch_add(waited, Ordering::Relaxed);
+        match outcome {
+            Ok(lease) => {
+                let mut gather = Gather::take();
+                self.begin(lease, &mut gather);
+                self.send_to_server(cx, &mut gather, &[]);
+                gather.give();
+            }
+            Err(error) => {
+                self.enter(Phase::Idle);
+                self.refuse(&error.report(), cx)?;
+            }
+        }
+        self.process_inbox(cx)?;
+        Ok(true)
+    }
+
+    /// Makes `lease` this session's: adds the messages that bring it to the session's settings. False if their answer
+    /// must be awaited.
+    fn begin(&mut self, lease: Lease, gather: &mut Gather) -> bool {
+        self.entry.set_running(Arc::clone(&lease.identity));
+        self.in_transaction = false;
+        self.lease = Some(lease);
+        self.pool.counters.assignments.fetch_add(1, Ordering::Relaxed);
+        let awaited = self.plan(gather) == Pace::Awaited;
+        self.enter(if awaited { Phase::Planning } else { Phase::Active });
+        !awaited
+    }
+
+    /// Adds the messages that bring the backend, at rest and outside a transaction, to the session's settings.
+    pub(super) fn plan(&mut self, gather: &mut Gather) -> Pace {
+        let Some(lease) = &mut self.lease else {
+            return Pace::None;
+        };
+        let want = self.settings.current();
+        if crate::session::settings::same(&lease.mirror.settings, want) {
+            reply::tell_changes(&mut self.told, &lease.mirror.reported, &mut self.outbox);
+            return Pace::None;
+        }
+        let mut text = Vec::new();
+        let pace = plan::settings(&lease.mirror.settings, want, &mut text);
+        gather.own(|out| frontend::put_query(out, &text));
+        lease.expect.push(Owed::new(Request::Query, For::Plan));
+        lease.mirror.settings = Arc::clone(want);
+        lease.mirror.unnamed = None;
+        pace
+    }
+
+    /// Adds the question what the transaction that ends here has set, if it may have set anything.
+    pub(super) fn probe(&mut self, gather: &mut Gather) {
+        // A question asked now would be read as the data of a COPY.
+        if self.copies_in || !self.settings.is_touched() {
+            return;
+        }
+        if let (Some(text), Some(lease)) = (self.settings.take_restore(), &mut self.lease) {
+            gather.own(|out| frontend::put_query(out, &text));
+            lease.expect.push(Owed::new(Request::Query, For::Probe));
+            lease.mirror.unnamed = None;
+        }
+        if self.in_transaction {
+            return;
+        }
+        let (Some(probe), Some(lease)) = (self.settings.probe(), &mut self.lease) else {
+            return;
+        };
+        gather.own(|out| frontend::put_query(out, &probe.text));
+        lease.expect.push(Owed::new(Request::Query, For::Probe));
+        lease.mirror.unnamed = None;
+    }
+
+    /// After the server has answered: goes on, asks what is still to be known, or gives the backend back.
+    pub(super) fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let Some(lease) = &self.lease else {
+            return Ok(());
+        };
+        if !lease.expect.is_at_rest() || lease.passing.remaining > 0 || lease.unsent_of_frame > 0 {
+            return Ok(());
+        }
+        self.in_transaction = lease.status != TransactionStatus::Idle;
+        self.copies_in = false;
+        if self.phase == Phase::Planning {
+            self.enter(Phase::Active);
+            return self.process_inbox(cx);
+        }
+        if self.in_transaction {
+            // From here on the client is the one who is awaited.
+            self.since = Instant::now();
+            return Ok(());
+        }
+        self.transaction_since = Instant::now();
+        if self.settings.is_touched() {
+            let mut gather = Gather::take();
+            self.probe(&mut gather);
+            self.send_to_server(cx, &mut gather, &[]);
+            gather.give();
+            return Ok(());
+        }
+        self.release();
+        self.process_inbox(cx)
+    }
+
+    /// Gives the backend back, unless the session keeps it.
+    fn release(&mut self) {
+        let keeps = !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session;
+        if keeps {
+            self.since = Instant::now();
+            return;
+        }
+        self.entry.clear_running();
+        if let Some(lease) = self.lease.take() {
+            let tls = self.shared.pools.server_tls.load();
+            let limit = self.effective.timeouts.cancel_wait_timeout;
+            crate::pool::reset::give_back(lease, crate::pool::reset::Residue::None, &tls, limit);
+        }
+        self.bound = None;
+        self.enter(Phase::Idle);
+    }
+
+    /// Sends what was gathered to the backend, holding back what it does not take.
+    pub(super) fn send_to_server(&mut self, cx: &mut Context<'_>, gather: &mut Gather, input: &[u8]) {
+        let Some(lease) = &mut self.lease else {
+            return;
+        };
+        let backend = &mut **lease;
+        // A failed write is not reported here: the server may have said why before it closed, and reading tells.
+        let _ = backend.outbox.send(&mut backend.stream, cx, gather, input);
+    }
+}

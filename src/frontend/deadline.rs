@@ -1,0 +1,128 @@
+//! The timeouts of a session: which one is next, and what happens when it is reached.
+
+use std::task::Context;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::reply;
+use super::session::{End, Phase, Session};
+use crate::backend::cancel;
+use crate::error::{Report, SqlState, UserFacing};
+use crate::tasks;
+
+/// A limit of the configuration, by its setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Limit {
+    QueryWait,
+    QueryWaitNotify,
+    Query,
+    /// The end of a statement that was cancelled for `query_timeout`.
+    CancelWait,
+    Transaction,
+    IdleTransaction,
+    ClientIdle,
+    ClientWrite,
+}
+
+impl Session {
+    /// The next limit and when it is reached.
+    pub(super) fn deadline(&self) -> Option<(Instant, Limit)> {
+        let timeouts = &self.effective.timeouts;
+        let at = |since: Instant, limit: Option<Duration>, name: Limit| Some((since + limit?, name));
+        let write = if self.outbox.is_empty() {
+            None
+        } else {
+            at(self.since, timeouts.client_write_timeout, Limit::ClientWrite)
+        };
+        let transaction = at(self.transaction_since, timeouts.transaction_timeout, Limit::Transaction);
+        let phase = match self.phase {
+            Phase::Idle => at(self.since, timeouts.client_idle_timeout, Limit::ClientIdle),
+            Phase::Waiting => {
+                let notify = at(self.since, timeouts.query_wait_notify, Limit::QueryWaitNotify);
+                let wait = at(self.since, timeouts.query_wait_timeout, Limit::QueryWait);
+                earlier(wait, notify.filter(|_| !self.notified_waiting))
+            }
+            Phase::Planning | Phase::Active if self.timed_out => {
+                at(self.since, Some(timeouts.cancel_wait_timeout), Limit::CancelWait)
+            }
+            Phase::Planning => at(self.since, timeouts.query_timeout, Limit::Query),
+            Phase::Active if self.is_awaiting_client() && !self.in_transaction => {
+                at(self.since, timeouts.client_idle_timeout, Limit::ClientIdle)
+            }
+            Phase::Active if self.is_awaiting_client() => {
+                earlier(at(self.since, timeouts.idle_transaction_timeout, Limit::IdleTransaction), transaction)
+            }
+            Phase::Active => earlier(at(self.since, timeouts.query_timeout, Limit::Query), transaction),
+        };
+        earlier(phase, write)
+    }
+
+    fn is_awaiting_client(&self) -> bool {
+        self.lease.as_ref().is_some_and(|lease| lease.expect.is_at_rest())
+    }
+
+    /// Acts on a limit that was reached.
+    pub(super) fn reach(&mut self, limit: Limit, cx: &mut Context<'_>) -> Result<(), End> {
+        let timeouts = &self.effective.timeouts;
+        match limit {
+            Limit::QueryWaitNotify => {
+                self.notified_waiting = true;
+                let notice = Report::new(
+                    crate::error::Severity::Notice,
+                    SqlState::SUCCESSFUL_COMPLETION,
+                    "waiting for a server connection",
+                );
+                let notice = notice.detail(format!("Pool {}: {}.", self.pool.key, self.pool.why_waiting()));
+                reply::report(&mut self.outbox, &notice);
+                // Sending registers for the rest, if any is left.
+                let _ = self.outbox.poll_send(&mut self.stream, cx);
+                Ok(())
+            }
+            Limit::QueryWait => {
+                let error = self.pool.wait_timeout(timeouts.query_wait_timeout.unwrap_or_default());
+                self.pool.withdraw(&self.entry.waiter);
+                self.enter(Phase::Idle);
+                self.refuse(&error.report(), cx)?;
+                let _ = self.outbox.poll_send(&mut self.stream, cx);
+                self.process_inbox(cx)
+            }
+            Limit::Query => {
+                self.timed_out = true;
+                self.since = Instant::now();
+                self.cancel_running();
+                Ok(())
+            }
+            Limit::CancelWait => self.cut(SqlState::QUERY_CANCELED, "query", "query_timeout"),
+            Limit::Transaction => self.cut(SqlState::TRANSACTION_TIMEOUT, "transaction", "transaction_timeout"),
+            Limit::IdleTransaction => {
+                self.cut(SqlState::IDLE_IN_TRANSACTION_TIMEOUT, "idle-in-transaction", "idle_transaction_timeout")
+            }
+            Limit::ClientIdle => self.cut(SqlState::IDLE_SESSION_TIMEOUT, "idle-session", "client_idle_timeout"),
+            Limit::ClientWrite => self.cut(SqlState::CONNECTION_FAILURE, "client write", "client_write_timeout"),
+        }
+    }
+
+    /// Cuts the client off; a statement under way is cancelled by the cleaning of its backend.
+    fn cut(&self, code: SqlState, what: &'static str, setting: &'static str) -> Result<(), End> {
+        let report = Report::fatal(code, format!("terminating connection due to {what} timeout"))
+            .hint(format!("The limit is pgweir's timeouts.{setting}."));
+        Err(End::Fatal(Box::new(report)))
+    }
+
+    /// Asks the server to cancel what it runs for this client.
+    pub(super) fn cancel_running(&self) {
+        if let Some(lease) = &self.lease {
+            let tls = self.shared.pools.server_tls.load_full();
+            let limit = self.effective.timeouts.cancel_wait_timeout;
+            tasks::spawn("cancel", cancel::cancel(std::sync::Arc::clone(&lease.identity), tls, limit));
+        }
+    }
+}
+
+fn earlier(a: Option<(Instant, Limit)>, b: Option<(Instant, Limit)>) -> Option<(Instant, Limit)> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if b.0 < a.0 { b } else { a }),
+        (a, b) => a.or(b),
+    }
+}

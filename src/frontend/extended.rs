@@ -1,0 +1,196 @@
+//! The extended protocol: a session's statement names onto global ones.
+//!
+//! # Why a client's own Parse always reaches the server
+//! A statement the backend already has could be answered here, but the server might say something else: a table may
+//! be gone, a type replaced. So it is closed and parsed again; sharing saves the Parse that the *other* backends
+//! would need.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::inbound::Frame;
+use super::session::{End, Session};
+use super::shared::Prepared;
+use crate::error::{Report, SqlState};
+use crate::net::buffer::Gather;
+use crate::session::statements::{NAMES_MAX, SERVER_NAME_PREFIX};
+use crate::sql::state::PinReason;
+use crate::wire::expect::{For, Owed, Request};
+use crate::wire::frame::{FrameError, HEADER};
+use crate::wire::frontend::{self as f, Bind, Parse, Target};
+
+fn violation(error: FrameError) -> End {
+    End::Fatal(Box::new(Report::fatal(SqlState::PROTOCOL_VIOLATION, error.to_string())))
+}
+
+fn renames(request: Request, to: For, statement: u64) -> Owed {
+    Owed { request, to, statement, renames: true }
+}
+
+impl Session {
+    pub(super) fn parse(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
+        if frame.missing > 0 {
+            self.pins.insert(PinReason::Unclassifiable);
+            self.expect(Request::Parse);
+            gather.input(frame.range());
+            return Ok(());
+        }
+        let parse = Parse::read(frame.payload).map_err(violation)?;
+        self.pool.counters.parses_client.fetch_add(1, Ordering::Relaxed);
+        if self.names.len() >= NAMES_MAX {
+            let report = Report::fatal(
+                SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+                format!("too many prepared statements on one connection (limit {NAMES_MAX})"),
+            );
+            return Err(End::Fatal(Box::new(report)));
+        }
+        let search_path = self.settings.current().get(b"search_path");
+        let known = &self.shared.known;
+        let statement = self.shared.statements.intern(parse.body, search_path, || known.lookup(parse.text));
+        if parse.name.is_empty() {
+            self.owe(renames(Request::Parse, For::Client, statement.id));
+            if let Some(lease) = &mut self.lease {
+                lease.mirror.unnamed = Some(statement.id);
+            }
+            gather.input(frame.range());
+        } else if self.names.get(parse.name).is_some() {
+            self.parse_again(parse, gather);
+        } else {
+            self.give_statement(&statement, For::Client, gather);
+        }
+        self.names.change(parse.name, Some(statement));
+        Ok(())
+    }
+
+    /// The name is taken, and only the server says so at the right place and with the right effect on the
+    /// transaction: it is given the client's own name twice.
+    fn parse_again(&mut self, parse: Parse<'_>, gather: &mut Gather) {
+        for to in [For::Reparse, For::Client] {
+            gather.own(|out| f::put_parse(out, parse.name, parse.body));
+            self.owe(Owed { renames: to == For::Client, ..Owed::new(Request::Parse, to) });
+        }
+        // The client's own name stays behind on this backend.
+        self.pins.insert(PinReason::SqlPrepare);
+    }
+
+    /// Sends a Parse of `statement` under its global name, making room first.
+    fn give_statement(&mut self, statement: &Arc<Prepared>, to: For, gather: &mut Gather) {
+        let Some(lease) = &mut self.lease else {
+            return;
+        };
+        let in_the_way =
+            if lease.mirror.has(statement.id) { Some(statement.id) } else { lease.mirror.prepare(statement.id) };
+        if let Some(id) = in_the_way {
+            let name = [SERVER_NAME_PREFIX, id.to_string().as_bytes()].concat();
+            gather.own(|out| f::put_statement_target(out, f::CLOSE, &name));
+            lease.expect.push(Owed { statement: id, ..Owed::new(Request::Close, For::Evict) });
+        }
+        gather.own(|out| f::put_parse(out, &statement.name, &statement.body));
+        self.pool.counters.parses_server.fetch_add(1, Ordering::Relaxed);
+        self.owe(Owed { renames: to == For::Client, ..renames(Request::Parse, to, statement.id) });
+    }
+
+    /// Makes sure the backend has `statement`; the unnamed one under the empty name.
+    fn ensure(&mut self, name: &[u8], statement: &Arc<Prepared>, gather: &mut Gather) {
+        let Some(lease) = &mut self.lease else {
+            return;
+        };
+        if name.is_empty() {
+            if lease.mirror.unnamed != Some(statement.id) {
+                lease.mirror.unnamed = Some(statement.id);
+                gather.own(|out| f::put_parse(out, b"", &statement.body));
+                self.owe(Owed { statement: statement.id, ..Owed::new(Request::Parse, For::Reparse) });
+            }
+        } else if !lease.mirror.has(statement.id) {
+            self.give_statement(statement, For::Reparse, gather);
+        }
+    }
+
+    pub(super) fn bind(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
+        let bind = Bind::read(frame.payload).ok_or_else(|| violation(FrameError::Malformed('B')))?;
+        self.pool.counters.binds.fetch_add(1, Ordering::Relaxed);
+        let rest = frame.start + HEADER + bind.head..frame.end;
+        let rest_len = rest.len() + frame.missing;
+        let statement = self.names.get(bind.statement).cloned();
+        if let Some(statement) = &statement {
+            self.note(&statement.known)?;
+            self.ensure(bind.statement, statement, gather);
+        }
+        match &statement {
+            Some(statement) if !bind.statement.is_empty() => {
+                gather.own(|out| f::put_bind_head(out, bind.portal, &statement.name, rest_len));
+                gather.input(rest);
+            }
+            None if bind.statement.starts_with(SERVER_NAME_PREFIX) => {
+                gather.own(|out| f::put_bind_head(out, bind.portal, &disowned(bind.statement), rest_len));
+                gather.input(rest);
+            }
+            _ => gather.input(frame.range()),
+        }
+        self.bound = statement;
+        self.expect(Request::Bind);
+        Ok(())
+    }
+
+    pub(super) fn execute(&mut self) {
+        self.expect(Request::Execute);
+        if let Some(statement) = &self.bound {
+            let known = Arc::clone(&statement.known);
+            self.start(known);
+        }
+    }
+
+    pub(super) fn describe(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
+        match Target::read(frame.tag, frame.payload).map_err(violation)? {
+            Target::Portal(_) => {
+                self.expect(Request::DescribePortal);
+                gather.input(frame.range());
+            }
+            Target::Statement(name) => {
+                let statement = self.names.get(name).cloned();
+                if let Some(statement) = &statement {
+                    self.ensure(name, statement, gather);
+                }
+                self.expect(Request::DescribeStatement);
+                match &statement {
+                    Some(statement) if !name.is_empty() => {
+                        gather.own(|out| f::put_statement_target(out, f::DESCRIBE, &statement.name));
+                    }
+                    None if name.starts_with(SERVER_NAME_PREFIX) => {
+                        gather.own(|out| f::put_statement_target(out, f::DESCRIBE, &disowned(name)));
+                    }
+                    _ => gather.input(frame.range()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn close(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
+        match Target::read(frame.tag, frame.payload).map_err(violation)? {
+            Target::Portal(_) => {
+                self.expect(Request::Close);
+                gather.input(frame.range());
+            }
+            Target::Statement(b"") => {
+                self.names.change(b"", None);
+                if let Some(lease) = &mut self.lease {
+                    lease.mirror.unnamed = None;
+                }
+                self.owe(renames(Request::Close, For::Client, 0));
+                gather.input(frame.range());
+            }
+            // The backend keeps the statement for whoever uses it next; the name is gone.
+            Target::Statement(name) => {
+                self.names.change(name, None);
+                self.owe(renames(Request::Close, For::Local, 0));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A name the server knows nothing by, for a client that guesses at global ones.
+fn disowned(name: &[u8]) -> Vec<u8> {
+    [name, b" "].concat()
+}

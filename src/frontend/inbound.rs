@@ -1,0 +1,296 @@
+//! What the client sends: framing, batches, simple queries, and forwarding.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::task::Context;
+
+use tokio::time::Instant;
+
+use super::reply;
+use super::session::{End, Phase, Running, Session};
+use crate::config::model::{OnSessionState, PoolMode};
+use crate::error::{Report, Severity, SqlState};
+use crate::net::buffer::Gather;
+use crate::session::plan::Pace;
+use crate::sql::known::Known;
+use crate::sql::state::{Effect, PinReason};
+use crate::wire::expect::{For, Owed, Request};
+use crate::wire::frame::{FrameError, HEADER, Header};
+use crate::wire::frontend as f;
+use crate::wire::limits::{STATEMENT_MAX, WHOLE_FRAME_MAX};
+
+/// A client's frame, as far as it is there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Frame<'a> {
+    pub tag: u8,
+    pub payload: &'a [u8],
+    /// Where the bytes that are there begin and end in the input.
+    pub start: usize,
+    pub end: usize,
+    /// Bytes still to come.
+    pub missing: usize,
+}
+
+impl Frame<'_> {
+    pub(super) fn range(&self) -> Range<usize> {
+        self.start..self.end
+    }
+}
+
+/// Whether `input` holds something worth getting a backend for: a whole batch, or more than is collected. A client
+/// that dribbles half a pipeline holds no backend meanwhile.
+fn holds_batch(input: &[u8], max: usize) -> Result<bool, FrameError> {
+    let mut at = 0;
+    while let Some(header) = Header::peek(&input[at..], max)? {
+        let whole = at + header.len <= input.len();
+        if !matches!(header.tag, f::PARSE | f::BIND | f::DESCRIBE | f::EXECUTE | f::CLOSE) {
+            return Ok(true);
+        }
+        if !whole {
+            break;
+        }
+        at += header.len;
+    }
+    Ok(input.len() >= WHOLE_FRAME_MAX)
+}
+
+fn protocol_violation(error: FrameError) -> End {
+    End::Fatal(Box::new(Report::fatal(SqlState::PROTOCOL_VIOLATION, error.to_string())))
+}
+
+impl Session {
+    /// Acts on `input`; returns how much of it was used. The rest waits for more bytes or for a backend.
+    pub(super) fn process(&mut self, cx: &mut Context<'_>, input: &[u8]) -> Result<usize, End> {
+        let mut gather = Gather::take();
+        let used = self.forward(input, &mut gather, cx);
+        self.send_to_server(cx, &mut gather, input);
+        gather.give();
+        used
+    }
+
+    fn forward(&mut self, input: &[u8], gather: &mut Gather, cx: &mut Context<'_>) -> Result<usize, End> {
+        let mut at = self.forward_rest(input, gather);
+        let max = self.shared.config.load().general.max_packet_size;
+        while let Some(header) = Header::peek(&input[at..], max).map_err(protocol_violation)? {
+            let have = header.len.min(input.len() - at);
+            let missing = header.len - have;
+            let bound = if matches!(header.tag, f::QUERY | f::PARSE) { STATEMENT_MAX } else { WHOLE_FRAME_MAX };
+            if missing > 0 && have < bound && header.tag != f::COPY_DATA {
+                break;
+            }
+            let payload = &input[at + HEADER..at + have];
+            let frame = Frame { tag: header.tag, payload, start: at, end: at + have, missing };
+            if self.skipping {
+                self.skip(frame, cx)?;
+            } else if self.lease.is_some() || !self.answer_alone(frame, cx)? {
+                if !self.has_backend(&input[at..], max, gather)? {
+                    break;
+                }
+                self.dispatch(frame, gather)?;
+            }
+            at += have;
+            if missing > 0 {
+                self.await_rest(missing)?;
+                break;
+            }
+        }
+        self.emit_locals(cx)?;
+        Ok(at)
+    }
+
+    /// Forwards the rest of a frame whose head was sent.
+    fn forward_rest(&mut self, input: &[u8], gather: &mut Gather) -> usize {
+        let Some(lease) = &mut self.lease else {
+            return 0;
+        };
+        let count = lease.unsent_of_frame.min(input.len());
+        lease.unsent_of_frame -= count;
+        gather.input(0..count);
+        count
+    }
+
+    fn await_rest(&mut self, missing: usize) -> Result<(), End> {
+        match &mut self.lease {
+            Some(lease) => lease.unsent_of_frame = missing,
+            // Only reached while skipping: there is no backend to pass the rest to.
+            None => return Err(protocol_violation(FrameError::TooLarge { len: missing, max: STATEMENT_MAX })),
+        }
+        Ok(())
+    }
+
+    /// A backend that may be sent to now, having got one if necessary.
+    fn has_backend(&mut self, input: &[u8], max: usize, gather: &mut Gather) -> Result<bool, End> {
+        let Some(lease) = &self.lease else {
+            return Ok(holds_batch(input, max).map_err(protocol_violation)? && self.check_out(gather));
+        };
+        if self.phase != Phase::Active {
+            return Ok(false);
+        }
+        // A session that keeps its backend brings it up to date between transactions.
+        if lease.is_clean() && !self.in_transaction && self.plan(gather) == Pace::Awaited {
+            self.enter(Phase::Planning);
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Answers what needs no server while the session has no backend. True if that was done.
+    fn answer_alone(&mut self, frame: Frame<'_>, cx: &mut Context<'_>) -> Result<bool, End> {
+        match frame.tag {
+            f::SYNC => {
+                reply::ready(&mut self.outbox);
+                let _ = self.outbox.poll_send(&mut self.stream, cx);
+                Ok(true)
+            }
+            // PostgreSQL accepts and ignores these outside COPY; Flush has nothing to flush.
+            f::FLUSH | f::COPY_DATA | f::COPY_DONE | f::COPY_FAIL => Ok(frame.missing == 0),
+            f::TERMINATE => Err(End::ClientGone),
+            _ => Ok(false),
+        }
+    }
+
+    /// Drops what follows an error of pgweir's own, up to the Sync that ends it.
+    fn skip(&mut self, frame: Frame<'_>, cx: &mut Context<'_>) -> Result<(), End> {
+        match frame.tag {
+            f::SYNC => {
+                self.skipping = false;
+                reply::ready(&mut self.outbox);
+                let _ = self.outbox.poll_send(&mut self.stream, cx);
+                Ok(())
+            }
+            f::TERMINATE => Err(End::ClientGone),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells the client that the statement in front of the inbox will not run, and goes on behind it.
+    pub(super) fn refuse(&mut self, report: &Report, cx: &mut Context<'_>) -> Result<(), End> {
+        if report.severity == Severity::Fatal {
+            return Err(End::Fatal(Box::new(report.clone())));
+        }
+        reply::report(&mut self.outbox, report);
+        let max = self.shared.config.load().general.max_packet_size;
+        let header = Header::peek(self.inbox.bytes(), max).map_err(protocol_violation)?;
+        match header {
+            Some(Header { tag: f::QUERY | f::FUNCTION_CALL, len }) if len <= self.inbox.len() => {
+                self.inbox.consume(len);
+                reply::ready(&mut self.outbox);
+            }
+            Some(Header { tag: f::QUERY | f::FUNCTION_CALL, .. }) => {
+                return Err(End::Fatal(Box::new(Report { severity: Severity::Fatal, ..report.clone() })));
+            }
+            _ => self.skipping = true,
+        }
+        let _ = self.outbox.poll_send(&mut self.stream, cx);
+        Ok(())
+    }
+
+    /// Forwards one frame to the backend and notes what it will be answered with.
+    fn dispatch(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
+        match frame.tag {
+            f::QUERY => return self.query(frame, gather),
+            f::PARSE => return self.parse(frame, gather),
+            f::BIND => return self.bind(frame, gather),
+            f::DESCRIBE => return self.describe(frame, gather),
+            f::CLOSE => return self.close(frame, gather),
+            f::EXECUTE => self.execute(),
+            f::SYNC => {
+                self.expect(Request::Sync);
+                gather.input(frame.range());
+                self.probe(gather);
+                return Ok(());
+            }
+            f::FLUSH | f::COPY_DATA => {}
+            f::FUNCTION_CALL => self.expect(Request::FunctionCall),
+            f::COPY_DONE | f::COPY_FAIL => self.expect(Request::CopyEnd),
+            f::TERMINATE => return Err(End::ClientGone),
+            tag => {
+                let message = format!("invalid frontend message type {tag}");
+                return Err(End::Fatal(Box::new(Report::fatal(SqlState::PROTOCOL_VIOLATION, message))));
+            }
+        }
+        gather.input(frame.range());
+        Ok(())
+    }
+
+    pub(super) fn expect(&mut self, request: Request) {
+        self.owe(Owed::new(request, For::Client));
+    }
+
+    pub(super) fn owe(&mut self, owed: Owed) {
+        if let Some(lease) = &mut self.lease {
+            if lease.expect.is_at_rest() {
+                self.since = Instant::now();
+            }
+            lease.expect.push(owed);
+        }
+    }
+
+    fn query(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
+        if frame.missing > 0 {
+            // Too large to be looked at whole: nothing can be proved of it.
+            self.pins.insert(PinReason::Unclassifiable);
+        } else {
+            let text = f::query_text(frame.payload).map_err(protocol_violation)?;
+            let known = self.shared.known.lookup(text);
+            self.note(&known)?;
+            self.start(known);
+        }
+        self.expect(Request::Query);
+        self.names.forget_unnamed();
+        if let Some(lease) = &mut self.lease {
+            lease.mirror.unnamed = None;
+        }
+        gather.input(frame.range());
+        self.probe(gather);
+        Ok(())
+    }
+
+    /// Counts a statement from here.
+    pub(super) fn start(&mut self, known: std::sync::Arc<Known>) {
+        self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
+        self.running.push_back(Running { known, started: self.since });
+    }
+
+    /// Notes what a statement that is about to be sent does to the session.
+    pub(super) fn note(&mut self, known: &Known) -> Result<(), End> {
+        let class = &known.class;
+        self.copies_in |= class.copies_in;
+        self.in_transaction = (self.in_transaction || class.begins) && !class.ends;
+        if self.in_transaction && self.effective.pool.pool_mode == PoolMode::Statement {
+            let report = Report::fatal(
+                SqlState::FEATURE_NOT_SUPPORTED,
+                "transaction blocks are not allowed in statement pooling mode",
+            )
+            .hint("Use pool_mode = \"transaction\".");
+            return Err(End::Fatal(Box::new(report)));
+        }
+        for effect in &class.effects {
+            match effect {
+                Effect::Setting { name, local: false } => self.settings.touch(name.as_bytes()),
+                Effect::ResetSetting(name) => self.settings.reset(name.as_bytes()),
+                Effect::ResetAll => self.settings.reset_known(),
+                Effect::SettingsUnknown => self.settings.touch_anything(),
+                _ => {}
+            }
+        }
+        self.pin(known)
+    }
+
+    fn pin(&mut self, known: &Known) -> Result<(), End> {
+        let class = &known.class;
+        if class.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
+            return Ok(());
+        }
+        if self.effective.pool.on_session_state == OnSessionState::Reject {
+            let report = Report::fatal(
+                SqlState::FEATURE_NOT_SUPPORTED,
+                "statement uses session state, which on_session_state = \"reject\" refuses",
+            )
+            .hint("Use pool.on_session_state = \"pin\" or a pool in session mode.");
+            return Err(End::Fatal(Box::new(report)));
+        }
+        self.pins = self.pins.union(class.pins);
+        Ok(())
+    }
+}

@@ -1,0 +1,243 @@
+//! What the server answers: relayed as it came, except for answers to pgweir's own messages.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use tokio::time::Instant;
+
+use super::reply;
+use super::session::{End, Session};
+use crate::backend::connection::Backend;
+use crate::backend::receive::{self, ReceiveError, Receiver};
+use crate::error::{Report, SqlState};
+use crate::net::buffer::{Gather, ReadBuffer};
+use crate::wire::backend::{self as b, TransactionStatus};
+use crate::wire::expect::{For, Owed, Received, Request};
+use crate::wire::limits::OUTBOX_MAX;
+
+/// A (name, value) row of a probe.
+type SettingRow = (Vec<u8>, Option<Vec<u8>>);
+
+/// The session's part in receiving.
+struct Relay<'a> {
+    gather: Gather,
+    session: &'a mut Session,
+    rows: Vec<SettingRow>,
+    undone: usize,
+    learnt: bool,
+    plan_failed: bool,
+    dying: bool,
+}
+
+impl Receiver for Relay<'_> {
+    fn relay(&mut self, range: Range<usize>) {
+        self.gather.input(range);
+    }
+
+    fn local(&mut self, request: Request) {
+        debug_assert_eq!(request, Request::Close, "only Close is answered here");
+        self.session.names.confirm();
+        self.gather.own(|out| out.extend_from_slice(&b::CLOSE_COMPLETE_FRAME));
+    }
+
+    fn message(&mut self, backend: &Backend, received: Received, tag: u8, payload: &[u8]) -> bool {
+        let Received { owed, done } = received;
+        if done && owed.renames {
+            self.session.names.confirm();
+        }
+        match tag {
+            b::ERROR_RESPONSE => return self.error(owed, payload),
+            b::PARAMETER_STATUS if owed.to == For::Client => {
+                self.session.told = Arc::clone(&backend.mirror.reported);
+            }
+            b::COMMAND_COMPLETE if owed.to == For::Client => self.complete(owed, payload),
+            b::EMPTY_QUERY_RESPONSE | b::PORTAL_SUSPENDED if owed.request == Request::Execute => {
+                self.session.running.pop_front();
+            }
+            b::READY_FOR_QUERY => self.ready(backend, owed),
+            b::DATA_ROW if owed.to == For::Probe => {
+                if let Some([Some(name), value]) = b::columns(payload).as_deref() {
+                    self.rows.push((name.to_vec(), value.map(<[u8]>::to_vec)));
+                }
+            }
+            _ => {}
+        }
+        true
+    }
+
+    fn skipped(&mut self, owed: Owed) {
+        self.undone += usize::from(owed.renames);
+        if owed.request == Request::Execute {
+            self.session.running.pop_front();
+        }
+    }
+}
+
+impl Relay<'_> {
+    fn error(&mut self, owed: Owed, payload: &[u8]) -> bool {
+        self.plan_failed |= owed.to == For::Plan;
+        self.dying |= b::is_fatal(payload);
+        if let Some(running) = self.session.running.front() {
+            running.known.failed();
+        }
+        if !self.session.timed_out || b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED) {
+            return true;
+        }
+        self.session.timed_out = false;
+        let report = Report::error(SqlState::QUERY_CANCELED, "canceling statement due to query timeout")
+            .hint("The limit is pgweir's timeouts.query_timeout.");
+        self.gather.own(|out| b::put_report(out, &report));
+        false
+    }
+
+    fn complete(&mut self, owed: Owed, payload: &[u8]) {
+        match payload {
+            b"DISCARD ALL\0" => {
+                self.session.names.forget_all();
+                self.session.settings.reset_all();
+                self.session.pins = crate::sql::state::PinSet::EMPTY;
+            }
+            b"DEALLOCATE ALL\0" => self.session.names.forget_all(),
+            _ => {}
+        }
+        if let Some(running) = self.session.running.front() {
+            running.known.returned(b::rows(payload));
+        }
+        if owed.request == Request::Execute {
+            self.finish_statement();
+        }
+    }
+
+    fn finish_statement(&mut self) {
+        if let Some(running) = self.session.running.pop_front() {
+            let took = running.started.elapsed();
+            running.known.took(took);
+            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            self.session.pool.counters.query_micros.fetch_add(micros, Ordering::Relaxed);
+        }
+    }
+
+    fn ready(&mut self, backend: &Backend, owed: Owed) {
+        match owed.to {
+            For::Client => {
+                self.session.timed_out = false;
+                if owed.request == Request::Query {
+                    self.finish_statement();
+                }
+                if backend.status == TransactionStatus::Idle {
+                    self.session.pool.counters.transactions.fetch_add(1, Ordering::Relaxed);
+                    let took = self.session.transaction_since.elapsed();
+                    let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+                    self.session.pool.counters.transaction_micros.fetch_add(micros, Ordering::Relaxed);
+                }
+            }
+            For::Probe if backend.status == TransactionStatus::Idle && !self.rows.is_empty() => {
+                let rows = std::mem::take(&mut self.rows);
+                let user = self.session.effective.login_user.as_bytes();
+                self.session.settings.learn(&rows, user);
+                self.learnt = true;
+            }
+            For::Probe | For::Plan | For::Reparse | For::Evict | For::Local => {}
+        }
+    }
+}
+
+impl Session {
+    /// Reads the server once and passes on what came.
+    pub(super) fn poll_server(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.outbox.len() >= OUTBOX_MAX {
+            return Ok(false);
+        }
+        let Some(lease) = &mut self.lease else {
+            return Ok(false);
+        };
+        let mut buffer = ReadBuffer::take();
+        let Poll::Ready(read) = buffer.poll_fill(&mut lease.stream, cx) else {
+            return Ok(false);
+        };
+        match read {
+            Ok(0) => return Err(self.server_gone(&ReceiveError::Closed)),
+            Err(error) => return Err(self.server_gone(&ReceiveError::Io(error))),
+            Ok(count) => self.take_in(cx, buffer.bytes(count))?,
+        }
+        self.settle(cx)?;
+        Ok(true)
+    }
+
+    fn take_in(&mut self, cx: &mut Context<'_>, new: &[u8]) -> Result<(), End> {
+        // The lease steps aside while the session hears what its backend said.
+        let Some(mut lease) = self.lease.take() else {
+            return Ok(());
+        };
+        let mut relay = Relay {
+            gather: Gather::take(),
+            session: self,
+            rows: Vec::new(),
+            undone: 0,
+            learnt: false,
+            plan_failed: false,
+            dying: false,
+        };
+        let backend = &mut *lease;
+        let received = receive::take_in(backend, new, |backend, input| {
+            let used = receive::receive(backend, input, &mut relay)?;
+            let Session { outbox, stream, .. } = &mut *relay.session;
+            outbox.send(stream, cx, &mut relay.gather, input)?;
+            Ok(used)
+        });
+        let Relay { gather, undone, learnt, plan_failed, dying, .. } = relay;
+        gather.give();
+        self.names.undo(undone);
+        // What was learnt is what the backend has.
+        if learnt {
+            lease.mirror.settings = Arc::clone(self.settings.current());
+        }
+        self.lease = Some(lease);
+        if let Err(error) = received {
+            return Err(self.server_gone(&error));
+        }
+        if dying {
+            self.drop_backend();
+            return Err(End::ServerGone);
+        }
+        if plan_failed {
+            self.drop_backend();
+            let report = Report::fatal(SqlState::CONNECTION_FAILURE, "could not restore the session's settings");
+            return Err(End::Fatal(Box::new(report)));
+        }
+        Ok(())
+    }
+
+    /// Puts the answers in place that pgweir gives itself and that are due at once.
+    pub(super) fn emit_locals(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let Some(lease) = &mut self.lease else {
+            return Ok(());
+        };
+        let mut emitted = false;
+        while lease.expect.take_local().is_some() {
+            self.names.confirm();
+            reply::close_complete(&mut self.outbox);
+            emitted = true;
+        }
+        if emitted
+            && let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx)
+        {
+            sent?;
+        }
+        Ok(())
+    }
+
+    fn drop_backend(&mut self) {
+        self.entry.clear_running();
+        self.lease = None;
+    }
+
+    fn server_gone(&mut self, error: &ReceiveError) -> End {
+        self.drop_backend();
+        self.since = Instant::now();
+        let report = Report::fatal(SqlState::CONNECTION_FAILURE, error.to_string());
+        End::Fatal(Box::new(report))
+    }
+}

@@ -1,0 +1,108 @@
+//! The values a new session starts with, as the server sees them.
+//!
+//! Startup parameters are tried on a backend once and remembered with what they made it report, so that the next
+//! client with the same ones needs no backend to log in.
+
+use std::sync::Arc;
+
+use super::startup::HandshakeError;
+use crate::backend::query::{self, QueryError};
+use crate::pool::waiter::Waiter;
+use crate::pool::{Lease, Pool};
+use crate::session::mirror::Reported;
+use crate::session::plan;
+use crate::session::settings::{Settings, canonical_name};
+use crate::wire::backend::error_field;
+use crate::wire::startup::{StartupMessage, read_options};
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    pub settings: Arc<Settings>,
+    pub reported: Arc<Reported>,
+}
+
+/// The settings of a startup packet; those in `options` come first, as the server applies them. `None` if `options`
+/// holds what can't be carried.
+fn requested(message: &StartupMessage) -> Option<Settings> {
+    let mut settings = Settings::default();
+    let options = message.parameters.iter().filter(|(name, _)| name == b"options");
+    for (_, value) in options {
+        for (name, value) in read_options(value)? {
+            settings.set(&canonical_name(&name), Some(&value));
+        }
+    }
+    for (name, value) in message.parameters.iter().filter(|(name, _)| name != b"options") {
+        settings.set(&canonical_name(name), Some(value));
+    }
+    Some(settings)
+}
+
+/// Has the server accept the startup parameters of `message`.
+pub(super) async fn prepare(
+    pool: &Arc<Pool>,
+    message: &StartupMessage,
+    waiter: &Arc<Waiter>,
+) -> Result<Prepared, HandshakeError> {
+    let Some(settings) = requested(message) else {
+        return Err(HandshakeError::Parameter {
+            payload: Vec::new(),
+            message: "invalid command-line argument for server process in startup options".to_owned(),
+        });
+    };
+    if settings.is_empty()
+        && let Some(reported) = pool.baseline()
+    {
+        return Ok(Prepared { settings: Arc::default(), reported });
+    }
+    let settings = Arc::new(settings);
+    if let Some((settings, reported)) = pool.startups.get(&settings) {
+        return Ok(Prepared { settings, reported });
+    }
+    let mut lease = wait_for_lease(pool, waiter).await?;
+    let reported = try_on(&mut lease, &settings).await?;
+    lease.checkin();
+    pool.startups.put(Arc::clone(&settings), Arc::clone(&reported));
+    Ok(Prepared { settings, reported })
+}
+
+async fn wait_for_lease(pool: &Arc<Pool>, waiter: &Arc<Waiter>) -> Result<Lease, HandshakeError> {
+    /// Leaves the queue if the client goes away meanwhile.
+    struct Withdraw<'a>(&'a Arc<Pool>, &'a Arc<Waiter>);
+    impl Drop for Withdraw<'_> {
+        fn drop(&mut self) {
+            self.0.withdraw(self.1);
+        }
+    }
+    if let Some(lease) = pool.try_checkout() {
+        return Ok(lease);
+    }
+    pool.enqueue(waiter);
+    let _withdraw = Withdraw(pool, waiter);
+    let limit = pool.effective.load().timeouts.query_wait_timeout;
+    let granted = std::future::poll_fn(|cx| waiter.poll(cx));
+    match limit {
+        None => Ok(granted.await?),
+        Some(limit) => match tokio::time::timeout(limit, granted).await {
+            Ok(granted) => Ok(granted?),
+            Err(_) => Err(pool.wait_timeout(limit).into()),
+        },
+    }
+}
+
+/// Brings the backend to `settings`; what it then reports is what a new session is told.
+async fn try_on(lease: &mut Lease, settings: &Arc<Settings>) -> Result<Arc<Reported>, HandshakeError> {
+    let mut text = Vec::new();
+    plan::settings(&lease.mirror.settings, settings, &mut text);
+    if !text.is_empty() {
+        match query::on_backend(lease, &text).await {
+            Ok(_) => lease.mirror.settings = Arc::clone(settings),
+            Err(QueryError::Server { payload, message, .. }) => {
+                let message = error_field(&payload, b'M').map_or(message, |m| String::from_utf8_lossy(m).into_owned());
+                return Err(HandshakeError::Parameter { payload, message });
+            }
+            Err(QueryError::Receive(error)) => return Err(HandshakeError::Io(error.into())),
+        }
+    }
+    Ok(Arc::clone(&lease.mirror.reported))
+}

@@ -1,0 +1,46 @@
+//! What pgweir itself says to a client.
+
+use std::sync::Arc;
+
+use crate::error::{Report, SqlState};
+use crate::net::buffer::{Outbox, give_storage, take_storage};
+use crate::session::mirror::Reported;
+use crate::wire::backend::{self, TransactionStatus};
+
+fn put(outbox: &mut Outbox, write: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = take_storage();
+    write(&mut bytes);
+    outbox.push(&bytes);
+    give_storage(bytes);
+}
+
+/// An error, warning or notice.
+pub(super) fn report(outbox: &mut Outbox, report: &Report) {
+    put(outbox, |out| backend::put_report(out, report));
+}
+
+/// `ReadyForQuery` outside a transaction.
+pub(super) fn ready(outbox: &mut Outbox) {
+    put(outbox, |out| backend::put_ready_for_query(out, TransactionStatus::Idle));
+}
+
+/// `CloseComplete`.
+pub(super) fn close_complete(outbox: &mut Outbox) {
+    outbox.push(&backend::CLOSE_COMPLETE_FRAME);
+}
+
+/// Tells the client which reported values differ from those it knows.
+pub(super) fn tell_changes(told: &mut Arc<Reported>, now: &Arc<Reported>, outbox: &mut Outbox) {
+    if Arc::ptr_eq(told, now) {
+        return;
+    }
+    for (name, value) in now.iter().filter(|(name, value)| told.get(name) != Some(*value)) {
+        put(outbox, |out| backend::put_parameter_status(out, name, value));
+    }
+    *told = Arc::clone(now);
+}
+
+/// PostgreSQL's own words for a shutdown.
+pub(super) fn shutdown() -> Report {
+    Report::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+}

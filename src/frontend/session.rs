@@ -1,0 +1,332 @@
+//! The loop that runs a client's statements.
+//!
+//! One task per client, one poll function, no buffer while idle. Each turn sends what is held back, takes a granted
+//! backend, reads the server, reads the client; a side is not read while what it said before waits to be sent.
+//!
+//! # Invariants
+//! - A backend is given back only at rest and outside a transaction; however the session ends, the lease it holds
+//!   goes through `pool::reset`.
+//! - Answers reach the client in the order of its requests, because all of them pass through one backend's queue.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::AsyncWrite;
+use tokio::time::{Instant, Sleep};
+
+use super::shared::{Prepared, Shared};
+use crate::config::model::PoolMode;
+use crate::error::Report;
+use crate::net::buffer::{Held, Outbox, ReadBuffer};
+use crate::net::stream::Stream;
+use crate::pool::effective::Effective;
+use crate::pool::reset::{self, Residue};
+use crate::pool::{Lease, Pool};
+use crate::registry::{ClientState, Order, Registered};
+use crate::session::mirror::Reported;
+use crate::session::settings::Tracker;
+use crate::session::statements::Names;
+use crate::sql::known::Known;
+use crate::sql::state::PinSet;
+use crate::wire::limits::{OUTBOX_MAX, WHOLE_FRAME_MAX};
+
+/// Turns taken in one poll before other tasks get theirs.
+const TURNS_MAX: usize = 8;
+
+/// How long the last words to a client may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Where a session is. Changed by [`Session::enter`] only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// No backend, nothing asked for.
+    Idle,
+    /// A statement waits in the inbox for a backend.
+    Waiting,
+    /// The backend is being brought to the session's settings before the client's bytes may follow.
+    Planning,
+    /// The backend works for this client, or waits for it in a transaction.
+    Active,
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Terminate, end of file, or a connection that broke: there is nobody to tell.
+    ClientGone,
+    /// The client is told, then cut off.
+    Fatal(Box<Report>),
+    /// The server's own last words were passed on, or there is nothing to add to them.
+    ServerGone,
+}
+
+impl From<io::Error> for End {
+    fn from(_: io::Error) -> Self {
+        Self::ClientGone
+    }
+}
+
+/// A statement under way, for the counters.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub known: Arc<Known>,
+    pub started: Instant,
+}
+
+/// One client's connection after login.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) stream: Stream,
+    pub(super) shared: Arc<Shared>,
+    pub(super) pool: Arc<Pool>,
+    /// The pool's configuration as of the last checkout.
+    pub(super) effective: Arc<Effective>,
+    pub(super) entry: Registered,
+    pub(super) phase: Phase,
+    pub(super) lease: Option<Lease>,
+    /// Bytes of the client that are not acted on yet.
+    pub(super) inbox: Held,
+    /// Bytes the client has not taken.
+    pub(super) outbox: Outbox,
+    pub(super) settings: Tracker,
+    /// What the client was told by `ParameterStatus`.
+    pub(super) told: Arc<Reported>,
+    pub(super) names: Names<Arc<Known>>,
+    pub(super) pins: PinSet,
+    /// After an error of pgweir's own in an extended exchange: everything up to the next Sync is dropped.
+    pub(super) skipping: bool,
+    /// What the statements sent so far will leave: inside a transaction or not.
+    pub(super) in_transaction: bool,
+    /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
+    pub(super) copies_in: bool,
+    /// The statement last bound, which Execute runs.
+    pub(super) bound: Option<Arc<Prepared>>,
+    pub(super) running: std::collections::VecDeque<Running>,
+    /// Since when the session is in its phase, and in its transaction.
+    pub(super) since: Instant,
+    pub(super) transaction_since: Instant,
+    pub(super) notified_waiting: bool,
+    /// The statement under way was cancelled for `query_timeout`; the server's error is still to come.
+    pub(super) timed_out: bool,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+/// What a session starts with.
+#[derive(Debug)]
+pub struct Start {
+    pub stream: Stream,
+    pub shared: Arc<Shared>,
+    pub pool: Arc<Pool>,
+    pub entry: Registered,
+    pub settings: Tracker,
+    pub told: Arc<Reported>,
+}
+
+impl Session {
+    pub fn new(start: Start) -> Self {
+        let now = Instant::now();
+        start.pool.clients.fetch_add(1, Ordering::SeqCst);
+        Self {
+            stream: start.stream,
+            effective: start.pool.effective.load_full(),
+            shared: start.shared,
+            pool: start.pool,
+            entry: start.entry,
+            phase: Phase::Idle,
+            lease: None,
+            inbox: Held::default(),
+            outbox: Outbox::default(),
+            settings: start.settings,
+            told: start.told,
+            names: Names::default(),
+            pins: PinSet::EMPTY,
+            skipping: false,
+            in_transaction: false,
+            copies_in: false,
+            bound: None,
+            running: std::collections::VecDeque::new(),
+            since: now,
+            transaction_since: now,
+            notified_waiting: false,
+            timed_out: false,
+            sleep: None,
+        }
+    }
+
+    /// Serves the client until it leaves or is cut off.
+    pub async fn run(mut self) {
+        self.entry.set_state(ClientState::Idle);
+        let end = poll_fn(|cx| self.poll(cx)).await;
+        self.finish(end).await;
+    }
+
+    /// The one place where the phase changes.
+    pub(super) fn enter(&mut self, phase: Phase) {
+        let now = Instant::now();
+        if self.phase == Phase::Idle && phase != Phase::Idle {
+            self.transaction_since = now;
+        }
+        self.since = now;
+        self.phase = phase;
+        self.entry.set_state(match phase {
+            Phase::Idle => ClientState::Idle,
+            Phase::Waiting => ClientState::Waiting,
+            Phase::Planning | Phase::Active => ClientState::Active,
+        });
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        for _ in 0..TURNS_MAX {
+            match self.turn(cx) {
+                Ok(true) => {}
+                Ok(false) => return self.poll_deadline(cx),
+                Err(end) => return Poll::Ready(end),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// One turn; false if nothing moved, which means that every side's waker is registered.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        self.obey()?;
+        let mut moved = self.poll_send(cx)?;
+        moved |= self.poll_granted(cx)?;
+        moved |= self.poll_server(cx)?;
+        moved |= self.poll_client(cx)?;
+        Ok(moved)
+    }
+
+    /// Sends what is held for either side.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut moved = false;
+        if !self.outbox.is_empty()
+            && let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx)
+        {
+            sent?;
+            self.since = Instant::now();
+            moved = true;
+        }
+        if let Some(lease) = &mut self.lease
+            && !lease.outbox.is_empty()
+        {
+            let backend = &mut **lease;
+            if let Poll::Ready(sent) = backend.outbox.poll_send(&mut backend.stream, cx) {
+                // A server that does not take bytes any more has said why; reading tells.
+                moved = sent.is_ok();
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Reads the client. While it waits for a backend its bytes are only collected, up to a bound, which also tells
+    /// when it hangs up.
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let collects = matches!(self.phase, Phase::Waiting | Phase::Planning);
+        let server_is_full = self.lease.as_ref().is_some_and(|lease| lease.outbox.len() >= OUTBOX_MAX);
+        if server_is_full || self.outbox.len() >= OUTBOX_MAX || (collects && self.inbox.len() >= WHOLE_FRAME_MAX) {
+            return Ok(false);
+        }
+        let mut buffer = ReadBuffer::take();
+        let Poll::Ready(read) = buffer.poll_fill(&mut self.stream, cx) else {
+            return Ok(false);
+        };
+        let count = read?;
+        if count == 0 {
+            return Err(End::ClientGone);
+        }
+        if self.inbox.is_empty() && !collects {
+            let used = self.process(cx, buffer.bytes(count))?;
+            self.inbox.push(&buffer.bytes(count)[used..]);
+        } else {
+            self.inbox.push(buffer.bytes(count));
+            self.process_inbox(cx)?;
+        }
+        Ok(true)
+    }
+
+    /// Acts on bytes that were held back, if the phase lets it.
+    pub(super) fn process_inbox(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        if self.inbox.is_empty() || matches!(self.phase, Phase::Waiting | Phase::Planning) {
+            return Ok(());
+        }
+        let mut held = self.inbox.take();
+        let used = self.process(cx, held.bytes());
+        held.consume(*used.as_ref().unwrap_or(&0));
+        self.inbox = held;
+        used.map(|_| ())
+    }
+
+    /// Does what the operator ordered.
+    fn obey(&mut self) -> Result<(), End> {
+        match self.entry.order() {
+            Order::None => Ok(()),
+            Order::Drain if self.lease.is_some() || self.phase != Phase::Idle || !self.inbox.is_empty() => Ok(()),
+            Order::Drain | Order::Terminate => Err(End::Fatal(Box::new(super::reply::shutdown()))),
+        }
+    }
+
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            let Some((at, limit)) = self.deadline() else {
+                return Poll::Pending;
+            };
+            // A timer that rings early is set anew then, instead of at every statement.
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            if sleep.deadline() > at || sleep.is_elapsed() {
+                sleep.as_mut().reset(at);
+            }
+            if sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if Instant::now() >= at
+                && let Err(end) = self.reach(limit, cx)
+            {
+                return Poll::Ready(end);
+            }
+        }
+    }
+
+    /// Tells the client why, gives the backend back, and closes.
+    async fn finish(mut self, end: End) {
+        self.entry.clear_running();
+        if self.phase == Phase::Waiting {
+            self.pool.withdraw(&self.entry.waiter);
+        }
+        self.pool.clients.fetch_sub(1, Ordering::SeqCst);
+        if let Some(lease) = self.lease.take() {
+            self.part_with(lease, &end);
+        }
+        match end {
+            End::ClientGone => return,
+            End::Fatal(report) => {
+                if self.shared.config.load().log.log_pooler_errors {
+                    let (user, database) = (&self.entry.user, &self.entry.database);
+                    tracing::warn!(%user, %database, code = report.code.as_str(), "closing a client: {}", report.message);
+                }
+                super::reply::report(&mut self.outbox, &report);
+            }
+            End::ServerGone => {}
+        }
+        let farewell = poll_fn(|cx| {
+            std::task::ready!(self.outbox.poll_send(&mut self.stream, cx))?;
+            Pin::new(&mut self.stream).poll_shutdown(cx)
+        });
+        let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    }
+
+    fn part_with(&self, lease: Lease, end: &End) {
+        if matches!(end, End::ServerGone) {
+            return;
+        }
+        let own_state = !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session;
+        let residue = if own_state { Residue::SessionState } else { Residue::None };
+        let tls = self.shared.pools.server_tls.load();
+        reset::give_back(lease, residue, &tls, self.effective.timeouts.cancel_wait_timeout);
+    }
+}

@@ -1,0 +1,53 @@
+//! The configuration of one pool: what the database says, with the user's differences laid over it.
+
+use crate::config::model::{Config, Node, PoolSettings, Secret, Timeouts};
+
+/// What a pool of one user and database goes by. Replaced as a whole at reload.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Effective {
+    pub primary: Node,
+    /// Name of the database on the server.
+    pub dbname: String,
+    /// Whom server connections log in as.
+    pub login_user: String,
+    /// Set where the configuration forces the login user's password.
+    pub login_password: Option<Secret>,
+    pub pool: PoolSettings,
+    pub timeouts: Timeouts,
+    /// Settings every server connection starts with.
+    pub startup: Vec<(String, String)>,
+    /// The database came from the fallback entry `*`.
+    pub is_fallback: bool,
+}
+
+impl Effective {
+    /// `None` where no database of that name is configured and there is no fallback.
+    pub fn of(config: &Config, database: &str, user: &str) -> Option<Self> {
+        let named = config.databases.get(database);
+        let entry = named.or_else(|| config.databases.get("*"))?;
+        let mut pool = entry.pool.clone();
+        let mut timeouts = entry.timeouts.clone();
+        if let Some(user) = config.users.get(user) {
+            pool.pool_mode = user.pool_mode.unwrap_or(pool.pool_mode);
+            pool.max_size = user.max_size.unwrap_or(pool.max_size);
+            pool.reserve_size = user.reserve_size.unwrap_or(pool.reserve_size);
+            pool.max_user_connections = user.max_user_connections.or(pool.max_user_connections);
+            pool.max_user_client_connections = user.max_user_client_connections.or(pool.max_user_client_connections);
+            timeouts.query_timeout = user.query_timeout.or(timeouts.query_timeout);
+            timeouts.query_wait_timeout = user.query_wait_timeout.or(timeouts.query_wait_timeout);
+            timeouts.idle_transaction_timeout = user.idle_transaction_timeout.or(timeouts.idle_transaction_timeout);
+            timeouts.transaction_timeout = user.transaction_timeout.or(timeouts.transaction_timeout);
+            timeouts.client_idle_timeout = user.client_idle_timeout.or(timeouts.client_idle_timeout);
+        }
+        Some(Self {
+            primary: entry.primary.clone(),
+            dbname: entry.dbname.clone().unwrap_or_else(|| database.to_owned()),
+            login_user: entry.user.clone().unwrap_or_else(|| user.to_owned()),
+            login_password: entry.user.as_ref().and(entry.password.clone()),
+            pool,
+            timeouts,
+            startup: entry.startup.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            is_fallback: named.is_none(),
+        })
+    }
+}

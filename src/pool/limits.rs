@@ -1,0 +1,161 @@
+//! Caps on server connections shared by several pools: per database, per user, in total.
+//!
+//! Bound: one counter for each database and user that has a connection.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::config::model::PoolSettings;
+
+/// The counters.
+#[derive(Debug, Default)]
+pub struct Limits {
+    counts: Mutex<Counts>,
+    /// Something changed that may let a waiting client be served: a connection ended, a client queued.
+    pub changed: Notify,
+    /// Clients waiting in all pools.
+    pub waiting: AtomicUsize,
+    /// Whether `starved` holds anything: keeps the lock off the path of every checkin.
+    has_starved: AtomicBool,
+    starved: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    total: usize,
+    by_database: HashMap<Arc<str>, usize>,
+    by_user: HashMap<Arc<str>, usize>,
+}
+
+/// Which cap stands in the way of one more connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cap {
+    Total,
+    Database,
+    User,
+}
+
+impl Cap {
+    /// The setting's name.
+    pub fn setting(self) -> &'static str {
+        match self {
+            Self::Total => "max_server_connections",
+            Self::Database => "max_db_connections",
+            Self::User => "max_user_connections",
+        }
+    }
+}
+
+/// The right to one server connection.
+#[derive(Debug)]
+pub struct Slot {
+    limits: Arc<Limits>,
+    database: Arc<str>,
+    user: Arc<str>,
+    /// The pool's own count.
+    open: Arc<AtomicUsize>,
+}
+
+impl Limits {
+    /// Takes a slot for a connection of the pool whose count is `open`.
+    pub fn reserve(
+        self: &Arc<Self>,
+        database: &Arc<str>,
+        user: &Arc<str>,
+        open: &Arc<AtomicUsize>,
+        settings: &PoolSettings,
+    ) -> Result<Slot, Cap> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let reached = |count: usize, cap: Option<usize>| cap.is_some_and(|cap| count >= cap);
+        if reached(counts.total, settings.max_server_connections) {
+            return Err(Cap::Total);
+        }
+        if reached(counts.by_database.get(database).copied().unwrap_or(0), settings.max_db_connections) {
+            return Err(Cap::Database);
+        }
+        if reached(counts.by_user.get(user).copied().unwrap_or(0), settings.max_user_connections) {
+            return Err(Cap::User);
+        }
+        counts.total += 1;
+        *counts.by_database.entry(Arc::clone(database)).or_default() += 1;
+        *counts.by_user.entry(Arc::clone(user)).or_default() += 1;
+        open.fetch_add(1, Ordering::SeqCst);
+        Ok(Slot {
+            limits: Arc::clone(self),
+            database: Arc::clone(database),
+            user: Arc::clone(user),
+            open: Arc::clone(open),
+        })
+    }
+
+    /// Since when the longest-waiting client of a pool waits that a shared cap keeps from opening a connection.
+    pub fn starved_since(&self) -> Option<Instant> {
+        if !self.has_starved.load(Ordering::Relaxed) {
+            return None;
+        }
+        *self.starved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The steward's finding for [`Self::starved_since`].
+    pub(super) fn set_starved(&self, since: Option<Instant>) {
+        *self.starved.lock().unwrap_or_else(PoisonError::into_inner) = since;
+        self.has_starved.store(since.is_some(), Ordering::Relaxed);
+    }
+
+    /// Server connections of all pools.
+    pub fn total(&self) -> usize {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).total
+    }
+
+    /// Server connections of one database.
+    pub fn of_database(&self, database: &str) -> usize {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.by_database.get(database).copied().unwrap_or(0)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut counts = self.limits.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = &mut *counts;
+        counts.total -= 1;
+        for (map, key) in [(&mut counts.by_database, &self.database), (&mut counts.by_user, &self.user)] {
+            if let Some(count) = map.get_mut(key) {
+                *count -= 1;
+                if *count == 0 {
+                    map.remove(key);
+                }
+            }
+        }
+        self.open.fetch_sub(1, Ordering::SeqCst);
+        self.limits.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cap_is_named_and_a_dropped_slot_is_free_again() {
+        let limits = Arc::new(Limits::default());
+        let open = Arc::new(AtomicUsize::new(0));
+        let mut settings = crate::pool::pool::tests::settings();
+        settings.max_db_connections = Some(1);
+        let (app, other, user): (Arc<str>, Arc<str>, Arc<str>) = ("app".into(), "other".into(), "u".into());
+        let slot = limits.reserve(&app, &user, &open, &settings).unwrap();
+        assert_eq!(limits.reserve(&app, &user, &open, &settings).unwrap_err(), Cap::Database);
+        settings.max_user_connections = Some(1);
+        assert_eq!(limits.reserve(&other, &user, &open, &settings).unwrap_err(), Cap::User);
+        settings.max_server_connections = Some(1);
+        assert_eq!(limits.reserve(&other, &user, &open, &settings).unwrap_err(), Cap::Total);
+        assert_eq!((limits.total(), open.load(Ordering::SeqCst)), (1, 1));
+        drop(slot);
+        assert_eq!((limits.total(), open.load(Ordering::SeqCst)), (0, 0));
+        assert!(limits.reserve(&app, &user, &open, &settings).is_ok());
+    }
+}

@@ -1,0 +1,184 @@
+//! Opening a server connection: dial, log in, run `connect_query`.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::time::Instant;
+
+use super::effective::Effective;
+use super::limits::Slot;
+use super::manager::Pooled;
+use super::pool::Pool;
+use crate::backend::connection::{Backend, Identity};
+use crate::backend::login::{self, Credentials, LoggedIn, LoginError};
+use crate::backend::query;
+use crate::error::{ErrorKind, Report, SqlState, UserFacing};
+use crate::net::connect::{self, ConnectError};
+use crate::net::stream::Stream;
+use crate::net::tls::ServerTlsContext;
+use crate::session::mirror::{Mirror, Reported};
+
+/// The first pause after a failed attempt; it doubles up to `server_login_retry`.
+const RETRY_FIRST: Duration = Duration::from_millis(20);
+
+/// Why a server connection could not be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    #[error("could not connect to the server: {0}")]
+    Connect(#[from] ConnectError),
+    #[error("{0}")]
+    Login(#[from] LoginError),
+    #[error("connect_query failed: {0}")]
+    ConnectQuery(#[from] query::QueryError),
+    #[error("opening a server connection took longer than {0:?} (server_connect_timeout)")]
+    Timeout(Duration),
+}
+
+impl OpenError {
+    /// Whether trying again may help: the server is away, starting, stopping or full. Everything else it says of this
+    /// user and database is final for the clients that wait.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Connect(_) | Self::Timeout(_) => true,
+            Self::Login(LoginError::Server(refusal)) => {
+                matches!(&refusal.code.0, b"57P01" | b"57P02" | b"57P03" | b"53300" | b"08006")
+            }
+            Self::Login(error) => error.is_io(),
+            Self::ConnectQuery(error) => error.is_io(),
+        }
+    }
+}
+
+impl UserFacing for OpenError {
+    fn report(&self) -> Report {
+        match self {
+            Self::Login(error) => error.report(),
+            Self::Connect(_) | Self::Timeout(_) => Report::fatal(SqlState::CONNECTION_FAILURE, self.to_string()),
+            Self::ConnectQuery(error) => Report::fatal(error.code(), self.to_string()),
+        }
+    }
+
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::Server
+    }
+}
+
+/// How a pool logs in, and when it may try again.
+#[derive(Debug)]
+pub struct Gate {
+    pub credentials: Credentials,
+    pub last_error: Option<Arc<OpenError>>,
+    /// No attempt before this.
+    pub retry_at: Option<Instant>,
+    pause: Duration,
+}
+
+impl Gate {
+    pub fn new(effective: &Effective) -> Self {
+        let credentials = match &effective.login_password {
+            Some(password) => Credentials::Password(password.clone()),
+            None => Credentials::None,
+        };
+        Self { credentials, last_error: None, retry_at: None, pause: Duration::ZERO }
+    }
+
+    fn succeeded(&mut self) {
+        self.last_error = None;
+        self.retry_at = None;
+        self.pause = Duration::ZERO;
+    }
+
+    /// Notes a failure; the next attempt comes after a pause with full jitter.
+    fn failed(&mut self, error: Arc<OpenError>, longest: Duration) {
+        self.pause = (self.pause * 2).clamp(RETRY_FIRST, longest.max(RETRY_FIRST));
+        self.retry_at = Some(Instant::now() + self.pause.mul_f64(rand::random_range(0.5..1.0)));
+        self.last_error = Some(error);
+    }
+}
+
+/// A login that also tells how the server wanted it proved.
+#[derive(Debug)]
+pub struct Opened {
+    pub backend: Backend,
+    pub logged_in: LoggedIn,
+}
+
+/// Opens a connection with `credentials`. Not bound to any pool's state: also used to check a client's password.
+pub async fn open(
+    effective: &Effective,
+    credentials: &Credentials,
+    tls: &ServerTlsContext,
+    generation: u64,
+) -> Result<Opened, OpenError> {
+    let limit = effective.timeouts.server_connect_timeout;
+    let attempt = Box::pin(async {
+        let mut stream = connect::connect(&effective.primary, tls).await?;
+        let logged_in = log_in(&mut stream, effective, credentials).await?;
+        let mut reported = Reported::default();
+        for (name, value) in &logged_in.parameters {
+            reported.set(name, value);
+        }
+        let mirror = Mirror::new(Arc::new(reported), effective.pool.max_prepared_statements);
+        let identity = Identity::new(effective.primary.clone(), logged_in.pid, logged_in.cancel_key.clone());
+        let mut backend = Backend::new(stream, identity, mirror, generation);
+        if let Some(text) = &effective.pool.connect_query {
+            query::on_backend(&mut backend, text.as_bytes()).await?;
+        }
+        Ok(Opened { backend, logged_in })
+    });
+    tokio::time::timeout(limit, attempt).await.unwrap_or(Err(OpenError::Timeout(limit)))
+}
+
+async fn log_in(
+    stream: &mut Stream,
+    effective: &Effective,
+    credentials: &Credentials,
+) -> Result<LoggedIn, LoginError> {
+    let mut startup: Vec<(&[u8], &[u8])> =
+        vec![(b"user", effective.login_user.as_bytes()), (b"database", effective.dbname.as_bytes())];
+    startup.extend(effective.startup.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())));
+    login::login(stream, &startup, credentials).await
+}
+
+impl Pool {
+    /// Opens one connection into the pool, for whoever waits.
+    pub(super) async fn open_one(self: Arc<Self>, slot: Slot, tls: Arc<ServerTlsContext>) {
+        let effective = self.effective.load_full();
+        let credentials = self.with_gate(|gate| gate.credentials.clone());
+        let generation = self.objects.manager().generation.load(Ordering::SeqCst);
+        let outcome = open(&effective, &credentials, &tls, generation).await;
+        self.opening.fetch_sub(1, Ordering::SeqCst);
+        match outcome {
+            Ok(opened) => self.adopt(opened.backend, slot),
+            Err(error) => {
+                let error = Arc::new(error);
+                tracing::warn!(pool = %self.key, %error, "could not open a server connection");
+                self.with_gate(|gate| gate.failed(Arc::clone(&error), effective.timeouts.server_login_retry));
+                if !error.is_passing() {
+                    self.set_baseline(None);
+                    self.fail_waiters(&error);
+                }
+                drop(slot);
+            }
+        }
+    }
+
+    /// Puts a new connection among the idle ones.
+    pub fn adopt(self: &Arc<Self>, backend: Backend, slot: Slot) {
+        self.with_gate(Gate::succeeded);
+        self.set_baseline(Some(Arc::clone(&backend.mirror.reported)));
+        self.objects.manager().put_ready(Box::new(Pooled { backend, slot }));
+        self.settle_ready();
+        self.serve();
+    }
+
+    /// How server connections of this pool log in from now on.
+    pub fn set_credentials(&self, credentials: Credentials) {
+        self.with_gate(|gate| {
+            gate.credentials = credentials;
+            gate.retry_at = None;
+        });
+    }
+}

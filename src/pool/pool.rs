@@ -1,0 +1,344 @@
+//! One pool: the connections of one (user, database) and the clients waiting for one.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use deadpool::managed::{self, Object, QueueMode, RetainResult, Timeouts};
+use tokio::time::Instant;
+
+use super::effective::Effective;
+use super::lease::Lease;
+use super::limits::{Cap, Limits, Slot};
+use super::manager::{Manager, Pooled};
+use super::open::{Gate, OpenError};
+use super::startups::Startups;
+use super::waiter::{CheckoutError, Waiter};
+use crate::config::model::PoolSettings;
+use crate::session::mirror::Reported;
+
+/// deadpool wants a size at the start and keeps the real one itself; the slots are what limits.
+const OBJECTS_MAX: usize = 1 << 16;
+
+/// How long a client of another pool waits under a shared cap before a busy pool gives way. Below it, connections
+/// would be closed and opened for every transaction of two busy pools.
+const YIELD_AFTER: Duration = Duration::from_millis(100);
+
+/// What a pool is for, as clients name it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    pub database: Arc<str>,
+    pub user: Arc<str>,
+}
+
+impl std::fmt::Display for PoolKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.database, self.user)
+    }
+}
+
+/// What clients of a pool are told to do, by the console.
+#[derive(Debug, Default)]
+pub struct Orders {
+    /// `PAUSE` or `KILL`: no connection is given out until `RESUME`.
+    pub paused: AtomicBool,
+    /// `DISABLE`: no new client is let in.
+    pub disabled: AtomicBool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Pool {
+    pub key: PoolKey,
+    pub effective: Arc<ArcSwap<Effective>>,
+    pub orders: Orders,
+    pub(super) objects: managed::Pool<Manager>,
+    pub(super) limits: Arc<Limits>,
+    /// Connections that hold a slot: idle, leased, being opened, being cleaned.
+    pub(super) open: Arc<AtomicUsize>,
+    pub(super) opening: AtomicUsize,
+    /// How to log in, and whether to try.
+    pub(super) gate: Mutex<Gate>,
+    waiters: Mutex<VecDeque<Arc<Waiter>>>,
+    waiting: AtomicUsize,
+    /// The shared cap that kept the pool from opening a connection its waiters need.
+    pub(super) blocked_by: Mutex<Option<Cap>>,
+    /// What a fresh connection reports; `None` until there was one.
+    baseline: Mutex<Option<Arc<Reported>>>,
+    pub startups: Startups,
+    /// Clients logged in; kept by their sessions.
+    pub clients: AtomicUsize,
+    pub counters: Counters,
+}
+
+/// Totals for `SHOW STATS` and the metrics.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub transactions: std::sync::atomic::AtomicU64,
+    pub queries: std::sync::atomic::AtomicU64,
+    pub received_bytes: std::sync::atomic::AtomicU64,
+    pub sent_bytes: std::sync::atomic::AtomicU64,
+    pub transaction_micros: std::sync::atomic::AtomicU64,
+    pub query_micros: std::sync::atomic::AtomicU64,
+    pub wait_micros: std::sync::atomic::AtomicU64,
+    pub parses_client: std::sync::atomic::AtomicU64,
+    pub parses_server: std::sync::atomic::AtomicU64,
+    pub binds: std::sync::atomic::AtomicU64,
+    pub assignments: std::sync::atomic::AtomicU64,
+}
+
+impl Pool {
+    pub fn new(key: PoolKey, effective: Effective, limits: Arc<Limits>) -> Arc<Self> {
+        let gate = Mutex::new(Gate::new(&effective));
+        let effective = Arc::new(ArcSwap::from_pointee(effective));
+        let manager = Manager::new(Arc::clone(&effective));
+        let config = managed::PoolConfig {
+            max_size: OBJECTS_MAX,
+            timeouts: Timeouts::new(),
+            queue_mode: QueueMode::Lifo,
+        };
+        let objects = managed::Pool::builder(manager)
+            .config(config)
+            .build()
+            // `build` fails only for a timeout without a runtime to keep it.
+            .expect("a deadpool pool without timeouts needs no runtime");
+        Arc::new(Self {
+            key,
+            effective,
+            orders: Orders::default(),
+            objects,
+            limits,
+            open: Arc::default(),
+            opening: AtomicUsize::new(0),
+            gate,
+            waiters: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            blocked_by: Mutex::default(),
+            baseline: Mutex::default(),
+            startups: Startups::default(),
+            clients: AtomicUsize::new(0),
+            counters: Counters::default(),
+        })
+    }
+
+    /// An idle connection at once, or `None`. Clients already in the queue come first.
+    pub fn try_checkout(self: &Arc<Self>) -> Option<Lease> {
+        if self.waiting.load(Ordering::SeqCst) > 0 || self.is_held() {
+            return None;
+        }
+        self.take_idle()
+    }
+
+    fn take_idle(self: &Arc<Self>) -> Option<Lease> {
+        let get = pin!(self.objects.get());
+        match get.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(object)) => Some(Lease::new(object, Arc::clone(self))),
+            // Nothing idle, or nothing that passed the checks. `get` never waits (see the manager).
+            Poll::Ready(Err(_)) | Poll::Pending => None,
+        }
+    }
+
+    /// Queues `waiter`; its `poll` tells the outcome.
+    pub fn enqueue(self: &Arc<Self>, waiter: &Arc<Waiter>) {
+        waiter.start();
+        self.with_waiters(|waiters| waiters.push_back(Arc::clone(waiter)));
+        self.limits.waiting.fetch_add(1, Ordering::SeqCst);
+        // One may have become idle between the caller's attempt and now.
+        self.serve();
+        if self.needs_connection() {
+            self.limits.changed.notify_one();
+        }
+    }
+
+    fn needs_connection(&self) -> bool {
+        self.waiting() > self.opening.load(Ordering::SeqCst)
+    }
+
+    /// Leaves the queue. What was granted in the meantime goes to the next.
+    pub fn withdraw(self: &Arc<Self>, waiter: &Arc<Waiter>) {
+        let before = self.waiting();
+        self.with_waiters(|waiters| waiters.retain(|other| !Arc::ptr_eq(other, waiter)));
+        self.limits.waiting.fetch_sub(before.saturating_sub(self.waiting()), Ordering::SeqCst);
+        if let Some(lease) = waiter.withdraw() {
+            lease.checkin();
+        }
+    }
+
+    fn with_waiters<R>(&self, change: impl FnOnce(&mut VecDeque<Arc<Waiter>>) -> R) -> R {
+        let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut waiters);
+        self.waiting.store(waiters.len(), Ordering::SeqCst);
+        result
+    }
+
+    fn pop_waiter(&self) -> Option<Arc<Waiter>> {
+        let waiter = self.with_waiters(VecDeque::pop_front)?;
+        self.limits.waiting.fetch_sub(1, Ordering::SeqCst);
+        Some(waiter)
+    }
+
+    /// Gives idle connections to waiting clients, first come first served.
+    pub fn serve(self: &Arc<Self>) {
+        while self.waiting() > 0 && !self.is_held() {
+            let Some(mut lease) = self.take_idle() else {
+                return;
+            };
+            loop {
+                let Some(waiter) = self.pop_waiter() else {
+                    // The queue emptied meanwhile: back to the idle ones, without another round of `serve`.
+                    lease.put_back();
+                    break;
+                };
+                match waiter.grant(lease) {
+                    None => break,
+                    Some(unwanted) => lease = unwanted,
+                }
+            }
+        }
+    }
+
+    /// Tells all waiting clients that the server will not have them.
+    pub(super) fn fail_waiters(&self, error: &Arc<OpenError>) {
+        while let Some(waiter) = self.pop_waiter() {
+            waiter.fail(CheckoutError::Refused(Arc::clone(error)));
+        }
+    }
+
+    /// Whether a connection given back is closed to make room for another pool under a shared cap: if a client there
+    /// has waited longer than [`YIELD_AFTER`] and longer than the first here.
+    pub(super) fn must_yield(&self) -> bool {
+        let Some(starved) = self.limits.starved_since() else {
+            return false;
+        };
+        starved.elapsed() > YIELD_AFTER && self.oldest_wait().is_none_or(|own| starved < own)
+    }
+
+    /// Clients in the queue.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// Since when the first in the queue waits.
+    pub fn oldest_wait(&self) -> Option<Instant> {
+        self.with_waiters(|waiters| waiters.front().and_then(|waiter| waiter.since()))
+    }
+
+    pub fn is_held(&self) -> bool {
+        self.orders.paused.load(Ordering::Relaxed)
+    }
+
+    /// Connections that are idle.
+    pub fn idle(&self) -> usize {
+        self.objects.status().available
+    }
+
+    /// Connections in any state.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
+    }
+
+    /// Connections being opened.
+    pub fn opening(&self) -> usize {
+        self.opening.load(Ordering::SeqCst)
+    }
+
+    /// The error of a client that has waited `limit` long in vain.
+    pub fn wait_timeout(&self, limit: Duration) -> CheckoutError {
+        CheckoutError::WaitTimeout { waited: limit, pool: self.key.to_string(), why: self.why_waiting() }
+    }
+
+    /// Why a client waits, for the DETAIL of its timeout.
+    pub fn why_waiting(&self) -> String {
+        if self.is_held() {
+            return "paused by PAUSE or KILL".to_owned();
+        }
+        if let Some(error) = self.with_gate(|gate| gate.last_error.clone()) {
+            return format!("the last attempt to open a server connection failed: {error}");
+        }
+        let effective = self.effective.load();
+        let blocked = *self.blocked_by.lock().unwrap_or_else(PoisonError::into_inner);
+        let (open, waiting) = (self.open(), self.waiting());
+        match blocked {
+            Some(cap) => format!("{} is reached; {open} connections here, {waiting} clients waiting", cap.setting()),
+            None => format!("{open} of {} connections in use, {waiting} clients waiting", effective.pool.max_size),
+        }
+    }
+
+    pub(super) fn with_gate<R>(&self, change: impl FnOnce(&mut Gate) -> R) -> R {
+        change(&mut self.gate.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A slot for one more connection.
+    pub fn reserve(&self, settings: &PoolSettings) -> Result<Slot, Cap> {
+        self.limits.reserve(&self.key.database, &self.key.user, &self.open, settings)
+    }
+
+    pub(super) fn set_blocked_by(&self, cap: Option<Cap>) {
+        *self.blocked_by.lock().unwrap_or_else(PoisonError::into_inner) = cap;
+    }
+
+    /// What a fresh connection of this pool reports.
+    pub fn baseline(&self) -> Option<Arc<Reported>> {
+        self.baseline.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_baseline(&self, reported: Option<Arc<Reported>>) {
+        if reported.is_none() {
+            self.startups.clear();
+        }
+        *self.baseline.lock().unwrap_or_else(PoisonError::into_inner) = reported;
+    }
+
+    /// Closes idle connections for which `keep` is false.
+    pub fn retain_idle(&self, mut keep: impl FnMut(&Pooled) -> bool) -> usize {
+        let RetainResult { removed, .. } = self.objects.retain(|pooled, _| keep(pooled));
+        removed.len()
+    }
+
+    /// `RECONNECT`: every connection is replaced when it is next free.
+    pub fn reconnect(&self) {
+        self.objects.manager().generation.fetch_add(1, Ordering::SeqCst);
+        self.retain_idle(|_| false);
+        self.limits.changed.notify_one();
+    }
+
+    /// Moves opened connections from the manager's stock to the idle ones.
+    pub(super) fn settle_ready(&self) {
+        let mut settled: Vec<Object<Manager>> = Vec::new();
+        while self.objects.manager().has_ready() {
+            let get = pin!(self.objects.get());
+            match get.poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Ok(object)) => settled.push(object),
+                Poll::Ready(Err(_)) | Poll::Pending => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::config::model::{OnSessionState, PoolMode, PoolSettings};
+
+    pub(in crate::pool) fn settings() -> PoolSettings {
+        PoolSettings {
+            pool_mode: PoolMode::Transaction,
+            max_size: 2,
+            min_idle: 0,
+            reserve_size: 0,
+            reserve_timeout: Duration::ZERO,
+            max_db_connections: None,
+            max_user_connections: None,
+            max_server_connections: None,
+            max_db_client_connections: None,
+            max_user_client_connections: None,
+            max_prepared_statements: 10,
+            on_session_state: OnSessionState::Pin,
+            connect_query: None,
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! All pools, made on demand.
+//!
+//! Bound: one pool for each (user, database) that has logged in; those without clients and connections are dropped.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use arc_swap::ArcSwap;
+
+use super::effective::Effective;
+use super::limits::Limits;
+use super::pool::{Pool, PoolKey};
+use crate::config::model::Config;
+use crate::net::tls::ServerTlsContext;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Pools {
+    pools: RwLock<HashMap<PoolKey, Arc<Pool>>>,
+    pub(super) limits: Arc<Limits>,
+    pub server_tls: ArcSwap<ServerTlsContext>,
+}
+
+impl Pools {
+    pub fn new(server_tls: Arc<ServerTlsContext>) -> Arc<Self> {
+        Arc::new(Self { pools: RwLock::default(), limits: Arc::default(), server_tls: ArcSwap::new(server_tls) })
+    }
+
+    /// The pool for `database` and `user`; `None` where `config` has no such database and no fallback.
+    pub fn get(&self, config: &Config, database: &str, user: &str) -> Option<Arc<Pool>> {
+        let key = PoolKey { database: database.into(), user: user.into() };
+        if let Some(pool) = self.pools.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return Some(Arc::clone(pool));
+        }
+        let effective = Effective::of(config, database, user)?;
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        let pool = pools
+            .entry(key.clone())
+            .or_insert_with(|| Pool::new(key, effective, Arc::clone(&self.limits)));
+        Some(Arc::clone(pool))
+    }
+
+    /// Every pool.
+    pub fn all(&self) -> Vec<Arc<Pool>> {
+        self.pools.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Counters and caps shared by the pools.
+    pub fn limits(&self) -> &Arc<Limits> {
+        &self.limits
+    }
+
+    /// Takes over a new configuration. A pool whose server, login or startup settings changed replaces its
+    /// connections; one whose database is gone takes no new clients.
+    pub fn reload(&self, config: &Config) {
+        for pool in self.all() {
+            let Some(next) = Effective::of(config, &pool.key.database, &pool.key.user) else {
+                pool.orders.disabled.store(true, Ordering::Relaxed);
+                continue;
+            };
+            let before = pool.effective.load_full();
+            let moved = before.primary != next.primary
+                || before.dbname != next.dbname
+                || before.login_user != next.login_user
+                || before.login_password != next.login_password
+                || before.startup != next.startup
+                || before.pool.connect_query != next.pool.connect_query;
+            if before.login_password != next.login_password
+                && let Some(password) = &next.login_password
+            {
+                pool.set_credentials(crate::backend::login::Credentials::Password(password.clone()));
+            }
+            pool.effective.store(Arc::new(next));
+            if moved {
+                pool.reconnect();
+            }
+        }
+        self.limits.changed.notify_one();
+    }
+
+    /// Drops pools nobody uses.
+    pub fn forget_unused(&self) {
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|_, pool| {
+            pool.clients.load(Ordering::SeqCst) > 0 || pool.open() > 0 || pool.is_held() || Arc::strong_count(pool) > 1
+        });
+    }
+}

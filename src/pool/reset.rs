@@ -1,0 +1,108 @@
+//! Making a connection clean again, or closing it.
+//!
+//! A client may leave at any point: mid-query, mid-COPY, in the middle of a message, in a transaction. What can be
+//! ended in an orderly way is (cancel, drain, `CopyFail`, ROLLBACK, DISCARD ALL); what can't is closed. Either way the
+//! connection goes to nobody before it is proved clean.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use crate::backend::cancel;
+use crate::backend::query;
+use crate::backend::receive::{self, Discard};
+use crate::net::tls::ServerTlsContext;
+use crate::tasks;
+use crate::wire::backend::TransactionStatus;
+use crate::wire::expect::{Copy, For, Owed, Request};
+use crate::wire::frontend;
+
+use super::lease::Lease;
+
+/// Whether the session left more behind than settings and prepared statements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residue {
+    None,
+    /// Temporary tables, advisory locks, LISTEN …: everything is discarded.
+    SessionState,
+}
+
+/// Gives a lease back: at once if the connection is clean, else by a task that cleans it within `limit`.
+pub fn give_back(lease: Lease, residue: Residue, tls: &Arc<ServerTlsContext>, limit: Duration) {
+    if residue == Residue::None && lease.is_clean() && !lease.identity.is_being_cancelled() {
+        lease.checkin();
+        return;
+    }
+    // A half-sent message can't be ended, and COPY BOTH ends only with the connection.
+    if lease.unsent_of_frame > 0 || lease.expect.copy() == Copy::Both {
+        let tls = Arc::clone(tls);
+        tasks::spawn("cancel and close", async move {
+            let _ = cancel::cancel(Arc::clone(&lease.identity), tls, limit).await;
+            drop(lease);
+        });
+        return;
+    }
+    let tls = Arc::clone(tls);
+    tasks::spawn("clean server connection", async move {
+        let cleaned = tokio::time::timeout(limit, clean(lease, residue, tls, limit)).await;
+        match cleaned {
+            Ok(Ok(lease)) => lease.checkin(),
+            Ok(Err(error)) => tracing::debug!(%error, "closed a server connection that could not be cleaned"),
+            Err(_) => tracing::debug!("closed a server connection that was not clean within cancel_wait_timeout"),
+        }
+    });
+}
+
+async fn clean(
+    mut lease: Lease,
+    residue: Residue,
+    tls: Arc<ServerTlsContext>,
+    limit: Duration,
+) -> io::Result<Lease> {
+    if lease.expect.copy() == Copy::In {
+        let mut fail = Vec::new();
+        frontend::put_copy_fail(&mut fail, b"client disconnected");
+        // In an extended exchange only a Sync ends the error.
+        let owed = lease.expect.front().map(|owed| owed.request);
+        lease.outbox.push(&fail);
+        lease.expect.push(Owed::new(Request::CopyEnd, For::Client));
+        if owed == Some(Request::Execute) {
+            sync(&mut lease);
+        }
+    } else if !lease.expect.is_empty() {
+        tasks::spawn("cancel for a client that left", cancel::cancel(Arc::clone(&lease.identity), tls, limit));
+        sync(&mut lease);
+    }
+    poll_fn(|cx| poll_drain(&mut lease, cx)).await?;
+    lease.identity.cancels_done().await;
+    if lease.status != TransactionStatus::Idle {
+        query::on_backend(&mut lease, b"ROLLBACK").await.map_err(io::Error::other)?;
+    }
+    if residue == Residue::SessionState {
+        query::on_backend(&mut lease, b"DISCARD ALL").await.map_err(io::Error::other)?;
+        lease.mirror.reset();
+    }
+    if lease.is_clean() { Ok(lease) } else { Err(io::Error::other("not clean after ROLLBACK")) }
+}
+
+/// Asks for the end of an extended exchange whose Sync the client did not send.
+fn sync(lease: &mut Lease) {
+    lease.outbox.push(&frontend::SYNC_FRAME);
+    lease.expect.push(Owed::new(Request::Sync, For::Client));
+}
+
+/// Reads and drops what the server still owes.
+fn poll_drain(lease: &mut Lease, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    let backend = &mut **lease;
+    while !backend.is_at_rest() {
+        if !backend.outbox.is_empty()
+            && let Poll::Ready(sent) = backend.outbox.poll_send(&mut backend.stream, cx)
+        {
+            sent?;
+        }
+        ready!(receive::poll_receive(backend, cx, &mut Discard))?;
+    }
+    Poll::Ready(Ok(()))
+}

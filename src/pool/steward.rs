@@ -1,0 +1,136 @@
+//! The one task that decides when connections are opened and closed.
+//!
+//! It wakes when a client queues or a connection ends, and now and then by itself; because it alone decides, no two
+//! decisions race for the same cap.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::limits::{Cap, Slot};
+use super::pool::Pool;
+use super::pools::Pools;
+use crate::tasks;
+
+/// Connections one pool opens at the same time.
+const OPENING_MAX: usize = 4;
+/// How often ages are looked at.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How often reserve, retry and fairness times are looked at while clients wait.
+const WHILE_WAITING: Duration = Duration::from_millis(20);
+
+/// Runs until the process ends.
+pub async fn run(pools: Arc<Pools>) {
+    let mut housekeeping = Instant::now() + HOUSEKEEPING;
+    loop {
+        let waiting = pools.limits.waiting.load(Ordering::SeqCst) > 0;
+        let until = if waiting { Instant::now() + WHILE_WAITING } else { housekeeping };
+        let _ = tokio::time::timeout_at(until, pools.limits.changed.notified()).await;
+        if Instant::now() >= housekeeping {
+            housekeeping = Instant::now() + HOUSEKEEPING;
+            keep_house(&pools);
+        }
+        open_where_needed(&pools);
+    }
+}
+
+/// Opens connections for waiting clients, pools with the longest wait first.
+fn open_where_needed(pools: &Arc<Pools>) {
+    let mut needy: Vec<(Instant, Arc<Pool>)> =
+        pools.all().into_iter().filter_map(|pool| Some((pool.oldest_wait()?, pool))).collect();
+    needy.sort_by_key(|(since, _)| *since);
+    let mut starved = None;
+    for (since, pool) in needy {
+        let blocked = open_for(pools, &pool, since);
+        pool.set_blocked_by(blocked);
+        if blocked.is_some() {
+            starved = starved.or(Some(since));
+        }
+    }
+    pools.limits.set_starved(starved);
+}
+
+/// Opens what `pool` needs and may have; tells the shared cap that stood in the way.
+fn open_for(pools: &Arc<Pools>, pool: &Arc<Pool>, since: Instant) -> Option<Cap> {
+    if pool.is_held() || pool.with_gate(|gate| gate.retry_at.is_some_and(|at| at > Instant::now())) {
+        return None;
+    }
+    let effective = pool.effective.load();
+    let waited_long = since.elapsed() >= effective.pool.reserve_timeout;
+    let reserve = if waited_long { effective.pool.reserve_size } else { 0 };
+    let size = effective.pool.max_size + reserve;
+    while pool.opening() < pool.waiting().min(OPENING_MAX) && pool.open() < size {
+        match pool.reserve(&effective.pool) {
+            Ok(slot) => start_opening(pools, pool, slot),
+            Err(cap) => {
+                if !evict_longest_idle(pools, pool, cap) {
+                    return Some(cap);
+                }
+            }
+        }
+    }
+    None
+}
+
+fn start_opening(pools: &Arc<Pools>, pool: &Arc<Pool>, slot: Slot) {
+    pool.opening.fetch_add(1, Ordering::SeqCst);
+    let tls = pools.server_tls.load_full();
+    tasks::spawn("open server connection", Arc::clone(pool).open_one(slot, tls));
+}
+
+/// Closes the longest-idle connection of another pool that counts under `cap`; false if there is none.
+fn evict_longest_idle(pools: &Pools, needy: &Arc<Pool>, cap: Cap) -> bool {
+    let counts = |other: &Arc<Pool>| match cap {
+        Cap::Total => true,
+        Cap::Database => other.key.database == needy.key.database,
+        Cap::User => other.key.user == needy.key.user,
+    };
+    let others = pools.all().into_iter().filter(|other| !Arc::ptr_eq(other, needy) && counts(other));
+    let oldest = others
+        .filter_map(|other| {
+            let mut released = None;
+            other.retain_idle(|pooled| {
+                let at = pooled.backend.released;
+                released = Some(released.map_or(at, |oldest: Instant| oldest.min(at)));
+                true
+            });
+            Some((released?, other))
+        })
+        .min_by_key(|(released, _)| *released);
+    let Some((released, victim)) = oldest else {
+        return false;
+    };
+    let mut found = false;
+    victim.retain_idle(|pooled| {
+        let is_it = !found && pooled.backend.released == released;
+        found |= is_it;
+        !is_it
+    }) > 0
+}
+
+/// Closes what is too old or idle too long, and keeps `min_idle` open where there are clients.
+fn keep_house(pools: &Arc<Pools>) {
+    for pool in pools.all() {
+        let effective = pool.effective.load();
+        let manager = pool.objects.manager();
+        let mut keep_open = pool.open().saturating_sub(effective.pool.min_idle);
+        pool.retain_idle(|pooled| {
+            let backend = &pooled.backend;
+            let idle_too_long =
+                effective.timeouts.server_idle_timeout.is_some_and(|limit| backend.released.elapsed() >= limit);
+            let may_go = idle_too_long && keep_open > 0;
+            keep_open = keep_open.saturating_sub(usize::from(may_go));
+            !may_go && !manager.is_outdated(backend)
+        });
+        let wanted = if pool.clients.load(Ordering::Relaxed) > 0 { effective.pool.min_idle } else { 0 };
+        let may_try = pool.with_gate(|gate| gate.retry_at.is_none_or(|at| at <= Instant::now()));
+        while may_try && !pool.is_held() && pool.open() < wanted && pool.opening() < OPENING_MAX {
+            let Ok(slot) = pool.reserve(&effective.pool) else {
+                break;
+            };
+            start_opening(pools, &pool, slot);
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Live clients and their cancel keys.
+//!
+//! A cancel request names a client of pgweir, never a backend: the key is pgweir's own and random, and it reaches the
+//! server only while that client's statement runs there.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Waker;
+
+use tokio::time::Instant;
+
+use crate::backend::connection::Identity;
+use crate::pool::waiter::{CheckoutError, Waiter};
+
+/// What a client is told as its backend's process id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FrontendPid(pub i32);
+
+/// Length of the keys of protocol 3.2; in 3.0 the first four bytes are used.
+pub const KEY_LEN: usize = 32;
+
+/// What a session is doing, in PgBouncer's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ClientState {
+    Login = 0,
+    Idle = 1,
+    Waiting = 2,
+    Active = 3,
+}
+
+impl ClientState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Login => "login",
+            Self::Idle => "idle",
+            Self::Waiting => "waiting",
+            Self::Active => "active",
+        }
+    }
+
+    fn from_u8(value: u8) -> Self {
+        match value {
+            1 => Self::Idle,
+            2 => Self::Waiting,
+            3 => Self::Active,
+            _ => Self::Login,
+        }
+    }
+}
+
+/// What an operator wants of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Order {
+    None = 0,
+    /// End with 57P01 once outside a transaction.
+    Drain = 1,
+    /// End with 57P01 now.
+    Terminate = 2,
+}
+
+/// One live client.
+#[derive(Debug)]
+pub struct ClientEntry {
+    pub pid: FrontendPid,
+    pub key: [u8; KEY_LEN],
+    pub user: Arc<str>,
+    pub database: Arc<str>,
+    /// `address:port`, or `unix`.
+    pub peer: Box<str>,
+    pub tls: bool,
+    pub connected: Instant,
+    pub waiter: Arc<Waiter>,
+    running: Mutex<Option<Arc<Identity>>>,
+    state: AtomicU8,
+    order: AtomicU8,
+    waker: Mutex<Option<Waker>>,
+    pub queries: AtomicU64,
+}
+
+impl ClientEntry {
+    pub fn state(&self) -> ClientState {
+        ClientState::from_u8(self.state.load(Ordering::Relaxed))
+    }
+
+    pub fn set_state(&self, state: ClientState) {
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// The backend a cancel request would go to now.
+    pub fn running(&self) -> Option<Arc<Identity>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From here on, until [`Self::clear_running`], a cancel request reaches `backend`.
+    pub fn set_running(&self, backend: Arc<Identity>) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(backend);
+    }
+
+    /// From here on a cancel request finds nothing to cancel.
+    pub fn clear_running(&self) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Takes the hold on the running backend under the lock, so that it can't be given back between the two.
+    pub fn hold_for_cancel(&self) -> Option<(Arc<Identity>, crate::backend::connection::Cancelling)> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.as_ref().map(|identity| (Arc::clone(identity), identity.cancelling()))
+    }
+
+    pub fn order(&self) -> Order {
+        match self.order.load(Ordering::Relaxed) {
+            0 => Order::None,
+            1 => Order::Drain,
+            _ => Order::Terminate,
+        }
+    }
+
+    /// Tells the session to end; a stronger order stands.
+    pub fn give_order(&self, order: Order) {
+        self.order.fetch_max(order as u8, Ordering::SeqCst);
+        if let Some(waker) = &*self.waker.lock().unwrap_or_else(PoisonError::into_inner) {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Whom to wake for an order; the session's task, set once.
+    pub fn set_waker(&self, waker: &Waker) {
+        *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+    }
+}
+
+/// All live clients.
+#[derive(Debug, Default)]
+pub struct Registry {
+    clients: Mutex<HashMap<FrontendPid, Arc<ClientEntry>>>,
+}
+
+/// What a new client is registered with.
+#[derive(Debug)]
+pub struct NewClient {
+    pub user: Arc<str>,
+    pub database: Arc<str>,
+    pub peer: Box<str>,
+    pub tls: bool,
+}
+
+/// Registered until dropped.
+#[derive(Debug)]
+pub struct Registered {
+    entry: Arc<ClientEntry>,
+    registry: Arc<Registry>,
+}
+
+impl std::ops::Deref for Registered {
+    type Target = Arc<ClientEntry>;
+
+    fn deref(&self) -> &Arc<ClientEntry> {
+        &self.entry
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.registry.lock().remove(&self.entry.pid);
+    }
+}
+
+impl Registry {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<FrontendPid, Arc<ClientEntry>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers a client under a random process id and key.
+    pub fn register(self: &Arc<Self>, new: NewClient) -> Registered {
+        let key = rand::random();
+        let mut clients = self.lock();
+        let pid = std::iter::repeat_with(|| FrontendPid(rand::random_range(1..=i32::MAX)))
+            .find(|pid| !clients.contains_key(pid))
+            // `repeat_with` never ends.
+            .unwrap_or(FrontendPid(0));
+        let entry = Arc::new(ClientEntry {
+            pid,
+            key,
+            user: new.user,
+            database: new.database,
+            peer: new.peer,
+            tls: new.tls,
+            connected: Instant::now(),
+            waiter: Arc::default(),
+            running: Mutex::default(),
+            state: AtomicU8::new(ClientState::Login as u8),
+            order: AtomicU8::new(Order::None as u8),
+            waker: Mutex::default(),
+            queries: AtomicU64::new(0),
+        });
+        clients.insert(pid, Arc::clone(&entry));
+        Registered { entry, registry: Arc::clone(self) }
+    }
+
+    /// Every client.
+    pub fn all(&self) -> Vec<Arc<ClientEntry>> {
+        self.lock().values().cloned().collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// The client a cancel request is for. `key` is compared in constant time, in the length it was given out:
+    /// 4 bytes for protocol 3.0, [`KEY_LEN`] for 3.2.
+    pub fn find(&self, pid: i32, key: &[u8]) -> Option<Arc<ClientEntry>> {
+        use subtle::ConstantTimeEq;
+        let entry = Arc::clone(self.lock().get(&FrontendPid(pid))?);
+        let own = match key.len() {
+            4 => &entry.key[..4],
+            KEY_LEN => &entry.key[..],
+            _ => return None,
+        };
+        bool::from(own.ct_eq(key)).then_some(entry)
+    }
+}
+
+/// Ends the waiting of a client that is still queued; false if it is not.
+pub fn cancel_queued(entry: &ClientEntry) -> bool {
+    entry.waiter.fail(CheckoutError::Canceled)
+}
