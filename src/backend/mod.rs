@@ -1,1 +1,3 @@
-//! backend
+//! Connections to PostgreSQL servers.
+
+pub mod login;

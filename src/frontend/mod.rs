@@ -1,1 +1,3 @@
-//! frontend
+//! Connections from clients.
+
+pub mod authenticate;
