@@ -1,4 +1,11 @@
-//! Byte streams: TCP, Unix sockets, TLS over either; knows nothing of PostgreSQL's messages beyond `SSLRequest`.
+//! Byte streams: TCP, Unix sockets, TLS over either.
+//!
+//! Knows nothing of PostgreSQL's messages beyond `SSLRequest` and how a message is framed.
 
 pub mod buffer;
+pub mod certificate;
+pub mod connect;
+pub mod frame;
 pub mod stream;
+pub mod tls;
+mod verify;

@@ -8,8 +8,11 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+use super::certificate;
 
 /// A connected stream. TLS state is boxed so that a plain connection stays small.
 #[derive(Debug)]
@@ -40,6 +43,43 @@ impl Stream {
     /// Whether what is sent cannot be read on the way.
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::TlsAccepted(_) | Self::TlsConnected(_))
+    }
+
+    /// The certificate the other end proved to hold, if it sent one. Whether it was verified, and how, is the
+    /// context's choice; a client's is never accepted unverified.
+    pub fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {
+        let certificates = match self {
+            Self::Tcp(_) | Self::Unix(_) => None,
+            Self::TlsAccepted(tls) => tls.get_ref().1.peer_certificates(),
+            Self::TlsConnected(tls) => tls.get_ref().1.peer_certificates(),
+        };
+        certificates.and_then(|chain| chain.first())
+    }
+
+    /// Common name of the other end's certificate.
+    pub fn peer_common_name(&self) -> Option<String> {
+        certificate::common_name(self.peer_certificate()?)
+    }
+
+    /// The `tls-server-end-point` hash of the server's certificate, where pgweir is the TLS client.
+    pub fn server_end_point_hash(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::TlsConnected(_) => certificate::end_point_hash(self.peer_certificate()?),
+            Self::Tcp(_) | Self::Unix(_) | Self::TlsAccepted(_) => None,
+        }
+    }
+
+    /// The user id of the process at the other end of a Unix socket.
+    pub fn peer_uid(&self) -> io::Result<Option<u32>> {
+        let unix = match self {
+            Self::Unix(unix) => unix,
+            Self::TlsAccepted(tls) => match tls.get_ref().0 {
+                Plain::Unix(unix) => unix,
+                Plain::Tcp(_) => return Ok(None),
+            },
+            Self::Tcp(_) | Self::TlsConnected(_) => return Ok(None),
+        };
+        Ok(Some(unix.peer_cred()?.uid()))
     }
 
     /// Takes the transport out to start TLS on it; `None` if TLS runs already.

@@ -1,0 +1,247 @@
+//! Reaching a PostgreSQL server: names, sockets, and TLS as libpq's `sslmode` has it.
+//!
+//! Bounded by the caller's timeout (`server_connect_timeout`); nothing here waits on its own.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::stream::{Plain, Stream};
+use super::tls::{Negotiation, ServerTlsContext, TlsError};
+use crate::config::model::{General, Node, SslMode};
+use crate::error::{ErrorKind, Report, SqlState, UserFacing};
+
+/// `SSLRequest`: length 8, code 80877103.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+
+/// What one attempt does about TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    Plain,
+    /// TLS if the server has it and the handshake succeeds, else plain.
+    Preferred,
+    Required,
+}
+
+impl Encryption {
+    /// What to begin with.
+    pub fn first(sslmode: SslMode) -> Self {
+        match sslmode {
+            SslMode::Disable | SslMode::Allow => Self::Plain,
+            SslMode::Prefer => Self::Preferred,
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => Self::Required,
+        }
+    }
+
+    /// What to try on a new connection after the server refused the login over `stream`, as libpq's `allow` and
+    /// `prefer` do: the other of plain and TLS. `None` if there is no second way.
+    pub fn second(sslmode: SslMode, stream: &Stream) -> Option<Self> {
+        match (sslmode, stream) {
+            (SslMode::Allow, Stream::Tcp(_)) => Some(Self::Required),
+            (SslMode::Prefer, Stream::TlsConnected(_)) => Some(Self::Plain),
+            _ => None,
+        }
+    }
+
+    /// What a `CancelRequest` uses: the same as the connection whose statement it cancels.
+    pub fn same_as(stream: &Stream) -> Self {
+        if stream.is_tls() {
+            Self::Required
+        } else {
+            Self::Plain
+        }
+    }
+}
+
+/// Why a server could not be reached. The texts name no address: they may reach clients.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("could not translate host name to address: {0}")]
+    Resolve(io::Error),
+    #[error("could not connect to server: {0}")]
+    Io(#[from] io::Error),
+    #[error("server does not support SSL, but SSL was required")]
+    SslNotSupported,
+    /// Not shown: whoever sent it is not authenticated (CVE-2024-10977).
+    #[error("server sent an error response during SSL exchange")]
+    SslErrorResponse,
+    #[error("received invalid response to SSL negotiation: {0:?}")]
+    SslResponse(char),
+    #[error("server closed the connection during SSL exchange")]
+    SslClosed,
+    #[error("SSL error: {0}")]
+    Tls(#[from] TlsError),
+}
+
+impl UserFacing for ConnectError {
+    fn report(&self) -> Report {
+        match self {
+            Self::Resolve(_)
+            | Self::Io(_)
+            | Self::SslNotSupported
+            | Self::SslErrorResponse
+            | Self::SslResponse(_)
+            | Self::SslClosed
+            | Self::Tls(_) => Report::fatal(SqlState::CONNECTION_FAILURE, self.to_string()),
+        }
+    }
+
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::Server
+    }
+}
+
+/// TCP options of every connection, to clients and to servers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SocketOptions {
+    pub keepalive: bool,
+    pub keepidle: Option<Duration>,
+    pub keepintvl: Option<Duration>,
+    pub keepcnt: Option<u32>,
+    pub user_timeout: Option<Duration>,
+}
+
+impl SocketOptions {
+    pub fn from_config(general: &General) -> Self {
+        Self {
+            keepalive: general.tcp_keepalive,
+            keepidle: general.tcp_keepidle,
+            keepintvl: general.tcp_keepintvl,
+            keepcnt: general.tcp_keepcnt,
+            user_timeout: general.tcp_user_timeout,
+        }
+    }
+
+    /// Sets them, and `TCP_NODELAY`.
+    pub fn apply(&self, tcp: &TcpStream) -> io::Result<()> {
+        tcp.set_nodelay(true)?;
+        let socket = SockRef::from(tcp);
+        if self.keepalive {
+            let mut keepalive = TcpKeepalive::new();
+            if let Some(idle) = self.keepidle {
+                keepalive = keepalive.with_time(idle);
+            }
+            if let Some(interval) = self.keepintvl {
+                keepalive = keepalive.with_interval(interval);
+            }
+            if let Some(count) = self.keepcnt {
+                keepalive = keepalive.with_retries(count);
+            }
+            socket.set_tcp_keepalive(&keepalive)?;
+        }
+        if self.user_timeout.is_some() {
+            socket.set_tcp_user_timeout(self.user_timeout)?;
+        }
+        Ok(())
+    }
+}
+
+/// A connection on its way, boxed so that [`Connector`] can be used as an object.
+pub type Connecting<'a> = Pin<Box<dyn Future<Output = Result<Stream, ConnectError>> + Send + 'a>>;
+
+/// Makes connections to servers. One implementation uses the system's sockets; tests may bring another.
+pub trait Connector: Send + Sync {
+    fn connect<'a>(
+        &'a self,
+        node: &'a Node,
+        tls: &'a ServerTlsContext,
+        encryption: Encryption,
+    ) -> Connecting<'a>;
+}
+
+/// Connects through the operating system.
+#[derive(Clone, Debug, Default)]
+pub struct SystemConnector {
+    pub options: SocketOptions,
+}
+
+impl Connector for SystemConnector {
+    fn connect<'a>(
+        &'a self,
+        node: &'a Node,
+        tls: &'a ServerTlsContext,
+        encryption: Encryption,
+    ) -> Connecting<'a> {
+        Box::pin(connect(node, tls, encryption, &self.options))
+    }
+}
+
+/// Connects to a node. A Unix socket never uses TLS, as in libpq.
+///
+/// Cancel safe: a connection under way is closed.
+pub async fn connect(
+    node: &Node,
+    tls: &ServerTlsContext,
+    encryption: Encryption,
+    options: &SocketOptions,
+) -> Result<Stream, ConnectError> {
+    if node.host.starts_with('/') {
+        let path = format!("{}/.s.PGSQL.{}", node.host, node.port);
+        return Ok(Stream::Unix(UnixStream::connect(path).await?));
+    }
+    let tcp = dial(node, options).await?;
+    match encryption {
+        Encryption::Plain => Ok(Stream::Tcp(tcp)),
+        Encryption::Required => match encrypt(tcp, node, tls).await? {
+            stream if stream.is_tls() => Ok(stream),
+            _ => Err(ConnectError::SslNotSupported),
+        },
+        Encryption::Preferred => match encrypt(tcp, node, tls).await {
+            Ok(stream) => Ok(stream),
+            Err(error) => {
+                tracing::debug!(%error, "TLS failed, sslmode prefer allows a plain connection");
+                Ok(Stream::Tcp(dial(node, options).await?))
+            }
+        },
+    }
+}
+
+/// Tries every address of the node, in the resolver's order.
+async fn dial(node: &Node, options: &SocketOptions) -> Result<TcpStream, ConnectError> {
+    let addresses = tokio::net::lookup_host((node.host.as_str(), node.port))
+        .await
+        .map_err(ConnectError::Resolve)?;
+    let mut last_error = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(tcp) => {
+                options.apply(&tcp)?;
+                return Ok(tcp);
+            }
+            Err(error) => last_error = error,
+        }
+    }
+    Err(last_error.into())
+}
+
+/// Starts TLS; the stream comes back plain if the server answers that it has none.
+async fn encrypt(
+    mut tcp: TcpStream,
+    node: &Node,
+    tls: &ServerTlsContext,
+) -> Result<Stream, ConnectError> {
+    if tls.negotiation() == Negotiation::SslRequest {
+        tcp.write_all(&SSL_REQUEST).await?;
+        // Exactly one byte: whatever a man in the middle adds after `S` goes to the TLS handshake and breaks it,
+        // and never counts as having come over TLS (CVE-2021-23222).
+        let mut answer = [0];
+        match tcp.read(&mut answer).await? {
+            0 => return Err(ConnectError::SslClosed),
+            _ => match answer[0] {
+                b'S' => {}
+                b'N' => return Ok(Stream::Tcp(tcp)),
+                b'E' => return Err(ConnectError::SslErrorResponse),
+                other => return Err(ConnectError::SslResponse(char::from(other))),
+            },
+        }
+    }
+    Ok(tls.handshake(Plain::Tcp(tcp), &node.host).await?)
+}
+
+#[cfg(test)]
+mod tests;

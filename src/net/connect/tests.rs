@@ -1,0 +1,215 @@
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::config::model::{ClientTls, ServerTls};
+use crate::net::tls::ClientTlsContext;
+use crate::tasks;
+
+/// What the scripted server does with one connection.
+#[derive(Clone, Copy)]
+enum Step {
+    /// Reads the `SSLRequest` and answers with these bytes, then closes.
+    Answer(&'static [u8]),
+    /// Answers `S` and runs the handshake.
+    Tls,
+    /// Runs the handshake at once.
+    Direct,
+    /// Takes the connection and reads nothing.
+    Plain,
+}
+
+fn client_tls() -> ClientTlsContext {
+    let folder = tempfile::tempdir().unwrap();
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let (cert_file, key_file) = (folder.path().join("crt"), folder.path().join("key"));
+    std::fs::write(&cert_file, cert.pem()).unwrap();
+    std::fs::write(&key_file, signing_key.serialize_pem()).unwrap();
+    let config = ClientTls {
+        sslmode: SslMode::Require,
+        cert_file: Some(cert_file),
+        key_file: Some(key_file),
+        ca_file: None,
+    };
+    ClientTlsContext::from_config(&config).unwrap().unwrap()
+}
+
+fn server_tls(sslmode: SslMode, direct: bool) -> ServerTlsContext {
+    ServerTlsContext::from_config(&ServerTls {
+        sslmode,
+        ca_file: None,
+        cert_file: None,
+        key_file: None,
+        direct,
+    })
+    .unwrap()
+}
+
+fn node(host: &str, port: u16) -> Node {
+    Node {
+        host: host.to_owned(),
+        port,
+        user: None,
+        password: None,
+        dbname: None,
+    }
+}
+
+async fn play(mut tcp: TcpStream, step: Step, tls: &ClientTlsContext) -> Option<Stream> {
+    let mut request = [0; 8];
+    if matches!(step, Step::Answer(_) | Step::Tls) {
+        tcp.read_exact(&mut request).await.ok()?;
+        assert_eq!(request, SSL_REQUEST);
+    }
+    match step {
+        Step::Plain => Some(Stream::Tcp(tcp)),
+        Step::Answer(bytes) => {
+            tcp.write_all(bytes).await.ok()?;
+            // The other end may still read; only its close ends this connection.
+            let mut rest = Vec::new();
+            let _ = tcp.read_to_end(&mut rest).await;
+            None
+        }
+        Step::Tls => {
+            tcp.write_all(b"S").await.ok()?;
+            let how = Negotiation::SslRequest;
+            tls.accept(Plain::Tcp(tcp), how).await.ok()
+        }
+        Step::Direct => tls.accept(Plain::Tcp(tcp), Negotiation::Direct).await.ok(),
+    }
+}
+
+/// Serves one connection per step; returns the node to connect to.
+async fn server(steps: &'static [Step]) -> (Node, JoinHandle<Vec<Stream>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serving = tasks::spawn("scripted server", async move {
+        let tls = client_tls();
+        let mut open = Vec::new();
+        for step in steps {
+            let (tcp, _) = listener.accept().await.unwrap();
+            open.extend(play(tcp, *step, &tls).await);
+        }
+        open
+    });
+    (node("localhost", port), serving)
+}
+
+async fn attempt(
+    sslmode: SslMode,
+    direct: bool,
+    steps: &'static [Step],
+) -> Result<Stream, ConnectError> {
+    let (node, serving) = server(steps).await;
+    let connector = SystemConnector {
+        options: SocketOptions {
+            keepalive: true,
+            keepidle: Some(Duration::from_secs(60)),
+            keepintvl: Some(Duration::from_secs(5)),
+            keepcnt: Some(3),
+            user_timeout: Some(Duration::from_secs(30)),
+        },
+    };
+    let tls = server_tls(sslmode, direct);
+    let stream = connector
+        .connect(&node, &tls, Encryption::first(sslmode))
+        .await;
+    if stream.is_ok() {
+        serving.await.unwrap();
+    }
+    stream
+}
+
+#[tokio::test]
+async fn sslmode_decides_between_tls_and_plain() {
+    let plain = |stream: Result<Stream, ConnectError>| matches!(stream, Ok(Stream::Tcp(_)));
+    let tls = |stream: Result<Stream, ConnectError>| matches!(stream, Ok(Stream::TlsConnected(_)));
+    assert!(plain(
+        attempt(SslMode::Disable, false, &[Step::Plain]).await
+    ));
+    assert!(plain(attempt(SslMode::Allow, false, &[Step::Plain]).await));
+    assert!(tls(attempt(SslMode::Prefer, false, &[Step::Tls]).await));
+    assert!(tls(attempt(SslMode::Require, false, &[Step::Tls]).await));
+    assert!(tls(attempt(SslMode::Require, true, &[Step::Direct]).await));
+}
+
+#[tokio::test]
+async fn prefer_goes_on_without_tls() {
+    let (node, serving) = server(&[Step::Answer(b"N")]).await;
+    let tls = server_tls(SslMode::Prefer, false);
+    let options = SocketOptions::default();
+    let stream = connect(&node, &tls, Encryption::Preferred, &options)
+        .await
+        .unwrap();
+    assert!(!stream.is_tls());
+    drop(stream);
+    serving.await.unwrap();
+    for broken in [
+        &[Step::Answer(b"E"), Step::Plain],
+        &[Step::Answer(b"S\x45\0\0\0\x10FATAL"), Step::Plain],
+    ] {
+        let stream = attempt(SslMode::Prefer, false, broken).await.unwrap();
+        assert!(!stream.is_tls());
+    }
+}
+
+#[tokio::test]
+async fn require_refuses_everything_but_tls() {
+    let outcome = async |answer| {
+        attempt(SslMode::Require, false, answer)
+            .await
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(
+        outcome(&[Step::Answer(b"N")]).await,
+        "server does not support SSL, but SSL was required"
+    );
+    assert_eq!(
+        outcome(&[Step::Answer(b"E\0\0\0\x20SFATAL")]).await,
+        "server sent an error response during SSL exchange"
+    );
+    assert_eq!(
+        outcome(&[Step::Answer(b"H")]).await,
+        "received invalid response to SSL negotiation: 'H'"
+    );
+    // Plain text slipped in behind the S (CVE-2021-23222) breaks the handshake.
+    let message = outcome(&[Step::Answer(b"SR\0\0\0\x08\0\0\0\0Z\0\0\0\x05I")]).await;
+    assert!(message.starts_with("SSL error: "), "{message}");
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_never_encrypted() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join(".s.PGSQL.6000")).unwrap();
+    let tls = server_tls(SslMode::Require, false);
+    let node = node(folder.path().to_str().unwrap(), 6000);
+    let options = SocketOptions::default();
+    let stream = connect(&node, &tls, Encryption::Required, &options)
+        .await
+        .unwrap();
+    let (accepted, _) = listener.accept().await.unwrap();
+    assert!(matches!(stream, Stream::Unix(_)));
+    assert_eq!(Encryption::second(SslMode::Prefer, &stream), None);
+    let uid = Stream::Unix(accepted).peer_uid().unwrap();
+    assert_eq!(uid, stream.peer_uid().unwrap());
+    assert!(uid.is_some());
+}
+
+#[tokio::test]
+async fn a_refused_port_and_an_unknown_host_are_told_apart() {
+    let closed = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let tls = ServerTlsContext::disabled();
+    let options = SocketOptions::default();
+    let reach = async |node: Node| connect(&node, &tls, Encryption::Plain, &options).await;
+    let refused = reach(node("127.0.0.1", closed)).await.unwrap_err();
+    assert!(matches!(refused, ConnectError::Io(_)), "{refused}");
+    assert_eq!(refused.report().code, SqlState::CONNECTION_FAILURE);
+    let unknown = reach(node("no such host.invalid", 5432)).await.unwrap_err();
+    assert!(matches!(unknown, ConnectError::Resolve(_)), "{unknown}");
+}
