@@ -1,6 +1,7 @@
 //! pgweir.
 
 pub mod auth;
+pub mod cli;
 pub mod config;
 pub mod error;
 pub mod net;
