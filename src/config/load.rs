@@ -4,10 +4,11 @@ use std::path::Path;
 
 use super::decode::{Finding, Reader};
 use super::document::{self, Origin, Overrides, Table};
+use super::files::unreadable;
 use super::model::Config;
 use super::problem::{Place, Problem, Problems};
-use super::raw;
-use super::validate::{unreadable, validate};
+use super::read;
+use super::validate::validate;
 
 /// A configuration that is valid, and what is doubtful about it.
 #[derive(Clone, Debug)]
@@ -34,7 +35,7 @@ pub fn load(
     for (at, key, message) in overrides.apply(&mut root) {
         reader.problem(Some(&at), &key, message);
     }
-    let raw = raw::read(root, &mut reader);
+    let raw = read::read(root, &mut reader);
     let config = validate(&raw, &mut reader);
     if reader.problems.is_empty() {
         let warnings = reader

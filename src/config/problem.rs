@@ -1,6 +1,6 @@
 //! What is wrong with a configuration, and where: one line for each problem, all of them at once.
 //!
-//! A message never repeats a value that may be secret: passwords, URLs and anything that came out of `${VAR}`.
+//! A message never repeats a password or a URL, and quotes a word with `${VAR}` in it as it stands in the file.
 
 use std::fmt;
 use std::path::PathBuf;

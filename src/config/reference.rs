@@ -1,4 +1,4 @@
-//! `config/reference.md`, made from the key table of [`raw`](super::raw); a test holds the file current.
+//! `config/reference.md`, made from the key table of `raw`; a test holds the file current.
 
 use std::fmt::Write as _;
 

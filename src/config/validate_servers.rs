@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::decode::{Reader, Setting};
+use super::files::secret;
 use super::model::{Cluster, Database, Node, PoolSettings, Timeouts};
-use super::raw::{self, DatabaseTable, Raw};
+use super::raw;
+use super::read::{DatabaseTable, Raw};
 use super::server_url::check_host;
-use super::validate::{CONSOLE_NAMES, pool, secret, timeouts};
+use super::validate::{CONSOLE_NAMES, pool, timeouts};
 
 /// The database that stands for every one that is not named.
 const FALLBACK: &str = "*";

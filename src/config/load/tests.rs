@@ -318,6 +318,10 @@ const WRONG: &[(&str, &str)] = &[
              \"${PW}\"",
     ),
     (
+        "timeouts.query_timeout = \"5${PW}\"",
+        "timeouts.query_timeout: expected a duration such as \"30s\"",
+    ),
+    (
         "auth.method = \"scram\"",
         "auth.method: needs verifiers: give auth.userlist, or auth.auth_user (or a user in the primary's URL) \
              to run auth.auth_query",
