@@ -42,22 +42,37 @@ pub enum Command {
 /// What to serve. Every flag is also a variable: `PGWEIR_` and its name.
 #[derive(Args, Clone, Default)]
 pub struct RunArgs {
-    /// Configuration file [env: `PGWEIR_CONFIG`]
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "Configuration file [env: PGWEIR_CONFIG]"
+    )]
     pub config: Option<PathBuf>,
-    /// URL of the primary: `postgres://HOST:PORT` [env: `PGWEIR_PRIMARY`]
-    #[arg(long, value_name = "URL")]
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "URL of the primary: postgres://HOST:PORT [env: PGWEIR_PRIMARY]"
+    )]
     pub primary: Option<String>,
-    /// URL of a replica; may be repeated [env: `PGWEIR_REPLICA`, separated by commas]
-    #[arg(long, value_name = "URL")]
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "URL of a replica; may be repeated [env: PGWEIR_REPLICA, separated by commas]"
+    )]
     pub replica: Vec<String>,
     #[command(flatten)]
     pub listeners: ListenArgs,
-    /// Server connections per user and database [env: `PGWEIR_POOL_SIZE`]
-    #[arg(long, value_name = "N")]
+    #[arg(
+        long,
+        value_name = "N",
+        help = "Server connections per user and database [env: PGWEIR_POOL_SIZE]"
+    )]
     pub pool_size: Option<String>,
-    /// How clients prove who they are: passthrough, trust, scram, md5, cert, peer, hba [env: `PGWEIR_AUTH`]
-    #[arg(long, value_name = "METHOD")]
+    #[arg(
+        long,
+        value_name = "METHOD",
+        help = "How clients prove who they are: passthrough, trust, scram, md5, cert, peer, hba [env: PGWEIR_AUTH]"
+    )]
     pub auth: Option<String>,
     #[command(flatten)]
     pub settings: SetArgs,
@@ -65,8 +80,10 @@ pub struct RunArgs {
 
 #[derive(Args, Clone)]
 pub struct DemoArgs {
-    /// Keep the scratch cluster when pgweir ends [env: `PGWEIR_KEEP`]
-    #[arg(long)]
+    #[arg(
+        long,
+        help = "Keep the scratch cluster when pgweir ends [env: PGWEIR_KEEP]"
+    )]
     keep: bool,
     #[command(flatten)]
     pub listeners: ListenArgs,
@@ -76,18 +93,27 @@ pub struct DemoArgs {
 
 #[derive(Args, Clone, Default)]
 pub struct ListenArgs {
-    /// Address for clients, `HOST:PORT`; may be repeated [env: `PGWEIR_LISTEN`, separated by commas]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        help = "Address for clients, HOST:PORT; may be repeated [env: PGWEIR_LISTEN, separated by commas]"
+    )]
     pub listen: Vec<String>,
-    /// Address for metrics and health, `IP:PORT`, or `off` [env: `PGWEIR_HTTP`]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        help = "Address for metrics and health, IP:PORT, or off [env: PGWEIR_HTTP]"
+    )]
     pub http: Option<String>,
 }
 
 #[derive(Args, Clone, Default)]
 pub struct SetArgs {
-    /// Any configuration key by its dotted path; may be repeated [env: `PGWEIR_SET`, separated by commas or lines]
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(
+        long,
+        value_name = "KEY=VALUE",
+        help = "Any configuration key by its dotted path; may be repeated [env: PGWEIR_SET, separated by commas or lines]"
+    )]
     pub set: Vec<String>,
 }
 
@@ -455,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn the_help_shows_no_value_of_the_environment_and_debug_no_password() {
+    fn the_debug_output_of_arguments_shows_no_password() {
         let args = run_args(&["--primary", "postgres://u:hunter2@db1"]);
         assert!(!format!("{args:?}").contains("hunter2"));
     }

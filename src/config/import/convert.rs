@@ -116,6 +116,12 @@ pub(super) fn convert(path: &Path, lines: &[Line]) -> Result<Output, ImportError
             other => out.note(&format!("[{other}]"), "not known: left out"),
         }
     }
+    if !lines.iter().any(|line| line.section == "databases") {
+        out.note(
+            "[databases]",
+            "is empty: complete the file with [cluster] and its primary",
+        );
+    }
     servers::bound_min_idle(&mut out);
     Ok(out)
 }

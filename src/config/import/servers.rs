@@ -1,5 +1,6 @@
 //! The lines of `[databases]` and `[users]`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::ImportError;
@@ -25,6 +26,7 @@ pub(super) fn database(
     out.table(&path);
     servers(&path, &pairs, settings, out);
     carry_all(DATABASE, &path, &pairs, &line.file, out);
+    auth(&path, &pairs, settings, out);
     let value = |name: &str| {
         pairs
             .iter()
@@ -59,6 +61,34 @@ pub(super) fn database(
         );
     }
     Ok(())
+}
+
+/// `auth_user` and its companions hold for all databases: the first one counts, unless there is a general one.
+fn auth(path: &str, pairs: &[(String, String)], settings: &Settings<'_>, out: &mut Output) {
+    for (key, value) in pairs {
+        if !matches!(key.as_str(), "auth_user" | "auth_query" | "auth_dbname") {
+            continue;
+        }
+        let name = format!("{path}.{key}");
+        let toml = text(value);
+        match out.get("auth", key) {
+            Some(general) if general == toml => {}
+            Some(_) => out.note(
+                &name,
+                "not supported: there is one for all databases, and it is another",
+            ),
+            None => {
+                out.put("auth", key, toml);
+                if let (true, Some(password)) = (key == "auth_user", settings.password(value)) {
+                    out.put("auth", "auth_password", text(password));
+                }
+                out.note(
+                    &name,
+                    &format!("holds for all databases: written as auth.{key}"),
+                );
+            }
+        }
+    }
 }
 
 pub(super) fn user(line: &Line, out: &mut Output) -> Result<(), ImportError> {
@@ -109,7 +139,7 @@ fn servers(path: &str, pairs: &[(String, String)], settings: &Settings<'_>, out:
             .map(|(_, value)| value.as_str())
     };
     let port = value("port").unwrap_or(DEFAULT_PORT);
-    let hosts: Vec<&str> = match value("host") {
+    let mut hosts: Vec<&str> = match value("host") {
         Some(hosts) => hosts
             .split(',')
             .map(str::trim)
@@ -117,6 +147,8 @@ fn servers(path: &str, pairs: &[(String, String)], settings: &Settings<'_>, out:
             .collect(),
         None => vec![settings.socket_dir()],
     };
+    let mut seen = BTreeSet::new();
+    hosts.retain(|host| seen.insert(*host));
     if hosts.iter().any(|host| host.starts_with('@')) {
         out.note(&format!("{path}.host"), "not supported: abstract sockets");
     }

@@ -286,25 +286,16 @@ pub(super) const SETTINGS: &[(&str, Carry)] = &[
     ),
 ];
 
-/// What becomes of the settings of a database, over those of the pool; the servers and `dbname` are not here.
+/// What becomes of the settings of a database; the special ones are handled in [`servers`](super::servers).
 pub(super) const DATABASE: &[(&str, Carry)] = &[
     ("user", Key("", "user", Kind::Text)),
     ("password", Key("", "password", Kind::Text)),
     ("dbname", Key("", "dbname", Kind::Text)),
     ("host", Special),
     ("port", Special),
-    (
-        "auth_user",
-        NotSupported("auth_user is one for all databases"),
-    ),
-    (
-        "auth_query",
-        NotSupported("auth_query is one for all databases"),
-    ),
-    (
-        "auth_dbname",
-        NotSupported("auth_dbname is one for all databases"),
-    ),
+    ("auth_user", Special),
+    ("auth_query", Special),
+    ("auth_dbname", Special),
     ("pool_size", Key("", "max_size", Kind::PoolSize)),
     ("min_pool_size", Key("", "min_idle", Kind::Count)),
     ("reserve_pool", Key("", "reserve_size", Kind::Count)),

@@ -45,9 +45,9 @@ const TYPICAL: &str = "\
 ;; a typical file
 [databases]
 app = host=10.0.0.5 port=5433 dbname=app_prod pool_size=50 pool_mode=session
-reports = host=db2,db3 user=reporter connect_query='SET search_path = ''r''' timezone=UTC
+reports = host=db2,db3,db2 user=reporter connect_query='SET search_path = ''r''' timezone=UTC
 \"odd name\" = host=::1 user=u password='p''w ${x}' query_wait_timeout=7
-* = host=/var/run/postgresql auth_user=lookup
+* = host=/var/run/postgresql auth_user=other
 
 [users]
 batch = pool_mode=session max_user_connections=3 query_timeout=0 idle_transaction_timeout=1.5
@@ -207,7 +207,7 @@ fn what_is_not_the_same_is_said_without_secrets() {
         "made_up: not known: left out",
         "databases.reports.host: several hosts: pgweir finds out which is the primary, PgBouncer takes turns",
         "databases.reports.password: taken from auth_file, where PgBouncer finds it",
-        "databases.\"*\".auth_user: not supported: auth_user is one for all databases",
+        "databases.\"*\".auth_user: not supported: there is one for all databases, and it is another",
     ];
     assert_eq!(imported.notes, expected);
     for note in expected {
@@ -272,6 +272,29 @@ fn zeros_with_a_meaning_of_their_own_are_named() {
             "databases.b.password",
             "databases.a.min_idle",
         ]
+    );
+}
+
+#[test]
+fn an_auth_user_of_a_database_holds_for_all() {
+    let folder = Folder::new(&[
+        (
+            "pgbouncer.ini",
+            "[databases]\na = host=h auth_user=lookup\nb = host=h auth_user=lookup\n[pgbouncer]\nauth_file = DIR/u\n",
+        ),
+        ("u", "\"lookup\" \"pw\"\n"),
+    ]);
+    let auth = folder.load().auth;
+    assert_eq!(auth.auth_user.as_deref(), Some("lookup"));
+    assert_eq!(auth.auth_password.unwrap().expose(), "pw");
+    let notes = folder.import().notes;
+    let expected = "databases.a.auth_user: holds for all databases: written as auth.auth_user";
+    assert!(notes.iter().any(|note| note == expected), "{notes:?}");
+    assert!(
+        !notes
+            .iter()
+            .any(|note| note.starts_with("databases.b.auth_user")),
+        "{notes:?}"
     );
 }
 
