@@ -1,11 +1,17 @@
 //! pgweir.
 
+pub mod app;
 pub mod auth;
 pub mod backend;
+pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod error;
 pub mod frontend;
 pub mod net;
+pub mod pool;
+pub mod registry;
+pub mod server;
 pub mod session;
 pub mod sql;
 pub mod tasks;

@@ -1,0 +1,310 @@
+//! What a reload changes: the dotted keys that differ, and when each takes effect.
+//!
+//! Every field of the [model](super::model) is compared by name; one that is added there does not compile here until
+//! it is listed. Values are never shown, so that a changed password stays a secret.
+
+use std::collections::BTreeSet;
+
+use super::document::dotted;
+use super::model::{
+    Auth, ClientTls, Cluster, Config, Database, General, Log, PoolSettings, ServerTls, Timeouts,
+    User,
+};
+use super::raw::{Effect, sections};
+
+/// A key whose value differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Dotted, such as `databases.app.max_size`; a database or user that came or went is named as a whole.
+    pub key: String,
+    pub effect: Effect,
+}
+
+/// The keys that differ, in the order of the reference. What `[pool]` and `[timeouts]` change is also listed for each
+/// database that inherits it.
+pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
+    let mut changes = Changes::default();
+    changes.general(&old.general, &new.general);
+    changes.cluster(&old.cluster, &new.cluster);
+    changes.auth(&old.auth, &new.auth);
+    changes.client_tls(&old.client_tls, &new.client_tls);
+    changes.server_tls(&old.server_tls, &new.server_tls);
+    changes.pool("pool", &old.pool, &new.pool);
+    changes.timeouts("timeouts", &old.timeouts, &new.timeouts);
+    changes.databases(old, new);
+    changes.users(old, new);
+    changes.log(&old.log, &new.log);
+    changes.0
+}
+
+#[derive(Default)]
+struct Changes(Vec<Change>);
+
+/// Compares every field; the pattern without `..` keeps the list complete.
+macro_rules! compare {
+    ($changes:ident, $section:literal at $path:expr, $old:ident, $new:ident, $type:ident { $($field:ident),+ $(,)? }) => {
+        let $type { $($field),+ } = $old;
+        $(
+            if *$field != $new.$field {
+                $changes.push($section, $path, stringify!($field));
+            }
+        )+
+    };
+}
+
+impl Changes {
+    fn push(&mut self, section: &str, path: &str, name: &str) {
+        self.0.push(Change {
+            key: format!("{path}.{name}"),
+            effect: effect(section, name),
+        });
+    }
+
+    fn push_whole(&mut self, path: &str) {
+        self.0.push(Change {
+            key: path.to_owned(),
+            effect: Effect::NewConnections,
+        });
+    }
+
+    fn general(&mut self, old: &General, new: &General) {
+        compare!(self, "general" at "general", old, new, General {
+            listen, unix_socket_dir, unix_socket_mode, http, workers, max_client_conn, max_packet_size,
+            shutdown_timeout, admin_users, stats_users, tcp_keepalive, tcp_keepidle, tcp_keepintvl, tcp_keepcnt,
+            tcp_user_timeout,
+        });
+    }
+
+    fn cluster(&mut self, old: &Cluster, new: &Cluster) {
+        compare!(self, "cluster" at "cluster", old, new, Cluster { primary, replicas });
+    }
+
+    fn auth(&mut self, old: &Auth, new: &Auth) {
+        compare!(self, "auth" at "auth", old, new, Auth {
+            method, userlist, auth_query, auth_user, auth_password, auth_dbname, hba_file, ident_file, cache_ttl,
+        });
+    }
+
+    fn client_tls(&mut self, old: &ClientTls, new: &ClientTls) {
+        compare!(self, "tls.client" at "tls.client", old, new, ClientTls {
+            sslmode, cert_file, key_file, ca_file,
+        });
+    }
+
+    fn server_tls(&mut self, old: &ServerTls, new: &ServerTls) {
+        compare!(self, "tls.server" at "tls.server", old, new, ServerTls {
+            sslmode, ca_file, cert_file, key_file, direct,
+        });
+    }
+
+    fn pool(&mut self, path: &str, old: &PoolSettings, new: &PoolSettings) {
+        compare!(self, "pool" at path, old, new, PoolSettings {
+            pool_mode, max_size, min_idle, reserve_size, reserve_timeout, max_db_connections, max_user_connections,
+            max_server_connections, max_db_client_connections, max_user_client_connections, max_prepared_statements,
+            on_session_state, connect_query,
+        });
+    }
+
+    fn timeouts(&mut self, path: &str, old: &Timeouts, new: &Timeouts) {
+        compare!(self, "timeouts" at path, old, new, Timeouts {
+            query_wait_timeout, query_wait_notify, server_connect_timeout, server_login_retry, client_login_timeout,
+            idle_transaction_timeout, transaction_timeout, query_timeout, client_idle_timeout, client_write_timeout,
+            server_idle_timeout, server_lifetime, cancel_wait_timeout,
+        });
+    }
+
+    fn databases(&mut self, old: &Config, new: &Config) {
+        let names: BTreeSet<&String> = old.databases.keys().chain(new.databases.keys()).collect();
+        for name in names {
+            let path = dotted("databases", name);
+            match (old.databases.get(name), new.databases.get(name)) {
+                (Some(old), Some(new)) => self.database(&path, old, new),
+                _ => self.push_whole(&path),
+            }
+        }
+    }
+
+    fn database(&mut self, at: &str, old: &Database, new: &Database) {
+        let Database {
+            primary,
+            replicas,
+            dbname,
+            user,
+            password,
+            pool,
+            timeouts,
+            startup,
+        } = old;
+        for (differs, name) in [
+            (*primary != new.primary, "primary"),
+            (*replicas != new.replicas, "replicas"),
+            (*dbname != new.dbname, "dbname"),
+            (*user != new.user, "user"),
+            (*password != new.password, "password"),
+        ] {
+            if differs {
+                self.push("databases.NAME", at, name);
+            }
+        }
+        self.pool(at, pool, &new.pool);
+        self.timeouts(at, timeouts, &new.timeouts);
+        for name in [
+            "client_encoding",
+            "datestyle",
+            "timezone",
+            "application_name",
+        ] {
+            if startup.get(name) != new.startup.get(name) {
+                self.push("databases.NAME", at, name);
+            }
+        }
+    }
+
+    fn users(&mut self, old: &Config, new: &Config) {
+        let names: BTreeSet<&String> = old.users.keys().chain(new.users.keys()).collect();
+        for name in names {
+            let path = dotted("users", name);
+            match (old.users.get(name), new.users.get(name)) {
+                (Some(old), Some(new)) => self.user(&path, old, new),
+                _ => self.push_whole(&path),
+            }
+        }
+    }
+
+    fn user(&mut self, at: &str, old: &User, new: &User) {
+        compare!(self, "users.NAME" at at, old, new, User {
+            pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
+            query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout,
+        });
+    }
+
+    fn log(&mut self, old: &Log, new: &Log) {
+        compare!(self, "log" at "log", old, new, Log {
+            level, format, log_connections, log_disconnections, log_pooler_errors,
+        });
+    }
+}
+
+/// The effect declared beside the key; a key that nobody declared is safest taken for one that needs a restart.
+fn effect(section: &str, name: &str) -> Effect {
+    sections()
+        .into_iter()
+        .find(|candidate| candidate.path == section)
+        .and_then(|section| section.keys.into_iter().find(|key| key.name == name))
+        .map_or(Effect::Restart, |key| key.effect)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Overrides, load};
+
+    fn config(settings: &[(&str, &str)]) -> Config {
+        let mut overrides = Overrides::new();
+        overrides.set("--primary", "cluster.primary", "postgres://db1");
+        for (key, value) in settings {
+            overrides.set("--set", key, value);
+        }
+        load(None, &overrides, &|_| None).unwrap().config
+    }
+
+    #[test]
+    fn a_reload_says_what_changed_and_when_it_takes_effect() {
+        let old = config(&[("databases.app.user", "a"), ("users.bob.max_size", "3")]);
+        let new = config(&[
+            ("general.listen", "127.0.0.1:7000"),
+            ("pool.max_size", "30"),
+            ("databases.app.user", "b"),
+            ("databases.\"my.db\".timezone", "UTC"),
+            ("users.bob.max_size", "4"),
+            ("log.level", "debug"),
+        ]);
+        let changes: Vec<String> = diff(&old, &new)
+            .into_iter()
+            .map(|change| format!("{} ({})", change.key, change.effect.as_str()))
+            .collect();
+        assert_eq!(
+            changes,
+            [
+                "general.listen (restart)",
+                "pool.max_size (live)",
+                "databases.\"*\".max_size (live)",
+                "databases.app.user (new connections)",
+                "databases.app.max_size (live)",
+                "databases.\"my.db\" (new connections)",
+                "users.bob.max_size (live)",
+                "log.level (live)",
+            ]
+        );
+        assert_eq!(diff(&new, &new), []);
+    }
+
+    #[test]
+    fn every_compared_key_has_a_declared_effect() {
+        let mut changes = Changes::default();
+        let one = config(&[("databases.app.password", "x"), ("databases.app.user", "u")]);
+        let two = different(&one);
+        changes.0.extend(diff(&one, &two));
+        for change in &changes.0 {
+            let (path, name) = change.key.rsplit_once('.').unwrap_or_default();
+            if change.effect == Effect::Restart {
+                let declared = sections().into_iter().any(|section| {
+                    section.path == path && section.keys.iter().any(|key| key.name == name)
+                });
+                assert!(declared, "{} has no declared effect", change.key);
+            }
+        }
+        assert!(changes.0.len() > 40, "{:?}", changes.0);
+    }
+
+    /// The same with every field of the general sections changed, which the exhaustive patterns of `diff` then list.
+    fn different(config: &Config) -> Config {
+        let mut other = config.clone();
+        let general = &mut other.general;
+        general.listen.clear();
+        general.unix_socket_dir = Some("/".into());
+        general.unix_socket_mode = 0;
+        general.http = None;
+        general.workers += 1;
+        general.max_client_conn += 1;
+        general.max_packet_size += 1;
+        general.shutdown_timeout *= 2;
+        general.admin_users.push("a".into());
+        general.stats_users.push("a".into());
+        general.tcp_keepalive = false;
+        general.tcp_keepidle = Some(general.shutdown_timeout);
+        general.tcp_keepintvl = Some(general.shutdown_timeout);
+        general.tcp_keepcnt = Some(1);
+        general.tcp_user_timeout = Some(general.shutdown_timeout);
+        other.cluster.primary = None;
+        other.auth.userlist = Some("/".into());
+        other.auth.cache_ttl *= 2;
+        other.client_tls.cert_file = Some("/".into());
+        other.server_tls.direct = true;
+        let pool = &mut other.pool;
+        pool.max_size += 1;
+        pool.min_idle += 1;
+        pool.reserve_size += 1;
+        pool.reserve_timeout *= 2;
+        pool.max_db_connections = Some(1);
+        pool.max_user_connections = Some(1);
+        pool.max_server_connections = Some(1);
+        pool.max_db_client_connections = Some(1);
+        pool.max_user_client_connections = Some(1);
+        pool.max_prepared_statements += 1;
+        pool.connect_query = Some("SELECT 1".into());
+        let timeouts = &mut other.timeouts;
+        timeouts.query_wait_timeout = None;
+        timeouts.query_wait_notify = None;
+        timeouts.server_connect_timeout *= 2;
+        timeouts.server_login_retry *= 2;
+        timeouts.client_login_timeout *= 2;
+        timeouts.cancel_wait_timeout *= 2;
+        timeouts.server_idle_timeout = None;
+        timeouts.server_lifetime = None;
+        other.databases.clear();
+        other.log.level.clear();
+        other.log.log_connections = false;
+        other
+    }
+}

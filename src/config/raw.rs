@@ -1,0 +1,352 @@
+//! The keys of the configuration file: name, type, default, meaning, and when a change takes effect.
+//!
+//! This is the only list of them. The `sections!` table below makes the structs that reading fills, the
+//! [reference](super::reference) and the effects that a reload reports; a key that is not in it is refused.
+//!
+//! # Why
+//! A table rather than serde structs: a reference, a default and an effect that are written beside the key can't
+//! drift from what the code reads, and every wrong value can be reported in one go.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::decode::{Reader, Setting, Value};
+use super::document::Table;
+use super::model::{AuthMethod, LogFormat, Node, OnSessionState, PoolMode, Secret, SslMode};
+use super::types::{Address, Cap, FileMode, HttpAddress, Limit, Size};
+
+/// When a changed key takes effect after a reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Effect {
+    /// For every client, from its next transaction.
+    Live,
+    /// For client or server connections made afterwards.
+    NewConnections,
+    /// Not before a restart.
+    Restart,
+}
+
+impl Effect {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::NewConnections => "new connections",
+            Self::Restart => "restart",
+        }
+    }
+}
+
+/// A key as the reference shows it.
+pub(super) struct Key {
+    pub(super) name: &'static str,
+    pub(super) kind: String,
+    /// As TOML; `None` if the key is not set by default.
+    pub(super) default: Option<String>,
+    pub(super) effect: Effect,
+    pub(super) docs: &'static [&'static str],
+}
+
+/// A group of keys.
+pub(super) struct SectionDocs {
+    /// The table's name in the file.
+    pub(super) path: &'static str,
+    pub(super) docs: &'static [&'static str],
+    pub(super) keys: Vec<Key>,
+}
+
+macro_rules! sections {
+    ($(
+        $(#[doc = $about:literal])*
+        $name:ident = $path:literal {
+            $( $(#[doc = $docs:literal])* $key:ident: $type:ty = $default:expr, $effect:ident; )*
+        }
+    )*) => {
+        $(
+            $(#[doc = $about])*
+            #[allow(clippy::struct_field_names, reason = "keys are called what PgBouncer calls them")]
+            #[derive(Clone, Debug)]
+            pub(super) struct $name {
+                $( $(#[doc = $docs])* pub(super) $key: Setting<$type>, )*
+            }
+
+            impl Default for $name {
+                fn default() -> Self {
+                    Self { $( $key: Setting::<$type>::default_value($default), )* }
+                }
+            }
+
+            impl $name {
+                /// Takes this section's keys out of `table`; `base` is what holds for those that are not there.
+                pub(super) fn read(table: &mut Table, base: &Self, reader: &mut Reader<'_>) -> Self {
+                    Self { $( $key: reader.take(table, stringify!($key), &base.$key), )* }
+                }
+
+                pub(super) fn docs() -> SectionDocs {
+                    let keys = vec![$(
+                        Key {
+                            name: stringify!($key),
+                            kind: <$type>::kind(),
+                            default: Value::show(&Self::default().$key.value),
+                            effect: Effect::$effect,
+                            docs: &[$($docs),*],
+                        },
+                    )*];
+                    SectionDocs { path: $path, docs: &[$($about),*], keys }
+                }
+            }
+        )*
+
+        /// Every section with its keys, in the order of the reference.
+        pub(super) fn sections() -> Vec<SectionDocs> {
+            vec![$($name::docs()),*]
+        }
+    };
+}
+
+/// PgBouncer 1.25's own: the password of a login role, unless its `VALID UNTIL` is over.
+const AUTH_QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL ELSE rolpassword END \
+     FROM pg_authid WHERE rolname=$1 AND rolcanlogin";
+
+const fn limit(seconds: u64) -> Limit {
+    Limit(Some(Duration::from_secs(seconds)))
+}
+
+const NO_LIMIT: Limit = Limit(None);
+
+sections! {
+    /// Listeners, limits of the whole process, and who may use the console.
+    General = "general" {
+        /// TCP addresses to listen on; port 0 picks a free one.
+        listen: Vec<Address> = vec![Address("127.0.0.1:6432".to_owned())], Restart;
+        /// Folder for a Unix socket `.s.PGSQL.<port of the first TCP address>`; without it there is none.
+        unix_socket_dir: Option<PathBuf> = None, Restart;
+        /// Permissions of that socket.
+        unix_socket_mode: FileMode = FileMode(0o777), Restart;
+        /// Address of `/metrics`, `/live` and `/ready`, or `"off"`.
+        http: HttpAddress = HttpAddress(Some(([127, 0, 0, 1], 9930).into())), Restart;
+        /// Worker threads; 1 runs everything on one thread, the shape of a sidecar.
+        workers: usize = 1, Restart;
+        /// Clients allowed at once, logins under way included; further ones are told 53300.
+        max_client_conn: usize = 10_000, Live;
+        /// Largest message accepted from a client.
+        max_packet_size: Size = Size(2_147_483_647), NewConnections;
+        /// How long SIGTERM waits for transactions to finish.
+        shutdown_timeout: Duration = Duration::from_secs(30), Live;
+        /// Users who may do everything in the console.
+        admin_users: Vec<String> = Vec::new(), NewConnections;
+        /// Users who may look at the console's `SHOW` tables.
+        stats_users: Vec<String> = Vec::new(), NewConnections;
+        /// Whether TCP connections, to clients and to servers, send keepalive probes.
+        tcp_keepalive: bool = true, NewConnections;
+        /// Idle time before the first probe; `"0"` leaves the operating system's.
+        tcp_keepidle: Limit = NO_LIMIT, NewConnections;
+        /// Time between probes; `"0"` leaves the operating system's.
+        tcp_keepintvl: Limit = NO_LIMIT, NewConnections;
+        /// Unanswered probes before a connection is given up; 0 leaves the operating system's.
+        tcp_keepcnt: Cap = Cap(None), NewConnections;
+        /// How long sent data may stay unacknowledged (`TCP_USER_TIMEOUT`); `"0"` leaves the operating system's.
+        tcp_user_timeout: Limit = NO_LIMIT, NewConnections;
+    }
+
+    /// The PostgreSQL servers behind every database that names none itself. With `primary` alone, every database and
+    /// user the server knows is accepted: the database `*` then exists without being written down.
+    Cluster = "cluster" {
+        /// The primary, `postgres://USER:PASSWORD@HOST:PORT/DBNAME`; everything but the host may be left out. User,
+        /// password and database are what pgweir itself logs in with for probes and `auth_query`; clients bring
+        /// their own. A Unix socket's folder is written `postgres:///?host=/run/postgresql`.
+        primary: Option<Node> = None, NewConnections;
+        /// Replicas; user, password and database default to the primary's.
+        replicas: Vec<Node> = Vec::new(), NewConnections;
+        /// File with the password of the user in `primary`, when the URL has none.
+        password_file: Option<PathBuf> = None, NewConnections;
+    }
+
+    /// How clients prove who they are.
+    Auth = "auth" {
+        /// `passthrough`: the client's password is tried on the server. `scram-sha-256` (or `scram`) and `md5`:
+        /// against verifiers from `userlist` or `auth_query`. `cert`: a TLS client certificate whose common name is
+        /// the user. `peer`: the operating-system user on a Unix socket. `trust`: everyone, under any name. `hba`:
+        /// the rules of `hba_file`.
+        method: AuthMethod = AuthMethod::Passthrough, NewConnections;
+        /// PgBouncer's userlist: lines of `"user" "password"`, where the password is plain, `md5…` or
+        /// `SCRAM-SHA-256$…`.
+        userlist: Option<PathBuf> = None, NewConnections;
+        /// Query for users that are not in the userlist; `$1` is the user, the result the name and the verifier.
+        /// The default is PgBouncer 1.25's: it reads `pg_authid`, which takes a superuser, and finds no password
+        /// once `VALID UNTIL` is over. `""` switches it off.
+        auth_query: String = AUTH_QUERY.to_owned(), NewConnections;
+        /// Who runs `auth_query`; default: the user in the primary's URL.
+        auth_user: Option<String> = None, NewConnections;
+        /// Password of `auth_user`.
+        auth_password: Option<Secret> = None, NewConnections;
+        /// File with the password of `auth_user`.
+        auth_password_file: Option<PathBuf> = None, NewConnections;
+        /// Database that `auth_query` runs in; default: the one the client asks for.
+        auth_dbname: Option<String> = None, NewConnections;
+        /// Rules in the format of `pg_hba.conf`, for method `hba`.
+        hba_file: Option<PathBuf> = None, NewConnections;
+        /// User name maps in the format of `pg_ident.conf`, for methods `cert` and `peer` in rules.
+        ident_file: Option<PathBuf> = None, NewConnections;
+        /// How long a verifier learned by `passthrough` or `auth_query` is believed; a changed password may still be
+        /// refused, and a revoked one accepted, for this long.
+        cache_ttl: Duration = Duration::from_secs(300), Live;
+    }
+
+    /// TLS towards clients.
+    ClientTls = "tls.client" {
+        /// libpq's words: `disable`; `allow` and `prefer` leave the choice to the client; `require` refuses clients
+        /// without TLS; `verify-ca` and `verify-full` also ask for a client certificate. Default: `"disable"`, or
+        /// `"prefer"` once `cert_file` is set.
+        sslmode: Option<SslMode> = None, NewConnections;
+        /// Certificate chain, PEM.
+        cert_file: Option<PathBuf> = None, NewConnections;
+        /// Private key of the certificate, PEM.
+        key_file: Option<PathBuf> = None, NewConnections;
+        /// Authorities that client certificates are checked against, PEM.
+        ca_file: Option<PathBuf> = None, NewConnections;
+    }
+
+    /// TLS towards servers.
+    ServerTls = "tls.server" {
+        /// libpq's words.
+        sslmode: SslMode = SslMode::Prefer, NewConnections;
+        /// Authorities that the server's certificate is checked against, PEM; needed for `verify-ca` and
+        /// `verify-full`.
+        ca_file: Option<PathBuf> = None, NewConnections;
+        /// Client certificate chain, PEM.
+        cert_file: Option<PathBuf> = None, NewConnections;
+        /// Private key of the client certificate, PEM.
+        key_file: Option<PathBuf> = None, NewConnections;
+        /// TLS from the first byte (`sslnegotiation=direct`), which PostgreSQL 17 and later understand.
+        direct: bool = false, NewConnections;
+    }
+
+    /// Sizes and rules of the pools. There is one pool for each pair of user and database.
+    Pool = "pool" {
+        /// When a server connection goes back to the pool. In `transaction` mode session state follows the client.
+        pool_mode: PoolMode = PoolMode::Transaction, NewConnections;
+        /// Server connections per pool.
+        max_size: usize = 20, Live;
+        /// Server connections kept open while the pool has a client.
+        min_idle: usize = 0, Live;
+        /// Extra server connections once a client has waited `reserve_timeout`.
+        reserve_size: usize = 0, Live;
+        /// Wait after which the reserve is used.
+        reserve_timeout: Duration = Duration::from_secs(5), Live;
+        /// Server connections per database, over all users.
+        max_db_connections: Cap = Cap(None), Live;
+        /// Server connections per user, over all databases.
+        max_user_connections: Cap = Cap(None), Live;
+        /// Server connections in total; only in `[pool]`.
+        max_server_connections: Cap = Cap(None), Live;
+        /// Clients per database.
+        max_db_client_connections: Cap = Cap(None), Live;
+        /// Clients per user.
+        max_user_client_connections: Cap = Cap(None), Live;
+        /// Prepared statements kept on one server connection; the least recently used goes first.
+        max_prepared_statements: usize = 200, Live;
+        /// What happens to a client that uses session state which can't follow it: `pin` lets it keep its server
+        /// connection until the state is gone, `reject` refuses the statement with 0A000.
+        on_session_state: OnSessionState = OnSessionState::Pin, NewConnections;
+        /// Statement run once on each new server connection.
+        connect_query: Option<String> = None, NewConnections;
+    }
+
+    /// Timeouts. An error names the setting whose limit was reached.
+    Timeouts = "timeouts" {
+        /// Longest wait for a server connection.
+        query_wait_timeout: Limit = limit(120), Live;
+        /// A client that has waited this long is sent a NOTICE.
+        query_wait_notify: Limit = limit(5), Live;
+        /// TCP connect, TLS and login to a server, together.
+        server_connect_timeout: Duration = Duration::from_secs(15), NewConnections;
+        /// Pause after a failed connect; clients that wait meanwhile are told the error.
+        server_login_retry: Duration = Duration::from_secs(1), Live;
+        /// From a client's connect to the end of its login; only in `[timeouts]`.
+        client_login_timeout: Duration = Duration::from_secs(60), NewConnections;
+        /// Longest time in a transaction without a statement.
+        idle_transaction_timeout: Limit = NO_LIMIT, Live;
+        /// Longest transaction.
+        transaction_timeout: Limit = NO_LIMIT, Live;
+        /// Longest statement.
+        query_timeout: Limit = NO_LIMIT, Live;
+        /// Longest time a client may be idle outside a transaction.
+        client_idle_timeout: Limit = NO_LIMIT, Live;
+        /// A client that does not take its reply for this long is cut off.
+        client_write_timeout: Limit = NO_LIMIT, Live;
+        /// Unused server connections are closed after this long.
+        server_idle_timeout: Limit = limit(600), Live;
+        /// Server connections are replaced at this age, with up to 10 % of jitter.
+        server_lifetime: Limit = limit(3600), NewConnections;
+        /// How long a cancel request may take, and how long the end of its statement is awaited.
+        cancel_wait_timeout: Duration = Duration::from_secs(10), Live;
+    }
+
+    /// A database as clients name it; `databases."*"` is any that is not named. Every key of `[pool]` and
+    /// `[timeouts]` may stand here too and then holds for this database.
+    Database = "databases.NAME" {
+        /// The primary's URL, as in `[cluster]`; default: the cluster's servers. Its database is the default of
+        /// `dbname`.
+        primary: Option<Node> = None, NewConnections;
+        /// Replicas of `primary`.
+        replicas: Vec<Node> = Vec::new(), NewConnections;
+        /// Instead of `primary`: host name, IP address, or the folder of a Unix socket.
+        host: Option<String> = None, NewConnections;
+        /// Port on `host`; default: 5432.
+        port: Option<u16> = None, NewConnections;
+        /// Name of the database on the server; default: the one in the URL, or else the name the client gave.
+        dbname: Option<String> = None, NewConnections;
+        /// Server connections of every client log in as this user; default: the client's own.
+        user: Option<String> = None, NewConnections;
+        /// Password of `user`.
+        password: Option<Secret> = None, NewConnections;
+        /// File with the password of `user`.
+        password_file: Option<PathBuf> = None, NewConnections;
+        /// `client_encoding` that server connections start with.
+        client_encoding: Option<String> = None, NewConnections;
+        /// `DateStyle` that server connections start with.
+        datestyle: Option<String> = None, NewConnections;
+        /// `TimeZone` that server connections start with.
+        timezone: Option<String> = None, NewConnections;
+        /// `application_name` that server connections start with.
+        application_name: Option<String> = None, NewConnections;
+    }
+
+    /// What differs for one user, over what the database says.
+    User = "users.NAME" {
+        /// As in `[pool]`.
+        pool_mode: Option<PoolMode> = None, NewConnections;
+        /// As in `[pool]`.
+        max_size: Option<usize> = None, Live;
+        /// As in `[pool]`.
+        reserve_size: Option<usize> = None, Live;
+        /// As in `[pool]`.
+        max_user_connections: Option<usize> = None, Live;
+        /// As in `[pool]`.
+        max_user_client_connections: Option<usize> = None, Live;
+        /// As in `[timeouts]`.
+        query_timeout: Option<Duration> = None, Live;
+        /// As in `[timeouts]`.
+        query_wait_timeout: Option<Duration> = None, Live;
+        /// As in `[timeouts]`.
+        idle_transaction_timeout: Option<Duration> = None, Live;
+        /// As in `[timeouts]`.
+        transaction_timeout: Option<Duration> = None, Live;
+        /// As in `[timeouts]`.
+        client_idle_timeout: Option<Duration> = None, Live;
+    }
+
+    /// The log, written to standard error.
+    Log = "log" {
+        /// `error`, `warn`, `info`, `debug`, `trace`, or a directive such as `pgweir::pool=debug,info`.
+        level: String = "info".to_owned(), Live;
+        /// `text`, or one JSON object a line.
+        format: LogFormat = LogFormat::Text, Restart;
+        /// A line for each login.
+        log_connections: bool = true, Live;
+        /// A line for each client that goes.
+        log_disconnections: bool = true, Live;
+        /// A line for each error that pgweir itself gives a client.
+        log_pooler_errors: bool = true, Live;
+    }
+}

@@ -1,0 +1,183 @@
+//! The whole tree as typed sections; whatever no section takes is refused.
+
+use std::collections::BTreeMap;
+
+use super::decode::Reader;
+use super::document::{Node, Origin, Table};
+use super::raw::{
+    Auth, ClientTls, Cluster, Database, General, Key, Log, Pool, ServerTls, Timeouts, User,
+};
+
+/// One `[databases.NAME]`, with the pool's and timeouts' keys that stand in it over the general ones.
+pub(super) struct DatabaseTable {
+    pub(super) path: String,
+    pub(super) at: Option<Origin>,
+    pub(super) own: Database,
+    pub(super) pool: Pool,
+    pub(super) timeouts: Timeouts,
+}
+
+/// Everything as given, of the right types.
+pub(super) struct Raw {
+    pub(super) general: General,
+    pub(super) cluster: Cluster,
+    pub(super) auth: Auth,
+    pub(super) client_tls: ClientTls,
+    pub(super) server_tls: ServerTls,
+    pub(super) pool: Pool,
+    pub(super) timeouts: Timeouts,
+    pub(super) databases: BTreeMap<String, DatabaseTable>,
+    pub(super) users: BTreeMap<String, (String, User)>,
+    pub(super) log: Log,
+}
+
+/// Reads everything; what is wrong or unknown is reported and left at its default.
+pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
+    macro_rules! section {
+        ($type:ident, $parent:expr, $name:literal) => {{
+            let mut table = reader.take_table($parent, $name);
+            let section = $type::read(&mut table, &$type::default(), reader);
+            refuse_unknown(&table, &$type::docs().keys, reader);
+            section
+        }};
+    }
+    let general = section!(General, &mut root, "general");
+    let cluster = section!(Cluster, &mut root, "cluster");
+    let auth = section!(Auth, &mut root, "auth");
+    let mut tls = reader.take_table(&mut root, "tls");
+    let client_tls = section!(ClientTls, &mut tls, "client");
+    let server_tls = section!(ServerTls, &mut tls, "server");
+    refuse_unknown_names(&tls, &["client", "server"], reader);
+    let pool = section!(Pool, &mut root, "pool");
+    let timeouts = section!(Timeouts, &mut root, "timeouts");
+    let databases = read_databases(&mut root, &pool, &timeouts, reader);
+    let users = read_users(&mut root, reader);
+    let log = section!(Log, &mut root, "log");
+    refuse_unknown_names(
+        &root,
+        &[
+            "general",
+            "cluster",
+            "auth",
+            "tls",
+            "pool",
+            "timeouts",
+            "databases",
+            "users",
+            "log",
+        ],
+        reader,
+    );
+    Raw {
+        general,
+        cluster,
+        auth,
+        client_tls,
+        server_tls,
+        pool,
+        timeouts,
+        databases,
+        users,
+        log,
+    }
+}
+
+fn read_databases(
+    root: &mut Table,
+    pool: &Pool,
+    timeouts: &Timeouts,
+    reader: &mut Reader<'_>,
+) -> BTreeMap<String, DatabaseTable> {
+    let mut databases = BTreeMap::new();
+    for (name, mut table, at) in named_tables(root, "databases", reader) {
+        let own = Database::read(&mut table, &Database::default(), reader);
+        let pool = Pool::read(&mut table, pool, reader);
+        let timeouts = Timeouts::read(&mut table, timeouts, reader);
+        let mut keys = Database::docs().keys;
+        keys.extend(Pool::docs().keys);
+        keys.extend(Timeouts::docs().keys);
+        refuse_unknown(&table, &keys, reader);
+        let path = table.path;
+        databases.insert(
+            name,
+            DatabaseTable {
+                path,
+                at: Some(at),
+                own,
+                pool,
+                timeouts,
+            },
+        );
+    }
+    databases
+}
+
+fn read_users(root: &mut Table, reader: &mut Reader<'_>) -> BTreeMap<String, (String, User)> {
+    let mut users = BTreeMap::new();
+    for (name, mut table, _) in named_tables(root, "users", reader) {
+        let user = User::read(&mut table, &User::default(), reader);
+        refuse_unknown(&table, &User::docs().keys, reader);
+        users.insert(name, (table.path, user));
+    }
+    users
+}
+
+/// The tables inside the table `name`.
+fn named_tables(
+    root: &mut Table,
+    name: &str,
+    reader: &mut Reader<'_>,
+) -> Vec<(String, Table, Origin)> {
+    let mut outer = reader.take_table(root, name);
+    let names: Vec<String> = outer.entries.keys().cloned().collect();
+    let mut tables = Vec::new();
+    for name in names {
+        let Some(entry) = outer.entries.get(&name) else {
+            continue;
+        };
+        let is_table = matches!(entry.item.node, Node::Table(_));
+        let at = entry.key_at.clone();
+        let table = reader.take_table(&mut outer, &name);
+        if is_table {
+            tables.push((name, table, at));
+        }
+    }
+    tables
+}
+
+fn refuse_unknown(table: &Table, keys: &[Key], reader: &mut Reader<'_>) {
+    let names: Vec<&str> = keys.iter().map(|key| key.name).collect();
+    refuse_unknown_names(table, &names, reader);
+}
+
+/// Whatever nobody took out of the table is a mistake, most often a slip of the pen.
+fn refuse_unknown_names(table: &Table, known: &[&str], reader: &mut Reader<'_>) {
+    for (name, entry) in &table.entries {
+        let nearest = known
+            .iter()
+            .map(|known| (distance(name, known), known))
+            .min()
+            .filter(|(distance, _)| *distance <= 3 && *distance < name.chars().count());
+        let message = match nearest {
+            Some((_, nearest)) => format!("unknown key; did you mean {nearest}?"),
+            None => "unknown key".to_owned(),
+        };
+        reader.problem(Some(&entry.key_at), &table.key(name), message);
+    }
+}
+
+/// Levenshtein's distance, of the first characters of an overlong name.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().take(64).enumerate() {
+        let mut diagonal = i;
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
