@@ -20,15 +20,23 @@ use std::sync::OnceLock;
 
 use super::DemoError;
 
-/// Waits for end of file, then stops every server below `$1` and, if `$2` is `remove`, removes the folder. The working folder of a postmaster is
-/// its data folder, which tells a live one from a process that was given the number of a dead one.
+/// Waits for end of file, then stops every server below `$1` and, if `$2` is `remove`, removes the folder.
+///
+/// The working folder of a postmaster is its data folder, which tells a live one from a process that was given the
+/// number of a dead one. A postmaster that was killed leaves a System V segment behind (named in the seventh line),
+/// of which there can be only a few thousand on a machine. Removal is tried again because a program that was filling
+/// the folder when this process was killed goes on for a moment.
 const REMOVE_FOLDER: &str = r#"
 trap '' HUP INT TERM
 read -r line
 for pidfile in "$1"/*/data/postmaster.pid; do
     [ -f "$pidfile" ] || continue
     read -r pid < "$pidfile"
-    [ "$(readlink "/proc/$pid/cwd")" = "${pidfile%/postmaster.pid}" ] || continue
+    if [ "$(readlink "/proc/$pid/cwd")" != "${pidfile%/postmaster.pid}" ]; then
+        ipcrm -m "$(sed -n '7s/.* //p' "$pidfile")"
+        continue
+    fi
+    pkill -CONT -P "$pid"
     kill -CONT "$pid"
     kill -QUIT "$pid"
     tries=0
@@ -38,7 +46,12 @@ for pidfile in "$1"/*/data/postmaster.pid; do
     done
     [ -f "$pidfile" ] && kill -KILL "$pid"
 done
-[ "$2" = remove ] && rm -rf "$1"
+[ "$2" = remove ] || exit 0
+tries=0
+until rm -rf "$1" || [ "$tries" -ge 100 ]; do
+    sleep 0.1
+    tries=$((tries + 1))
+done
 "#;
 
 /// Waits for end of file, then kills process `$1`.

@@ -429,19 +429,6 @@ impl Server {
         Ok(text.trim_end_matches('\n').to_owned())
     }
 
-    /// Removes the System V segment of a server that was killed: the next start would, but there is none. (Such a
-    /// segment outlives its processes, and there can be only a few thousand on a machine.)
-    fn remove_shared_memory(&self) {
-        let pidfile = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
-        if let Some(segment) = shared_memory_segment(&pidfile) {
-            // One that is gone already is as good.
-            let _ = Command::new("ipcrm")
-                .args(["-m", segment])
-                .stderr(Stdio::null())
-                .status();
-        }
-    }
-
     fn exit_status(&mut self) -> io::Result<Option<ExitStatus>> {
         match &mut self.postmaster {
             Some(child) => child.try_wait(),
@@ -494,7 +481,6 @@ impl Drop for Server {
             let _ = child.kill();
             let _ = child.wait();
         }
-        self.remove_shared_memory();
     }
 }
 
@@ -510,12 +496,6 @@ fn is_ready(pidfile: &str, pid: u32) -> bool {
     let same = lines.next().and_then(|line| line.trim().parse().ok()) == Some(pid);
     let status = lines.nth(6).unwrap_or_default().trim();
     same && matches!(status, "ready" | "standby")
-}
-
-/// The id of the segment in a left-over `postmaster.pid`: the second number of its seventh line.
-fn shared_memory_segment(pidfile: &str) -> Option<&str> {
-    let segment = pidfile.lines().nth(6)?.split_whitespace().nth(1)?;
-    segment.parse::<u32>().is_ok().then_some(segment)
 }
 
 /// Sends a signal with the shell's own `kill`, which is everywhere. A process that is already gone is not an error.
@@ -625,8 +605,6 @@ mod tests {
         assert!(!is_ready(&file.replace("ready   ", "starting"), 42));
         assert!(!is_ready("42\n/d\n", 42));
         assert!(!is_ready("", 42));
-        assert_eq!(shared_memory_segment(file), Some("456"));
-        assert_eq!(shared_memory_segment("42\n"), None);
     }
 
     #[test]
