@@ -1,0 +1,67 @@
+# Works from a fresh clone on Debian or Ubuntu, as root or with sudo. Needs Rust; fetches the rest from Debian's
+# packages, PyPI and npm, and only what is missing.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup rust packages drivers build test demo check clean
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
+PYTHON ?= python3
+NODE_POSTGRES := pg@8.16.3
+JDBC_JAR := /usr/share/java/postgresql.jar
+VENV := tests/.venv
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: rust packages drivers ## Install what is missing: PostgreSQL, and the drivers that the tests use
+
+rust:
+	@command -v cargo > /dev/null || { \
+		echo "Rust 1.90 or newer is missing: install rustup (Debian 13: apt-get install rustup), then: rustup default stable" >&2; \
+		exit 1; }
+
+# A C compiler and linker for the crates that need one, the server with its programs, and venv for the drivers.
+packages:
+	@missing=; \
+	command -v cc > /dev/null || missing="$$missing build-essential"; \
+	compgen -G '/usr/lib/postgresql/*/bin/initdb' > /dev/null || command -v initdb > /dev/null \
+		|| [ -x "$${PGWEIR_PG_BIN:-/nonexistent}/initdb" ] || missing="$$missing postgresql"; \
+	$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || missing="$$missing python3-venv"; \
+	if command -v javac > /dev/null && [ ! -e $(JDBC_JAR) ]; then missing="$$missing libpostgresql-jdbc-java"; fi; \
+	if [ -n "$$missing" ]; then \
+		command -v apt-get > /dev/null || { echo "please install:$$missing" >&2; exit 1; }; \
+		set -x; $(APT) update -qq && $(APT) install -y -qq --no-install-recommends $$missing; \
+	fi
+
+drivers: packages $(VENV)/.installed
+	@if ! command -v npm > /dev/null; then \
+		echo "no npm: the node-postgres test will be skipped"; \
+	elif [ "pg@$$(node -p 'require("./tests/node_modules/pg/package.json").version' 2> /dev/null)" != $(NODE_POSTGRES) ]; then \
+		npm install --prefix tests --no-save --no-package-lock --no-audit --no-fund --silent $(NODE_POSTGRES); \
+	fi
+
+$(VENV)/.installed: tests/drivers/requirements.txt | packages
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+build: rust ## Build the release binary
+	cargo build --release
+
+test: setup ## Run all tests
+	cargo test --workspace
+
+demo: rust packages ## A primary, two replicas and sample data behind pgweir, until Ctrl-C
+	cargo run --release -- demo
+
+check: rust ## Formatting, lints, documentation, licences
+	cargo fmt --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+	@if command -v cargo-deny > /dev/null; then cargo deny check; else echo "no cargo-deny: licences not checked"; fi
+
+clean: ## Remove what was built and installed in this folder
+	cargo clean
+	rm -rf $(VENV) tests/node_modules

@@ -1,0 +1,114 @@
+//! Programs that use real drivers, run through pgweir. `make setup` installs the drivers; without them, or without
+//! their runtime, a program is skipped and the reason printed.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use pgweir::demo::cluster::ServerOptions;
+
+use crate::support::pgweir::Options;
+
+/// Where Debian's libpostgresql-jdbc-java puts the driver.
+const JDBC_JAR: &str = "/usr/share/java/postgresql.jar";
+
+fn tests_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
+}
+
+/// Whether `program` can be started at all.
+fn runs(program: &Path, argument: &str) -> bool {
+    Command::new(program)
+        .arg(argument)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// Prints past the capture of test output, which hides what passing tests print.
+fn tell(line: &str) {
+    let line = format!("{line}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+}
+
+fn skip(program: &str, reason: &str) {
+    tell(&format!("skipped {program}: {reason}"));
+}
+
+/// Runs `command` with a DSN through a pgweir of its own, which has fewer backends than the programs have clients.
+#[track_caller]
+fn passes(command: &mut Command, dsn: impl FnOnce(&str) -> String) {
+    let server = ServerOptions::default().start().unwrap();
+    let pgweir = Options::new(&server).flag("--pool-size", "5").start();
+    let address = format!("{}/postgres", pgweir.address);
+    let output = command
+        .arg(dsn(&address))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    tell(stdout.trim());
+}
+
+fn python(program: &str) {
+    let interpreter = tests_folder().join(".venv/bin/python");
+    if !runs(&interpreter, "--version") {
+        return skip(program, "no tests/.venv; `make setup` makes it");
+    }
+    let mut command = Command::new(interpreter);
+    command.arg(tests_folder().join("drivers").join(program));
+    passes(&mut command, |address| {
+        format!("postgresql://postgres@{address}")
+    });
+}
+
+#[test]
+fn psycopg_works_through_pgweir() {
+    python("smoke_psycopg.py");
+}
+
+#[test]
+fn asyncpg_works_through_pgweir() {
+    python("smoke_asyncpg.py");
+}
+
+#[test]
+fn node_postgres_works_through_pgweir() {
+    let program = "smoke_node.js";
+    if !runs(Path::new("node"), "--version") {
+        return skip(program, "no node");
+    }
+    if !tests_folder().join("node_modules/pg").is_dir() {
+        return skip(
+            program,
+            "no tests/node_modules/pg; `make setup` installs it",
+        );
+    }
+    let mut command = Command::new("node");
+    command.arg(tests_folder().join("drivers").join(program));
+    passes(&mut command, |address| {
+        format!("postgresql://postgres@{address}")
+    });
+}
+
+#[test]
+fn pgjdbc_works_through_pgweir() {
+    let program = "SmokeJdbc.java";
+    if !runs(Path::new("javac"), "-version") {
+        return skip(program, "no javac");
+    }
+    if !Path::new(JDBC_JAR).is_file() {
+        return skip(program, "no pgJDBC; `make setup` installs it");
+    }
+    let mut command = Command::new("java");
+    command
+        .args(["-cp", JDBC_JAR])
+        .arg(tests_folder().join("drivers").join(program));
+    passes(&mut command, |address| {
+        format!("jdbc:postgresql://{address}?user=postgres")
+    });
+}

@@ -1,0 +1,19 @@
+//! Integration tests: the built pgweir in front of real PostgreSQL servers and of scripted ones.
+//!
+//! One module per behaviour, named after it; one binary, because each would link the whole crate again. Servers come
+//! from `pgweir::demo::cluster`, everything else from `tests/support`.
+
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(
+    clippy::doc_markdown,
+    reason = "the protocol's message names are words here"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod drivers;
+mod shared;
+mod smoke;
+mod support_works;
