@@ -15,7 +15,7 @@ use crate::pool::waiter::{CheckoutError, Waiter};
 
 /// What a client is told as its backend's process id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FrontendPid(pub i32);
+pub struct FrontendPid(pub u32);
 
 /// Length of the keys of protocol 3.2; in 3.0 the first four bytes are used.
 pub const KEY_LEN: usize = 32;
@@ -177,7 +177,7 @@ impl Registry {
     pub fn register(self: &Arc<Self>, new: NewClient) -> Registered {
         let key = rand::random();
         let mut clients = self.lock();
-        let pid = std::iter::repeat_with(|| FrontendPid(rand::random_range(1..=i32::MAX)))
+        let pid = std::iter::repeat_with(|| FrontendPid(rand::random_range(1..=i32::MAX.unsigned_abs())))
             .find(|pid| !clients.contains_key(pid))
             // `repeat_with` never ends.
             .unwrap_or(FrontendPid(0));
@@ -215,7 +215,7 @@ impl Registry {
 
     /// The client a cancel request is for. `key` is compared in constant time, in the length it was given out:
     /// 4 bytes for protocol 3.0, [`KEY_LEN`] for 3.2.
-    pub fn find(&self, pid: i32, key: &[u8]) -> Option<Arc<ClientEntry>> {
+    pub fn find(&self, pid: u32, key: &[u8]) -> Option<Arc<ClientEntry>> {
         use subtle::ConstantTimeEq;
         let entry = Arc::clone(self.lock().get(&FrontendPid(pid))?);
         let own = match key.len() {

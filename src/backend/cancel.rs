@@ -15,8 +15,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::connection::Identity;
-use crate::net::connect::{self, ConnectError};
-use crate::net::tls::ServerTlsContext;
+use super::dial::Dialer;
+use crate::net::connect::ConnectError;
 use crate::wire::startup::put_cancel_request;
 
 /// Why a cancel request was not delivered.
@@ -34,17 +34,17 @@ pub enum CancelError {
 /// it, so that the hold on the backend lasts until the server has closed the connection.
 pub async fn cancel(
     backend: Arc<Identity>,
-    tls: Arc<ServerTlsContext>,
+    dialer: Arc<Dialer>,
     timeout: Duration,
 ) -> Result<(), CancelError> {
     let held = backend.cancelling();
-    let sent = tokio::time::timeout(timeout, send(&backend, &tls)).await;
+    let sent = tokio::time::timeout(timeout, send(&backend, &dialer)).await;
     drop(held);
     sent.unwrap_or(Err(CancelError::Timeout))
 }
 
-async fn send(backend: &Identity, tls: &ServerTlsContext) -> Result<(), CancelError> {
-    let mut stream = connect::connect(&backend.node, tls).await?;
+async fn send(backend: &Identity, dialer: &Dialer) -> Result<(), CancelError> {
+    let mut stream = dialer.connect(&backend.node, backend.encryption).await?;
     let mut packet = Vec::with_capacity(16);
     put_cancel_request(&mut packet, backend.pid, &backend.cancel_key);
     stream.write_all(&packet).await?;

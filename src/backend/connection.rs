@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::config::model::Node;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
+use crate::net::connect::Encryption;
 use crate::net::stream::Stream;
 use crate::session::mirror::Mirror;
 use crate::wire::backend::TransactionStatus;
@@ -23,14 +24,16 @@ use crate::wire::expect::Expect;
 #[derive(Debug)]
 pub struct Identity {
     pub node: Node,
-    pub pid: i32,
+    pub pid: u32,
     pub cancel_key: Vec<u8>,
+    /// How a cancel request travels: as the connection does.
+    pub encryption: Encryption,
     cancels: AtomicU32,
     cancels_done: Notify,
 }
 
 impl Identity {
-    pub fn new(node: Node, pid: i32, cancel_key: Vec<u8>) -> Self {
+    pub fn new(node: Node, pid: u32, cancel_key: Vec<u8>, encryption: Encryption) -> Self {
         Self { node, pid, cancel_key, cancels: AtomicU32::new(0), cancels_done: Notify::new() }
     }
 

@@ -2,6 +2,7 @@
 
 pub mod cancel;
 pub mod connection;
+pub mod dial;
 pub mod login;
 pub mod query;
 pub mod receive;

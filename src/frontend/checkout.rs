@@ -151,9 +151,9 @@ impl Session {
         }
         self.entry.clear_running();
         if let Some(lease) = self.lease.take() {
-            let tls = self.shared.pools.server_tls.load();
+            let dialer = self.shared.pools.dialer.load();
             let limit = self.effective.timeouts.cancel_wait_timeout;
-            crate::pool::reset::give_back(lease, crate::pool::reset::Residue::None, &tls, limit);
+            crate::pool::reset::give_back(lease, crate::pool::reset::Residue::None, &dialer, limit);
         }
         self.bound = None;
         self.enter(Phase::Idle);

@@ -113,9 +113,9 @@ impl Session {
     /// Asks the server to cancel what it runs for this client.
     pub(super) fn cancel_running(&self) {
         if let Some(lease) = &self.lease {
-            let tls = self.shared.pools.server_tls.load_full();
+            let dialer = self.shared.pools.dialer.load_full();
             let limit = self.effective.timeouts.cancel_wait_timeout;
-            tasks::spawn("cancel", cancel::cancel(std::sync::Arc::clone(&lease.identity), tls, limit));
+            tasks::spawn("cancel", cancel::cancel(std::sync::Arc::clone(&lease.identity), dialer, limit));
         }
     }
 }

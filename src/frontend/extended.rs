@@ -45,8 +45,8 @@ impl Session {
             return Err(End::Fatal(Box::new(report)));
         }
         let search_path = self.settings.current().get(b"search_path");
-        let known = &self.shared.known;
-        let statement = self.shared.statements.intern(parse.body, search_path, || known.lookup(parse.text));
+        let (known, options) = (&self.shared.known, self.lex_options());
+        let statement = self.shared.statements.intern(parse.body, search_path, || known.lookup(parse.text, options));
         if parse.name.is_empty() {
             self.owe(renames(Request::Parse, For::Client, statement.id));
             if let Some(lease) = &mut self.lease {

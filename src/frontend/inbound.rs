@@ -12,6 +12,7 @@ use crate::config::model::{OnSessionState, PoolMode};
 use crate::error::{Report, Severity, SqlState};
 use crate::net::buffer::Gather;
 use crate::session::plan::Pace;
+use crate::sql::LexOptions;
 use crate::sql::known::Known;
 use crate::sql::state::{Effect, PinReason};
 use crate::wire::expect::{For, Owed, Request};
@@ -232,7 +233,7 @@ impl Session {
             self.pins.insert(PinReason::Unclassifiable);
         } else {
             let text = f::query_text(frame.payload).map_err(protocol_violation)?;
-            let known = self.shared.known.lookup(text);
+            let known = self.shared.known.lookup(text, self.lex_options());
             self.note(&known)?;
             self.start(known);
         }
@@ -246,6 +247,15 @@ impl Session {
         Ok(())
     }
 
+    /// How the server reads this session's SQL.
+    pub(super) fn lex_options(&self) -> LexOptions {
+        const UNSAFE: [&[u8]; 6] = [b"SJIS", b"BIG5", b"GBK", b"UHC", b"JOHAB", b"GB18030"];
+        let off = self.told.get(b"standard_conforming_strings") == Some(b"off");
+        let encoding = self.told.get(b"client_encoding").unwrap_or_default();
+        let unsafe_encoding = UNSAFE.contains(&encoding) || encoding == b"SHIFT_JIS_2004";
+        LexOptions { standard_conforming_strings: !off, unsafe_encoding }
+    }
+
     /// Counts a statement from here.
     pub(super) fn start(&mut self, known: std::sync::Arc<Known>) {
         self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
@@ -254,9 +264,16 @@ impl Session {
 
     /// Notes what a statement that is about to be sent does to the session.
     pub(super) fn note(&mut self, known: &Known) -> Result<(), End> {
+        if known.is_plain {
+            return Ok(());
+        }
         let class = &known.class;
-        self.copies_in |= class.copies_in;
-        self.in_transaction = (self.in_transaction || class.begins) && !class.ends;
+        self.copies_in |= known.copies_in;
+        let transaction = class.transaction;
+        if transaction.begins() || transaction.ends() {
+            // A string that does both is settled by what the server reports.
+            self.in_transaction = transaction.begins() || transaction.chains();
+        }
         if self.in_transaction && self.effective.pool.pool_mode == PoolMode::Statement {
             let report = Report::fatal(
                 SqlState::FEATURE_NOT_SUPPORTED,
@@ -265,7 +282,7 @@ impl Session {
             .hint("Use pool_mode = \"transaction\".");
             return Err(End::Fatal(Box::new(report)));
         }
-        for effect in &class.effects {
+        for effect in class.effects() {
             match effect {
                 Effect::Setting { name, local: false } => self.settings.touch(name.as_bytes()),
                 Effect::ResetSetting(name) => self.settings.reset(name.as_bytes()),

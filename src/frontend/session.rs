@@ -326,7 +326,7 @@ impl Session {
         }
         let own_state = !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session;
         let residue = if own_state { Residue::SessionState } else { Residue::None };
-        let tls = self.shared.pools.server_tls.load();
-        reset::give_back(lease, residue, &tls, self.effective.timeouts.cancel_wait_timeout);
+        let dialer = self.shared.pools.dialer.load();
+        reset::give_back(lease, residue, &dialer, self.effective.timeouts.cancel_wait_timeout);
     }
 }

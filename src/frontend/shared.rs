@@ -16,7 +16,7 @@ pub type Prepared = Statement<Arc<Known>>;
 /// See the module.
 #[derive(Debug)]
 pub struct Shared {
-    pub config: ArcSwap<Config>,
+    pub config: Arc<ArcSwap<Config>>,
     pub pools: Arc<Pools>,
     pub registry: Arc<Registry>,
     pub statements: Global<Arc<Known>>,

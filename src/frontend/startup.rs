@@ -69,7 +69,7 @@ impl UserFacing for HandshakeError {
 #[derive(Debug)]
 pub enum Arrival {
     Startup(Stream, StartupMessage),
-    Cancel { pid: i32, key: Vec<u8> },
+    Cancel { pid: u32, key: Vec<u8> },
 }
 
 /// Reads packets until the client says what it wants.

@@ -9,6 +9,7 @@
 //! - Every connection holds one [`limits::Slot`]; dropping the connection, wherever that happens, gives it back.
 //! - No lock of this module is held while deadpool is called or a connection is dropped.
 
+pub mod auth_query;
 pub mod effective;
 pub mod lease;
 pub mod limits;

@@ -12,12 +12,12 @@ use super::limits::Slot;
 use super::manager::Pooled;
 use super::pool::Pool;
 use crate::backend::connection::{Backend, Identity};
-use crate::backend::login::{self, Credentials, LoggedIn, LoginError};
+use crate::backend::login::{self, Credentials, LoggedIn, LoginError, ProtocolVersion};
 use crate::backend::query;
 use crate::error::{ErrorKind, Report, SqlState, UserFacing};
-use crate::net::connect::{self, ConnectError};
+use crate::backend::dial::Dialer;
+use crate::net::connect::{ConnectError, Encryption};
 use crate::net::stream::Stream;
-use crate::net::tls::ServerTlsContext;
 use crate::session::mirror::{Mirror, Reported};
 
 /// The first pause after a failed attempt; it doubles up to `server_login_retry`.
@@ -30,6 +30,8 @@ pub enum OpenError {
     Connect(#[from] ConnectError),
     #[error("{0}")]
     Login(#[from] LoginError),
+    #[error("database \"{0}\" does not exist")]
+    NoDatabase(String),
     #[error("connect_query failed: {0}")]
     ConnectQuery(#[from] query::QueryError),
     #[error("opening a server connection took longer than {0:?} (server_connect_timeout)")]
@@ -45,8 +47,10 @@ impl OpenError {
             Self::Login(LoginError::Server(refusal)) => {
                 matches!(&refusal.code.0, b"57P01" | b"57P02" | b"57P03" | b"53300" | b"08006")
             }
-            Self::Login(error) => error.is_io(),
+            Self::Login(LoginError::Io(_) | LoginError::Closed) => true,
+            Self::Login(_) => false,
             Self::ConnectQuery(error) => error.is_io(),
+            Self::NoDatabase(_) => false,
         }
     }
 }
@@ -57,6 +61,7 @@ impl UserFacing for OpenError {
             Self::Login(error) => error.report(),
             Self::Connect(_) | Self::Timeout(_) => Report::fatal(SqlState::CONNECTION_FAILURE, self.to_string()),
             Self::ConnectQuery(error) => Report::fatal(error.code(), self.to_string()),
+            Self::NoDatabase(_) => Report::fatal(SqlState::INVALID_CATALOG_NAME, self.to_string()),
         }
     }
 
@@ -109,19 +114,19 @@ pub struct Opened {
 pub async fn open(
     effective: &Effective,
     credentials: &Credentials,
-    tls: &ServerTlsContext,
+    dialer: &Dialer,
     generation: u64,
 ) -> Result<Opened, OpenError> {
     let limit = effective.timeouts.server_connect_timeout;
     let attempt = Box::pin(async {
-        let mut stream = connect::connect(&effective.primary, tls).await?;
-        let logged_in = log_in(&mut stream, effective, credentials).await?;
+        let (stream, logged_in) = reach(effective, credentials, dialer).await?;
         let mut reported = Reported::default();
         for (name, value) in &logged_in.parameters {
             reported.set(name, value);
         }
         let mirror = Mirror::new(Arc::new(reported), effective.pool.max_prepared_statements);
-        let identity = Identity::new(effective.primary.clone(), logged_in.pid, logged_in.cancel_key.clone());
+        let (node, key) = (effective.primary.clone(), logged_in.cancel_key.clone());
+        let identity = Identity::new(node, logged_in.pid, key, Encryption::same_as(&stream));
         let mut backend = Backend::new(stream, identity, mirror, generation);
         if let Some(text) = &effective.pool.connect_query {
             query::on_backend(&mut backend, text.as_bytes()).await?;
@@ -129,6 +134,28 @@ pub async fn open(
         Ok(Opened { backend, logged_in })
     });
     tokio::time::timeout(limit, attempt).await.unwrap_or(Err(OpenError::Timeout(limit)))
+}
+
+/// Connects and logs in; where `sslmode` knows a second way and the server refused the first, the second.
+async fn reach(
+    effective: &Effective,
+    credentials: &Credentials,
+    dialer: &Dialer,
+) -> Result<(Stream, LoggedIn), OpenError> {
+    let mut encryption = dialer.first();
+    loop {
+        let mut stream = dialer.connect(&effective.primary, encryption).await?;
+        match log_in(&mut stream, effective, credentials).await {
+            Ok(logged_in) => return Ok((stream, logged_in)),
+            Err(LoginError::Server(error)) => match Encryption::second(dialer.sslmode(), &stream) {
+                Some(second) if second != encryption && error.code == SqlState::INVALID_AUTHORIZATION => {
+                    encryption = second;
+                }
+                _ => return Err(LoginError::Server(error).into()),
+            },
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 async fn log_in(
@@ -139,16 +166,16 @@ async fn log_in(
     let mut startup: Vec<(&[u8], &[u8])> =
         vec![(b"user", effective.login_user.as_bytes()), (b"database", effective.dbname.as_bytes())];
     startup.extend(effective.startup.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())));
-    login::login(stream, &startup, credentials).await
+    login::login(stream, ProtocolVersion::V3_0, &startup, credentials).await
 }
 
 impl Pool {
     /// Opens one connection into the pool, for whoever waits.
-    pub(super) async fn open_one(self: Arc<Self>, slot: Slot, tls: Arc<ServerTlsContext>) {
+    pub(super) async fn open_one(self: Arc<Self>, slot: Slot, dialer: Arc<Dialer>) {
         let effective = self.effective.load_full();
         let credentials = self.with_gate(|gate| gate.credentials.clone());
         let generation = self.objects.manager().generation.load(Ordering::SeqCst);
-        let outcome = open(&effective, &credentials, &tls, generation).await;
+        let outcome = open(&effective, &credentials, &dialer, generation).await;
         self.opening.fetch_sub(1, Ordering::SeqCst);
         match outcome {
             Ok(opened) => self.adopt(opened.backend, slot),

@@ -12,19 +12,19 @@ use super::effective::Effective;
 use super::limits::Limits;
 use super::pool::{Pool, PoolKey};
 use crate::config::model::Config;
-use crate::net::tls::ServerTlsContext;
+use crate::backend::dial::Dialer;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Pools {
     pools: RwLock<HashMap<PoolKey, Arc<Pool>>>,
     pub(super) limits: Arc<Limits>,
-    pub server_tls: ArcSwap<ServerTlsContext>,
+    pub dialer: ArcSwap<Dialer>,
 }
 
 impl Pools {
-    pub fn new(server_tls: Arc<ServerTlsContext>) -> Arc<Self> {
-        Arc::new(Self { pools: RwLock::default(), limits: Arc::default(), server_tls: ArcSwap::new(server_tls) })
+    pub fn new(dialer: Arc<Dialer>) -> Arc<Self> {
+        Arc::new(Self { pools: RwLock::default(), limits: Arc::default(), dialer: ArcSwap::new(dialer) })
     }
 
     /// The pool for `database` and `user`; `None` where `config` has no such database and no fallback.

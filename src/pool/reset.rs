@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::backend::cancel;
 use crate::backend::query;
 use crate::backend::receive::{self, Discard};
-use crate::net::tls::ServerTlsContext;
+use crate::backend::dial::Dialer;
 use crate::tasks;
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{Copy, For, Owed, Request};
@@ -30,23 +30,23 @@ pub enum Residue {
 }
 
 /// Gives a lease back: at once if the connection is clean, else by a task that cleans it within `limit`.
-pub fn give_back(lease: Lease, residue: Residue, tls: &Arc<ServerTlsContext>, limit: Duration) {
+pub fn give_back(lease: Lease, residue: Residue, dialer: &Arc<Dialer>, limit: Duration) {
     if residue == Residue::None && lease.is_clean() && !lease.identity.is_being_cancelled() {
         lease.checkin();
         return;
     }
     // A half-sent message can't be ended, and COPY BOTH ends only with the connection.
     if lease.unsent_of_frame > 0 || lease.expect.copy() == Copy::Both {
-        let tls = Arc::clone(tls);
+        let dialer = Arc::clone(dialer);
         tasks::spawn("cancel and close", async move {
-            let _ = cancel::cancel(Arc::clone(&lease.identity), tls, limit).await;
+            let _ = cancel::cancel(Arc::clone(&lease.identity), dialer, limit).await;
             drop(lease);
         });
         return;
     }
-    let tls = Arc::clone(tls);
+    let dialer = Arc::clone(dialer);
     tasks::spawn("clean server connection", async move {
-        let cleaned = tokio::time::timeout(limit, clean(lease, residue, tls, limit)).await;
+        let cleaned = tokio::time::timeout(limit, clean(lease, residue, dialer, limit)).await;
         match cleaned {
             Ok(Ok(lease)) => lease.checkin(),
             Ok(Err(error)) => tracing::debug!(%error, "closed a server connection that could not be cleaned"),
@@ -58,7 +58,7 @@ pub fn give_back(lease: Lease, residue: Residue, tls: &Arc<ServerTlsContext>, li
 async fn clean(
     mut lease: Lease,
     residue: Residue,
-    tls: Arc<ServerTlsContext>,
+    dialer: Arc<Dialer>,
     limit: Duration,
 ) -> io::Result<Lease> {
     if lease.expect.copy() == Copy::In {
@@ -72,7 +72,7 @@ async fn clean(
             sync(&mut lease);
         }
     } else if !lease.expect.is_empty() {
-        tasks::spawn("cancel for a client that left", cancel::cancel(Arc::clone(&lease.identity), tls, limit));
+        tasks::spawn("cancel for a client that left", cancel::cancel(Arc::clone(&lease.identity), dialer, limit));
         sync(&mut lease);
     }
     poll_fn(|cx| poll_drain(&mut lease, cx)).await?;

@@ -76,8 +76,8 @@ fn open_for(pools: &Arc<Pools>, pool: &Arc<Pool>, since: Instant) -> Option<Cap>
 
 fn start_opening(pools: &Arc<Pools>, pool: &Arc<Pool>, slot: Slot) {
     pool.opening.fetch_add(1, Ordering::SeqCst);
-    let tls = pools.server_tls.load_full();
-    tasks::spawn("open server connection", Arc::clone(pool).open_one(slot, tls));
+    let dialer = pools.dialer.load_full();
+    tasks::spawn("open server connection", Arc::clone(pool).open_one(slot, dialer));
 }
 
 /// Closes the longest-idle connection of another pool that counts under `cap`; false if there is none.

@@ -145,7 +145,7 @@ pub fn put_authentication_ok(out: &mut Vec<u8>) {
 }
 
 /// Appends `BackendKeyData`.
-pub fn put_backend_key_data(out: &mut Vec<u8>, pid: i32, key: &[u8]) {
+pub fn put_backend_key_data(out: &mut Vec<u8>, pid: u32, key: &[u8]) {
     put(out, BACKEND_KEY_DATA, |out| {
         out.extend_from_slice(&pid.to_be_bytes());
         out.extend_from_slice(key);

@@ -42,7 +42,7 @@ pub enum StartupError {
 pub enum StartupPacket {
     Ssl,
     GssEnc,
-    Cancel { pid: i32, key: Vec<u8> },
+    Cancel { pid: u32, key: Vec<u8> },
     Startup(StartupMessage),
 }
 
@@ -82,7 +82,7 @@ pub fn read(packet: &[u8]) -> Result<StartupPacket, StartupError> {
         GSSENC_REQUEST if rest.is_empty() => Ok(StartupPacket::GssEnc),
         CANCEL_REQUEST => match rest.split_first_chunk::<4>() {
             Some((pid, key)) if (4..=256).contains(&key.len()) => Ok(StartupPacket::Cancel {
-                pid: i32::from_be_bytes(*pid),
+                pid: u32::from_be_bytes(*pid),
                 key: key.to_vec(),
             }),
             _ => Err(StartupError::Cancel),
@@ -163,7 +163,7 @@ pub fn put_negotiate_protocol_version(out: &mut Vec<u8>, newest: Version, option
 }
 
 /// Appends a `CancelRequest`.
-pub fn put_cancel_request(out: &mut Vec<u8>, pid: i32, key: &[u8]) {
+pub fn put_cancel_request(out: &mut Vec<u8>, pid: u32, key: &[u8]) {
     super::frame::put_untagged(out, |out| {
         out.extend_from_slice(&CANCEL_REQUEST.to_be_bytes());
         out.extend_from_slice(&pid.to_be_bytes());

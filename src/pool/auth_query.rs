@@ -1,0 +1,156 @@
+//! Users' secrets, asked of the server with `auth_query`.
+//!
+//! Bound: one connection for each database asked for, and one answer for each user, believed for `auth.cache_ttl`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+
+use super::effective::Effective;
+use super::open::{self, OpenError};
+use super::pools::Pools;
+use crate::auth::secrets::{Lookup, LookupError, SecretSource, UserSecret};
+use crate::backend::connection::Backend;
+use crate::backend::login::Credentials;
+use crate::backend::query::{self, QueryError, Row};
+use crate::config::model::Config;
+use crate::error::{ErrorKind, Report, SqlState, UserFacing};
+use crate::session::settings::put_literal;
+
+/// Answers kept; when there are more the table starts anew.
+const ANSWERS_MAX: usize = 10_000;
+
+type Answer = (Instant, Option<UserSecret>);
+type Connection = Arc<tokio::sync::Mutex<Option<Backend>>>;
+
+/// See the module.
+#[derive(Debug)]
+pub struct AuthQuery {
+    config: Arc<ArcSwap<Config>>,
+    pools: Arc<Pools>,
+    answers: Mutex<HashMap<String, Answer>>,
+    connections: Mutex<HashMap<String, Connection>>,
+}
+
+impl AuthQuery {
+    pub fn new(config: Arc<ArcSwap<Config>>, pools: Arc<Pools>) -> Self {
+        Self { config, pools, answers: Mutex::default(), connections: Mutex::default() }
+    }
+
+    /// Forgets all answers and connections: the configuration changed.
+    pub fn clear(&self) {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn remembered(&self, user: &str, config: &Config) -> Option<Option<UserSecret>> {
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, secret) = answers.get(user)?;
+        (at.elapsed() < config.auth.cache_ttl).then(|| secret.clone())
+    }
+
+    async fn ask(&self, user: &str, database: &str) -> Result<Option<UserSecret>, LookupError> {
+        let config = self.config.load_full();
+        if let Some(secret) = self.remembered(user, &config) {
+            return Ok(secret);
+        }
+        let Some(text) = &config.auth.auth_query else {
+            return Ok(None);
+        };
+        let database = config.auth.auth_dbname.as_deref().unwrap_or(database);
+        let rows = self.run(&config, database, &statement(text, user)).await?;
+        let secret = rows.into_iter().next().and_then(|row| {
+            let [_, Some(secret)] = row.try_into().ok()? else {
+                return None;
+            };
+            String::from_utf8(secret).ok().map(|secret| UserSecret::parse(&secret))
+        });
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.len() >= ANSWERS_MAX {
+            answers.clear();
+        }
+        answers.insert(user.to_owned(), (Instant::now(), secret.clone()));
+        Ok(secret)
+    }
+
+    /// Runs the query on the kept connection, and on a new one if that one was lost.
+    async fn run(&self, config: &Config, database: &str, text: &[u8]) -> Result<Vec<Row>, LookupError> {
+        let connection = {
+            let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(connections.entry(database.to_owned()).or_default())
+        };
+        let mut kept = connection.lock().await;
+        if let Some(mut backend) = kept.take()
+            && let Ok(rows) = query::on_backend(&mut backend, text).await
+        {
+            *kept = Some(backend);
+            return Ok(rows);
+        }
+        let mut backend = self.open(config, database).await.map_err(|error| failed(&error))?;
+        let rows = query::on_backend(&mut backend, text).await.map_err(|error| query_failed(&error))?;
+        *kept = Some(backend);
+        Ok(rows)
+    }
+
+    async fn open(&self, config: &Config, database: &str) -> Result<Backend, OpenError> {
+        let auth = &config.auth;
+        let (mut effective, credentials) = match Effective::of(config, database, "") {
+            Some(effective) => {
+                let node = effective.primary.clone();
+                let password = auth.auth_password.clone().or_else(|| {
+                    auth.auth_user.as_ref().is_none_or(|user| Some(user) == node.user.as_ref()).then_some(())?;
+                    node.password.clone()
+                });
+                (effective, password.map_or(Credentials::None, Credentials::Password))
+            }
+            None => return Err(OpenError::NoDatabase(database.to_owned())),
+        };
+        effective.login_user =
+            auth.auth_user.clone().or_else(|| effective.primary.user.clone()).unwrap_or_else(|| "postgres".to_owned());
+        let dialer = self.pools.dialer.load_full();
+        Ok(open::open(&effective, &credentials, &dialer, 0).await?.backend)
+    }
+}
+
+impl SecretSource for AuthQuery {
+    fn lookup<'a>(&'a self, user: &'a str, database: &'a str) -> Lookup<'a> {
+        Box::pin(self.ask(user, database))
+    }
+}
+
+/// The query with the user in place of `$1`.
+fn statement(text: &str, user: &str) -> Vec<u8> {
+    let mut literal = Vec::new();
+    put_literal(&mut literal, user.as_bytes());
+    let mut parts = text.split("$1");
+    let mut statement = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        statement.extend_from_slice(&literal);
+        statement.extend_from_slice(part.as_bytes());
+    }
+    statement
+}
+
+fn failed(error: &OpenError) -> LookupError {
+    tracing::error!(%error, "auth_query could not be asked");
+    LookupError { report: Report { message: "could not look up the user's password".into(), ..error.report() }, kind: error.kind() }
+}
+
+fn query_failed(error: &QueryError) -> LookupError {
+    tracing::error!(%error, "auth_query failed");
+    let report = Report::fatal(SqlState::INTERNAL_ERROR, "could not look up the user's password");
+    LookupError { report, kind: ErrorKind::Server }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_user_is_quoted_wherever_it_stands() {
+        let text = statement("SELECT usename FROM f($1) WHERE u = $1", "o'neil");
+        assert_eq!(text, b"SELECT usename FROM f('o''neil') WHERE u = 'o''neil'");
+    }
+}
