@@ -156,12 +156,11 @@ where
         return Ok(Err(error));
     }
     // A client may send the mechanism alone first, and is then asked for the rest with an empty challenge.
-    let first = match data {
-        Some(data) => data.to_vec(),
-        None => {
-            request(stream, SASL_CONTINUE, b"").await?;
-            response(stream, MAX_SASL_MESSAGE).await?
-        }
+    let first = if let Some(data) = data {
+        data.to_vec()
+    } else {
+        request(stream, SASL_CONTINUE, b"").await?;
+        response(stream, MAX_SASL_MESSAGE).await?
     };
     match exchange.client_first(mechanism, &first) {
         Ok((awaiting, challenge)) => {

@@ -7,7 +7,8 @@
 //! people make a self-signed certificate and use it as root: OpenSSL trusts it, webpki calls it "a CA used as end
 //! entity". The proof that the server holds the certificate's key is checked in every mode.
 //!
-//! Known limit: webpki does not read X.509 version 1. Such a certificate works with `require` over TLS 1.3 only.
+//! Known limit: webpki does not read X.509 version 1. Such a certificate works over TLS 1.3 only, with `require` or
+//! where it is itself in `ca_file`.
 
 use std::sync::Arc;
 

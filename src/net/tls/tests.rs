@@ -37,17 +37,17 @@ impl Folder {
         std::fs::write(self.0.path().join(name), text).unwrap();
     }
 
-    fn path(&self, name: &str) -> Option<PathBuf> {
-        Some(self.0.path().join(name))
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
     }
 
     /// pgweir's TLS towards clients, with this certificate and, if given, an authority for theirs.
     fn accepting(&self, name: &str, sslmode: SslMode, ca: Option<&str>) -> ClientTlsContext {
         let config = ClientTls {
             sslmode,
-            cert_file: self.path(&format!("{name}.crt")),
-            key_file: self.path(&format!("{name}.key")),
-            ca_file: ca.and_then(|ca| self.path(ca)),
+            cert_file: Some(self.path(&format!("{name}.crt"))),
+            key_file: Some(self.path(&format!("{name}.key"))),
+            ca_file: ca.map(|ca| self.path(ca)),
         };
         ClientTlsContext::from_config(&config).unwrap().unwrap()
     }
@@ -55,9 +55,9 @@ impl Folder {
     fn connecting(&self, sslmode: SslMode, ca: Option<&str>, own: Option<&str>) -> ServerTls {
         ServerTls {
             sslmode,
-            ca_file: ca.and_then(|ca| self.path(ca)),
-            cert_file: own.and_then(|own| self.path(&format!("{own}.crt"))),
-            key_file: own.and_then(|own| self.path(&format!("{own}.key"))),
+            ca_file: ca.map(|ca| self.path(ca)),
+            cert_file: own.map(|own| self.path(&format!("{own}.crt"))),
+            key_file: own.map(|own| self.path(&format!("{own}.key"))),
             direct: false,
         }
     }
@@ -254,8 +254,8 @@ fn configurations_that_cannot_work_are_named() {
     let client = |sslmode, cert: Option<&str>| {
         ClientTlsContext::from_config(&ClientTls {
             sslmode,
-            cert_file: cert.and_then(|cert| folder.path(cert)),
-            key_file: cert.and_then(|_| folder.path("app.key")),
+            cert_file: cert.map(|cert| folder.path(cert)),
+            key_file: cert.map(|_| folder.path("app.key")),
             ca_file: None,
         })
     };
