@@ -1,30 +1,285 @@
-//! Composition root: builds the parts and runs them.
+//! Composition root: builds the parts, runs them, and takes them down in order.
 
+pub mod demo;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
-use crate::config::model::Config;
+use crate::admin::console::Console;
+
+use crate::auth::scram::MockSecret;
 use crate::frontend::shared::Shared;
-use crate::net::tls::ServerTlsContext;
+use crate::pool::auth_query::AuthQuery;
 use crate::pool::{Pools, steward};
+use crate::registry::Order;
+use crate::reload::{Parts, ReloadError, Reloader, Source};
+use crate::server::{self, Listener};
 use crate::session::statements::Global;
 use crate::sql::known::KnownStatements;
-use crate::{server, tasks};
+use crate::{http, tasks, telemetry};
 
-/// Serves until stopped.
-pub async fn serve(config: Config) -> std::io::Result<()> {
-    let pools = Pools::new(Arc::new(ServerTlsContext));
-    tasks::spawn("steward", steward::run(Arc::clone(&pools)));
-    let listener = TcpListener::bind(&config.general.listen[0]).await?;
-    let shared = Arc::new(Shared {
-        config: ArcSwap::from_pointee(config),
+/// How often a draining process looks whether its clients are gone.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// Connections the kernel queues until they are accepted.
+const BACKLOG: u32 = 4096;
+
+/// How long clients cut off at the end have to take their last message.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Why pgweir does not serve.
+#[derive(Debug, Error)]
+pub enum AppError {
+    #[error("{0}")]
+    Config(#[from] ReloadError),
+    #[error("could not listen on {address}: {error}")]
+    Listen { address: String, error: io::Error },
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// Serves until told to stop.
+pub fn run(source: Source) -> ExitCode {
+    let parts = match source.read() {
+        Ok(parts) => parts,
+        Err(error) => return fail(&error),
+    };
+    telemetry::tracing::init(&parts.config.log);
+    let runtime = match runtime(parts.config.general.workers) {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    match runtime.block_on(serve(source, parts, |_| {})) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+#[allow(
+    clippy::print_stderr,
+    reason = "the log may not be set up yet, and whoever starts pgweir reads this"
+)]
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("pgweir: {error}");
+    ExitCode::FAILURE
+}
+
+/// One worker runs everything on this thread, which saves the hand-over between threads.
+pub fn runtime(workers: usize) -> io::Result<tokio::runtime::Runtime> {
+    let mut builder = if workers <= 1 {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(workers);
+        builder
+    };
+    builder.enable_all().build()
+}
+
+/// Where pgweir listens.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses {
+    pub listen: Vec<SocketAddr>,
+    pub http: Option<SocketAddr>,
+}
+
+/// Serves until told to stop, on the runtime it is called on; `ready` is called once all listeners are open.
+pub async fn serve(
+    source: Source,
+    parts: Parts,
+    ready: impl FnOnce(&Addresses),
+) -> Result<(), AppError> {
+    let mut addresses = Addresses::default();
+    let metrics = telemetry::metrics::install();
+    let shared = share(parts);
+    let reloader = Arc::new(Reloader::new(source));
+    tasks::spawn("steward", steward::run(Arc::clone(&shared.pools)));
+    let config = shared.config.load_full();
+    if let Some(address) = config.general.http {
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(cannot_listen(&address.to_string()))?;
+        let local = listener.local_addr()?;
+        tracing::info!("http listening on {local}");
+        addresses.http = Some(local);
+        tasks::spawn("http", http::serve(listener, Arc::clone(&shared), metrics));
+    }
+    let console = Arc::new(Console {
+        shared: Arc::clone(&shared),
+        reloader: Arc::clone(&reloader),
+    });
+    let (accepting, _socket) = listen(&shared, &console, &mut addresses.listen).await?;
+    shared.ready.store(true, Ordering::SeqCst);
+    ready(&addresses);
+    until_stopped(&shared, &reloader).await?;
+    drain(&shared, accepting).await;
+    Ok(())
+}
+
+fn share(parts: Parts) -> Arc<Shared> {
+    let pools = Pools::new(Arc::new(parts.dialer));
+    let config = Arc::new(ArcSwap::from_pointee(parts.config));
+    Arc::new(Shared {
+        secrets: AuthQuery::new(Arc::clone(&config), Arc::clone(&pools)),
+        config,
         pools,
         registry: Arc::default(),
         statements: Global::default(),
         known: KnownStatements::default(),
-    });
-    server::accept(listener, shared).await;
-    Ok(())
+        access: ArcSwap::from_pointee(parts.access),
+        client_tls: ArcSwap::from_pointee(parts.client_tls),
+        mock: MockSecret::random(),
+        connections: AtomicUsize::new(0),
+        ready: AtomicBool::new(false),
+        draining: AtomicBool::new(false),
+        stop: Notify::new(),
+        started: Instant::now(),
+    })
+}
+
+fn cannot_listen(address: &str) -> impl FnOnce(io::Error) -> AppError {
+    let address = address.to_owned();
+    move |error| AppError::Listen { address, error }
+}
+
+/// Opens all listeners; their tasks accept until aborted.
+async fn listen(
+    shared: &Arc<Shared>,
+    console: &Arc<Console>,
+    addresses: &mut Vec<SocketAddr>,
+) -> Result<(Vec<JoinHandle<()>>, Option<SocketFile>), AppError> {
+    let general = &shared.config.load().general;
+    let mut tasks = Vec::new();
+    let mut start = |listener| {
+        tasks.push(tasks::spawn(
+            "accept",
+            server::accept(listener, Arc::clone(shared), Arc::clone(console)),
+        ));
+    };
+    let mut port = None;
+    for address in &general.listen {
+        let listener = bind(address).await.map_err(cannot_listen(address))?;
+        let local = listener.local_addr()?;
+        port.get_or_insert(local.port());
+        addresses.push(local);
+        tracing::info!("listening on {local}");
+        start(Listener::Tcp(listener));
+    }
+    let Some(folder) = &general.unix_socket_dir else {
+        return Ok((tasks, None));
+    };
+    let path = folder.join(format!(".s.PGSQL.{}", port.unwrap_or(6432)));
+    let listener = bind_unix(&path, general.unix_socket_mode)
+        .map_err(cannot_listen(&path.display().to_string()))?;
+    tracing::info!("listening on {}", path.display());
+    start(Listener::Unix(listener));
+    Ok((tasks, Some(SocketFile(path))))
+}
+
+/// Resolves and binds, with a queue long enough for a stampede of clients.
+async fn bind(address: &str) -> io::Result<TcpListener> {
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in tokio::net::lookup_host(address).await? {
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// A socket left behind by a process that was killed is replaced; one that somebody answers on is not.
+fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt;
+    if path.exists() {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    Ok(listener)
+}
+
+/// A Unix socket's file, removed at the end.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Waits for a reason to stop, reloading on SIGHUP.
+async fn until_stopped(shared: &Arc<Shared>, reloader: &Arc<Reloader>) -> io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => {
+                if let Err(error) = reloader.reload(shared) {
+                    tracing::error!("the configuration stays as it is: {error}");
+                }
+            }
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            () = shared.stop.notified() => return Ok(()),
+        }
+    }
+}
+
+/// Stops accepting, lets transactions finish, tells idle clients 57P01; after `shutdown_timeout`, or at a second
+/// signal, the rest is told at once.
+async fn drain(shared: &Arc<Shared>, accepting: Vec<JoinHandle<()>>) {
+    shared.ready.store(false, Ordering::SeqCst);
+    shared.draining.store(true, Ordering::SeqCst);
+    accepting.iter().for_each(JoinHandle::abort);
+    let limit = shared.config.load().general.shutdown_timeout;
+    tracing::info!(clients = shared.registry.len(), "shutting down");
+    let mut interrupt = signal(SignalKind::interrupt()).ok();
+    let again = async {
+        match &mut interrupt {
+            Some(interrupt) => interrupt.recv().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = order(shared, Order::Drain) => {}
+        () = tokio::time::sleep(limit) => tracing::warn!("shutdown_timeout is over; closing the remaining clients"),
+        _ = again => tracing::warn!("interrupted again; closing the remaining clients"),
+    }
+    let _ = tokio::time::timeout(FAREWELL, order(shared, Order::Terminate)).await;
+    tracing::info!("stopped");
+}
+
+/// Gives `order` to all clients until none is left.
+async fn order(shared: &Shared, order: Order) {
+    while !shared.registry.is_empty() {
+        for client in shared.registry.all() {
+            client.give_order(order);
+        }
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
 }

@@ -91,7 +91,10 @@ impl ClientEntry {
 
     /// The backend a cancel request would go to now.
     pub fn running(&self) -> Option<Arc<Identity>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// From here on, until [`Self::clear_running`], a cancel request reaches `backend`.
@@ -105,9 +108,13 @@ impl ClientEntry {
     }
 
     /// Takes the hold on the running backend under the lock, so that it can't be given back between the two.
-    pub fn hold_for_cancel(&self) -> Option<(Arc<Identity>, crate::backend::connection::Cancelling)> {
+    pub fn hold_for_cancel(
+        &self,
+    ) -> Option<(Arc<Identity>, crate::backend::connection::Cancelling)> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.as_ref().map(|identity| (Arc::clone(identity), identity.cancelling()))
+        running
+            .as_ref()
+            .map(|identity| (Arc::clone(identity), identity.cancelling()))
     }
 
     pub fn order(&self) -> Order {
@@ -177,10 +184,11 @@ impl Registry {
     pub fn register(self: &Arc<Self>, new: NewClient) -> Registered {
         let key = rand::random();
         let mut clients = self.lock();
-        let pid = std::iter::repeat_with(|| FrontendPid(rand::random_range(1..=i32::MAX.unsigned_abs())))
-            .find(|pid| !clients.contains_key(pid))
-            // `repeat_with` never ends.
-            .unwrap_or(FrontendPid(0));
+        let pid =
+            std::iter::repeat_with(|| FrontendPid(rand::random_range(1..=i32::MAX.unsigned_abs())))
+                .find(|pid| !clients.contains_key(pid))
+                // `repeat_with` never ends.
+                .unwrap_or(FrontendPid(0));
         let entry = Arc::new(ClientEntry {
             pid,
             key,
@@ -197,7 +205,10 @@ impl Registry {
             queries: AtomicU64::new(0),
         });
         clients.insert(pid, Arc::clone(&entry));
-        Registered { entry, registry: Arc::clone(self) }
+        Registered {
+            entry,
+            registry: Arc::clone(self),
+        }
     }
 
     /// Every client.

@@ -1,74 +1,239 @@
-//! Accepting connections and seeing each to its end: session, console or cancel request.
+//! Accepting connections and seeing each to its end: session, console, replication or cancel request.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 
+use crate::admin::console::Console;
 use crate::backend::cancel;
 use crate::error::UserFacing;
+use crate::frontend::replication;
+use crate::frontend::session::Session;
 use crate::frontend::shared::Shared;
 use crate::frontend::startup::{self, Arrival, HandshakeError};
+use crate::net::connect::SocketOptions;
 use crate::net::stream::Stream;
 use crate::registry;
 use crate::tasks;
 use crate::wire::backend::put_report;
+use crate::wire::startup::StartupMessage;
 
-/// Accepts until the listener is dropped.
-pub async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+/// Connections beyond `max_client_conn` that are still heard, because they may be cancel requests.
+const BEYOND_LIMIT: usize = 200;
+
+/// How long the accept loop pauses when the process is out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A listening socket.
+#[derive(Debug)]
+pub enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// Counts a connection until dropped.
+#[derive(Debug)]
+struct Counted(Arc<Shared>);
+
+impl Counted {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.connections.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Where a client comes from.
+#[derive(Clone, Debug)]
+struct Origin {
+    /// `None` on a Unix socket.
+    address: Option<IpAddr>,
+    text: Box<str>,
+}
+
+/// Accepts until dropped.
+pub async fn accept(listener: Listener, shared: Arc<Shared>, console: Arc<Console>) {
     loop {
-        match listener.accept().await {
-            Ok((tcp, _)) => {
-                let _ = tcp.set_nodelay(true);
-                tasks::spawn("client", serve(Stream::Tcp(tcp), Arc::clone(&shared)));
-            }
+        match accept_one(&listener, &shared).await {
+            Ok((stream, origin)) => admit(stream, origin, &shared, &console),
             Err(error) => {
-                // Out of descriptors, most likely: accepting again at once would spin.
                 tracing::warn!(%error, "could not accept a connection");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-async fn serve(stream: Stream, shared: Arc<Shared>) {
-    // Boxed, and gone before the session starts: an idle client's task holds the session only.
-    let session = Box::pin(log_in(stream, shared)).await;
-    if let Some(session) = session {
-        tasks::spawn("session", session.run());
+async fn accept_one(listener: &Listener, shared: &Shared) -> std::io::Result<(Stream, Origin)> {
+    match listener {
+        Listener::Tcp(listener) => {
+            let (tcp, peer) = listener.accept().await?;
+            // A client that is gone already fails here and is noticed when it is read.
+            let _ = SocketOptions::from_config(&shared.config.load().general).apply(&tcp);
+            Ok((
+                Stream::Tcp(tcp),
+                Origin {
+                    address: Some(peer.ip()),
+                    text: peer.to_string().into(),
+                },
+            ))
+        }
+        Listener::Unix(listener) => {
+            let (unix, _) = listener.accept().await?;
+            Ok((
+                Stream::Unix(unix),
+                Origin {
+                    address: None,
+                    text: "unix".into(),
+                },
+            ))
+        }
     }
 }
 
-async fn log_in(stream: Stream, shared: Arc<Shared>) -> Option<crate::frontend::session::Session> {
-    let outcome = match startup::arrive(stream).await {
-        Ok(Arrival::Cancel { pid, key }) => {
-            cancel_client(&shared, pid, &key).await;
-            return None;
-        }
-        Ok(Arrival::Startup(stream, message)) => startup::admit(stream, message, shared).await,
-        Err(refused) => Err(refused),
-    };
-    match outcome {
-        Ok(session) => Some(session),
-        Err((mut stream, error)) => {
-            refuse(&mut stream, &error).await;
-            None
-        }
-    }
-}
-
-async fn refuse(stream: &mut Stream, error: &HandshakeError) {
-    if let HandshakeError::Io(_) = error {
+fn admit(stream: Stream, origin: Origin, shared: &Arc<Shared>, console: &Arc<Console>) {
+    let limit = shared.config.load().general.max_client_conn;
+    let counted = Counted::new(shared);
+    if shared.connections.load(Ordering::SeqCst) > limit.saturating_add(BEYOND_LIMIT) {
         return;
     }
-    let mut out = Vec::new();
-    put_report(&mut out, &error.report());
-    let _ = stream.write_all(&out).await;
-    let _ = stream.shutdown().await;
+    let (shared, console) = (Arc::clone(shared), Arc::clone(console));
+    tasks::spawn("login", async move {
+        // Boxed, and gone before the session starts: an idle client's task holds the session only.
+        if let Some(session) = Box::pin(log_in(stream, origin, shared, &console)).await {
+            tasks::spawn("session", async move {
+                let _counted = counted;
+                session.run().await;
+            });
+        }
+    });
+}
+
+/// Takes a connection to its session; `None` if it was something else, or has ended.
+async fn log_in(
+    stream: Stream,
+    origin: Origin,
+    shared: Arc<Shared>,
+    console: &Arc<Console>,
+) -> Option<Session> {
+    let limit = shared.config.load().timeouts.client_login_timeout;
+    let tls = shared.client_tls.load_full();
+    let arrival =
+        match tokio::time::timeout(limit, startup::arrive(stream, tls.as_ref().as_ref())).await {
+            Ok(Ok(arrival)) => arrival,
+            Ok(Err((stream, error))) => {
+                refuse(stream, &error, &origin, &shared).await;
+                return None;
+            }
+            // It has not said what it wants; there is nothing to answer.
+            Err(_) => return None,
+        };
+    match arrival {
+        Arrival::Cancel { pid, key } => {
+            cancel_client(&shared, pid, &key).await;
+            None
+        }
+        Arrival::Startup(stream, message) => start(stream, message, origin, shared, console).await,
+    }
+}
+
+async fn start(
+    mut stream: Stream,
+    message: StartupMessage,
+    origin: Origin,
+    shared: Arc<Shared>,
+    console: &Arc<Console>,
+) -> Option<Session> {
+    let limit = shared.config.load().timeouts.client_login_timeout;
+    let admitted = match room(&shared) {
+        Err(error) => Err(error),
+        Ok(()) => {
+            let admit = startup::admit(&mut stream, &message, origin.address, &shared);
+            tokio::time::timeout(limit, admit)
+                .await
+                .unwrap_or(Err(HandshakeError::Timeout))
+        }
+    };
+    match admitted {
+        Err(error) => {
+            refuse(Some(stream), &error, &origin, &shared).await;
+            None
+        }
+        Ok(None) => {
+            console.serve(stream, &message, origin.address).await;
+            None
+        }
+        Ok(Some(pool)) if message.replication.is_some() => {
+            if let Err((stream, error)) = replication::serve(stream, &message, &pool, &shared).await
+            {
+                refuse(stream, &error, &origin, &shared).await;
+            }
+            None
+        }
+        Ok(Some(pool)) => match startup::begin(
+            stream,
+            &message,
+            origin.text.clone(),
+            pool,
+            Arc::clone(&shared),
+        )
+        .await
+        {
+            Ok(session) => Some(session),
+            Err((stream, error)) => {
+                refuse(stream, &error, &origin, &shared).await;
+                None
+            }
+        },
+    }
+}
+
+fn room(shared: &Shared) -> Result<(), HandshakeError> {
+    if shared.draining.load(Ordering::SeqCst) {
+        return Err(HandshakeError::ShuttingDown);
+    }
+    let limit = shared.config.load().general.max_client_conn;
+    if shared.connections.load(Ordering::SeqCst) > limit {
+        return Err(HandshakeError::TooManyClients {
+            setting: "max_client_conn",
+            limit,
+        });
+    }
+    Ok(())
+}
+
+async fn refuse(stream: Option<Stream>, error: &HandshakeError, origin: &Origin, shared: &Shared) {
+    static REFUSED: AtomicUsize = AtomicUsize::new(0);
+    let (Some(mut stream), false) = (stream, matches!(error, HandshakeError::Io(_))) else {
+        return;
+    };
+    REFUSED.fetch_add(1, Ordering::Relaxed);
+    if shared.config.load().log.log_pooler_errors {
+        tracing::info!(client = %origin.text, "refused a connection: {error}");
+    }
+    let out = error.server_frame().unwrap_or_else(|| {
+        let mut out = Vec::new();
+        put_report(&mut out, &error.report());
+        out
+    });
+    let farewell = async {
+        stream.write_all(&out).await?;
+        stream.shutdown().await
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
 }
 
 /// Passes a cancel request on, or ends the client's waiting.
-async fn cancel_client(shared: &Arc<Shared>, pid: i32, key: &[u8]) {
+async fn cancel_client(shared: &Arc<Shared>, pid: u32, key: &[u8]) {
     let Some(entry) = shared.registry.find(pid, key) else {
         return;
     };
@@ -76,9 +241,9 @@ async fn cancel_client(shared: &Arc<Shared>, pid: i32, key: &[u8]) {
         return;
     }
     if let Some((identity, _held)) = entry.hold_for_cancel() {
-        let tls = shared.pools.server_tls.load_full();
-        let limit = std::time::Duration::from_secs(10);
-        if let Err(error) = cancel::cancel(identity, tls, limit).await {
+        let dialer = shared.pools.dialer.load_full();
+        let limit = shared.config.load().timeouts.cancel_wait_timeout;
+        if let Err(error) = cancel::cancel(identity, dialer, limit).await {
             tracing::warn!(%error, "a cancel request was not delivered");
         }
     }

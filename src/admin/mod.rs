@@ -1,1 +1,3 @@
-//! admin
+//! The console: the virtual database `pgweir`.
+
+pub mod console;

@@ -34,7 +34,14 @@ pub struct Identity {
 
 impl Identity {
     pub fn new(node: Node, pid: u32, cancel_key: Vec<u8>, encryption: Encryption) -> Self {
-        Self { node, pid, cancel_key, cancels: AtomicU32::new(0), cancels_done: Notify::new() }
+        Self {
+            node,
+            pid,
+            cancel_key,
+            encryption,
+            cancels: AtomicU32::new(0),
+            cancels_done: Notify::new(),
+        }
     }
 
     /// A cancel request is about to be sent; until the guard is dropped this backend goes to nobody else, so that the

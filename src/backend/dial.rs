@@ -15,12 +15,18 @@ pub struct Dialer {
 impl Dialer {
     pub fn from_config(config: &Config) -> Result<Self, TlsConfigError> {
         let tls = ServerTlsContext::from_config(&config.server_tls)?;
-        Ok(Self { tls, options: SocketOptions::from_config(&config.general) })
+        Ok(Self {
+            tls,
+            options: SocketOptions::from_config(&config.general),
+        })
     }
 
     /// Without TLS and with the system's own options.
     pub fn plain() -> Self {
-        Self { tls: ServerTlsContext::disabled(), options: SocketOptions::default() }
+        Self {
+            tls: ServerTlsContext::disabled(),
+            options: SocketOptions::default(),
+        }
     }
 
     pub fn sslmode(&self) -> SslMode {
@@ -33,7 +39,11 @@ impl Dialer {
     }
 
     /// Cancel safe: a connection under way is closed.
-    pub async fn connect(&self, node: &Node, encryption: Encryption) -> Result<Stream, ConnectError> {
+    pub async fn connect(
+        &self,
+        node: &Node,
+        encryption: Encryption,
+    ) -> Result<Stream, ConnectError> {
         connect::connect(node, &self.tls, encryption, &self.options).await
     }
 }

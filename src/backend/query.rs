@@ -65,7 +65,12 @@ impl Receiver for Collector {
         match tag {
             b::DATA_ROW if self.rows.len() < ROWS_MAX => {
                 let columns = b::columns(payload).unwrap_or_default();
-                self.rows.push(columns.into_iter().map(|column| column.map(<[u8]>::to_vec)).collect());
+                self.rows.push(
+                    columns
+                        .into_iter()
+                        .map(|column| column.map(<[u8]>::to_vec))
+                        .collect(),
+                );
             }
             b::ERROR_RESPONSE => {
                 let code = b::sqlstate(payload).unwrap_or(SqlState::INTERNAL_ERROR);
@@ -93,7 +98,11 @@ pub async fn on_backend(backend: &mut Backend, text: &[u8]) -> Result<Vec<Row>, 
         None => Ok(collector.rows),
         Some((code, payload)) => {
             let message = b::error_field(&payload, b'M').unwrap_or_default();
-            Err(QueryError::Server { code, message: String::from_utf8_lossy(message).into_owned(), payload })
+            Err(QueryError::Server {
+                code,
+                message: String::from_utf8_lossy(message).into_owned(),
+                payload,
+            })
         }
     }
 }

@@ -37,7 +37,9 @@ impl From<ReceiveError> for io::Error {
         match error {
             ReceiveError::Io(error) => error,
             ReceiveError::Closed => io::ErrorKind::UnexpectedEof.into(),
-            ReceiveError::Frame(_) | ReceiveError::Unexpected(_) => Self::new(io::ErrorKind::InvalidData, error),
+            ReceiveError::Frame(_) | ReceiveError::Unexpected(_) => {
+                Self::new(io::ErrorKind::InvalidData, error)
+            }
         }
     }
 }
@@ -70,7 +72,10 @@ impl Receiver for Discard {
 
 /// Whether a message is looked into.
 fn is_state(tag: u8) -> bool {
-    !matches!(tag, b::DATA_ROW | b::COPY_DATA | b::ROW_DESCRIPTION | b::PARAMETER_DESCRIPTION)
+    !matches!(
+        tag,
+        b::DATA_ROW | b::COPY_DATA | b::ROW_DESCRIPTION | b::PARAMETER_DESCRIPTION
+    )
 }
 
 /// Reads once from the server and takes in what came. Ready with the number of bytes read.
@@ -84,7 +89,9 @@ pub fn poll_receive(
     if count == 0 {
         return Poll::Ready(Err(ReceiveError::Closed));
     }
-    take_in(backend, buffer.bytes(count), |backend, input| receive(backend, input, receiver))?;
+    take_in(backend, buffer.bytes(count), |backend, input| {
+        receive(backend, input, receiver)
+    })?;
     Poll::Ready(Ok(count))
 }
 
@@ -108,7 +115,11 @@ pub fn take_in<E>(
 }
 
 /// Takes in `input`; returns how many bytes were used. The rest is the beginning of a message that is waited for.
-pub fn receive(backend: &mut Backend, input: &[u8], receiver: &mut impl Receiver) -> Result<usize, ReceiveError> {
+pub fn receive(
+    backend: &mut Backend,
+    input: &[u8],
+    receiver: &mut impl Receiver,
+) -> Result<usize, ReceiveError> {
     let mut at = pass(backend, input, 0, receiver);
     while let Some(header) = Header::peek(&input[at..], SERVER_FRAME_MAX)? {
         let end = at + header.len;
@@ -121,11 +132,15 @@ pub fn receive(backend: &mut Backend, input: &[u8], receiver: &mut impl Receiver
         let mut to_client = received.owed.to == For::Client;
         if is_state {
             let payload = &input[at + HEADER..have];
-            to_client |= header.tag == b::ERROR_RESPONSE && (received.owed.to == For::Reparse || b::is_fatal(payload));
+            to_client |= header.tag == b::ERROR_RESPONSE
+                && (received.owed.to == For::Reparse || b::is_fatal(payload));
             note(backend, header.tag, payload);
             to_client &= receiver.message(backend, received, header.tag, payload);
         }
-        backend.passing = Passing { remaining: end - at, to_client };
+        backend.passing = Passing {
+            remaining: end - at,
+            to_client,
+        };
         at = pass(backend, input, at, receiver);
         if header.tag == b::ERROR_RESPONSE {
             skip(backend, receiver);
@@ -139,7 +154,10 @@ pub fn receive(backend: &mut Backend, input: &[u8], receiver: &mut impl Receiver
 
 /// Rows of pgweir's own questions are collected whole.
 fn is_own(backend: &Backend) -> bool {
-    backend.expect.front().is_some_and(|owed| owed.to == For::Probe)
+    backend
+        .expect
+        .front()
+        .is_some_and(|owed| owed.to == For::Probe)
 }
 
 /// Moves past the frame under way, as far as the input goes.
@@ -158,7 +176,10 @@ fn pass(backend: &mut Backend, input: &[u8], at: usize, receiver: &mut impl Rece
 fn note(backend: &mut Backend, tag: u8, payload: &[u8]) {
     match tag {
         b::READY_FOR_QUERY => {
-            if let Some(status) = payload.first().and_then(|&byte| b::TransactionStatus::from_byte(byte)) {
+            if let Some(status) = payload
+                .first()
+                .and_then(|&byte| b::TransactionStatus::from_byte(byte))
+            {
                 backend.status = status;
             }
         }

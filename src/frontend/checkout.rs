@@ -41,7 +41,10 @@ impl Session {
             return Ok(false);
         };
         let waited = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.pool.counters.wait_micros.fetch_add(waited, Ordering::Relaxed);
+        self.pool
+            .counters
+            .wait_micros
+            .fetch_add(waited, Ordering::Relaxed);
         match outcome {
             Ok(lease) => {
                 let mut gather = Gather::take();
@@ -64,9 +67,16 @@ impl Session {
         self.entry.set_running(Arc::clone(&lease.identity));
         self.in_transaction = false;
         self.lease = Some(lease);
-        self.pool.counters.assignments.fetch_add(1, Ordering::Relaxed);
+        self.pool
+            .counters
+            .assignments
+            .fetch_add(1, Ordering::Relaxed);
         let awaited = self.plan(gather) == Pace::Awaited;
-        self.enter(if awaited { Phase::Planning } else { Phase::Active });
+        self.enter(if awaited {
+            Phase::Planning
+        } else {
+            Phase::Active
+        });
         !awaited
     }
 
@@ -160,7 +170,12 @@ impl Session {
     }
 
     /// Sends what was gathered to the backend, holding back what it does not take.
-    pub(super) fn send_to_server(&mut self, cx: &mut Context<'_>, gather: &mut Gather, input: &[u8]) {
+    pub(super) fn send_to_server(
+        &mut self,
+        cx: &mut Context<'_>,
+        gather: &mut Gather,
+        input: &[u8],
+    ) {
         let Some(lease) = &mut self.lease else {
             return;
         };

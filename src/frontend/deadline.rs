@@ -29,37 +29,62 @@ impl Session {
     /// The next limit and when it is reached.
     pub(super) fn deadline(&self) -> Option<(Instant, Limit)> {
         let timeouts = &self.effective.timeouts;
-        let at = |since: Instant, limit: Option<Duration>, name: Limit| Some((since + limit?, name));
+        let at =
+            |since: Instant, limit: Option<Duration>, name: Limit| Some((since + limit?, name));
         let write = if self.outbox.is_empty() {
             None
         } else {
-            at(self.since, timeouts.client_write_timeout, Limit::ClientWrite)
+            at(
+                self.since,
+                timeouts.client_write_timeout,
+                Limit::ClientWrite,
+            )
         };
-        let transaction = at(self.transaction_since, timeouts.transaction_timeout, Limit::Transaction);
+        let transaction = at(
+            self.transaction_since,
+            timeouts.transaction_timeout,
+            Limit::Transaction,
+        );
         let phase = match self.phase {
             Phase::Idle => at(self.since, timeouts.client_idle_timeout, Limit::ClientIdle),
             Phase::Waiting => {
-                let notify = at(self.since, timeouts.query_wait_notify, Limit::QueryWaitNotify);
+                let notify = at(
+                    self.since,
+                    timeouts.query_wait_notify,
+                    Limit::QueryWaitNotify,
+                );
                 let wait = at(self.since, timeouts.query_wait_timeout, Limit::QueryWait);
                 earlier(wait, notify.filter(|_| !self.notified_waiting))
             }
-            Phase::Planning | Phase::Active if self.timed_out => {
-                at(self.since, Some(timeouts.cancel_wait_timeout), Limit::CancelWait)
-            }
+            Phase::Planning | Phase::Active if self.timed_out => at(
+                self.since,
+                Some(timeouts.cancel_wait_timeout),
+                Limit::CancelWait,
+            ),
             Phase::Planning => at(self.since, timeouts.query_timeout, Limit::Query),
             Phase::Active if self.is_awaiting_client() && !self.in_transaction => {
                 at(self.since, timeouts.client_idle_timeout, Limit::ClientIdle)
             }
-            Phase::Active if self.is_awaiting_client() => {
-                earlier(at(self.since, timeouts.idle_transaction_timeout, Limit::IdleTransaction), transaction)
-            }
-            Phase::Active => earlier(at(self.since, timeouts.query_timeout, Limit::Query), transaction),
+            Phase::Active if self.is_awaiting_client() => earlier(
+                at(
+                    self.since,
+                    timeouts.idle_transaction_timeout,
+                    Limit::IdleTransaction,
+                ),
+                transaction,
+            ),
+            Phase::Active => earlier(
+                at(self.since, timeouts.query_timeout, Limit::Query),
+                transaction,
+            ),
         };
         earlier(phase, write)
     }
 
     fn is_awaiting_client(&self) -> bool {
-        self.lease.as_ref().is_some_and(|lease| lease.expect.is_at_rest())
+        self.lease
+            .as_ref()
+            .is_some_and(|lease| lease.expect.is_at_rest())
     }
 
     /// Acts on a limit that was reached.
@@ -73,14 +98,20 @@ impl Session {
                     SqlState::SUCCESSFUL_COMPLETION,
                     "waiting for a server connection",
                 );
-                let notice = notice.detail(format!("Pool {}: {}.", self.pool.key, self.pool.why_waiting()));
+                let notice = notice.detail(format!(
+                    "Pool {}: {}.",
+                    self.pool.key,
+                    self.pool.why_waiting()
+                ));
                 reply::report(&mut self.outbox, &notice);
                 // Sending registers for the rest, if any is left.
                 let _ = self.outbox.poll_send(&mut self.stream, cx);
                 Ok(())
             }
             Limit::QueryWait => {
-                let error = self.pool.wait_timeout(timeouts.query_wait_timeout.unwrap_or_default());
+                let error = self
+                    .pool
+                    .wait_timeout(timeouts.query_wait_timeout.unwrap_or_default());
                 self.pool.withdraw(&self.entry.waiter);
                 self.enter(Phase::Idle);
                 self.refuse(&error.report(), cx)?;
@@ -94,19 +125,36 @@ impl Session {
                 Ok(())
             }
             Limit::CancelWait => self.cut(SqlState::QUERY_CANCELED, "query", "query_timeout"),
-            Limit::Transaction => self.cut(SqlState::TRANSACTION_TIMEOUT, "transaction", "transaction_timeout"),
-            Limit::IdleTransaction => {
-                self.cut(SqlState::IDLE_IN_TRANSACTION_TIMEOUT, "idle-in-transaction", "idle_transaction_timeout")
-            }
-            Limit::ClientIdle => self.cut(SqlState::IDLE_SESSION_TIMEOUT, "idle-session", "client_idle_timeout"),
-            Limit::ClientWrite => self.cut(SqlState::CONNECTION_FAILURE, "client write", "client_write_timeout"),
+            Limit::Transaction => self.cut(
+                SqlState::TRANSACTION_TIMEOUT,
+                "transaction",
+                "transaction_timeout",
+            ),
+            Limit::IdleTransaction => self.cut(
+                SqlState::IDLE_IN_TRANSACTION_TIMEOUT,
+                "idle-in-transaction",
+                "idle_transaction_timeout",
+            ),
+            Limit::ClientIdle => self.cut(
+                SqlState::IDLE_SESSION_TIMEOUT,
+                "idle-session",
+                "client_idle_timeout",
+            ),
+            Limit::ClientWrite => self.cut(
+                SqlState::CONNECTION_FAILURE,
+                "client write",
+                "client_write_timeout",
+            ),
         }
     }
 
     /// Cuts the client off; a statement under way is cancelled by the cleaning of its backend.
     fn cut(&self, code: SqlState, what: &'static str, setting: &'static str) -> Result<(), End> {
-        let report = Report::fatal(code, format!("terminating connection due to {what} timeout"))
-            .hint(format!("The limit is pgweir's timeouts.{setting}."));
+        let report = Report::fatal(
+            code,
+            format!("terminating connection due to {what} timeout"),
+        )
+        .hint(format!("The limit is pgweir's timeouts.{setting}."));
         Err(End::Fatal(Box::new(report)))
     }
 
@@ -115,7 +163,10 @@ impl Session {
         if let Some(lease) = &self.lease {
             let dialer = self.shared.pools.dialer.load_full();
             let limit = self.effective.timeouts.cancel_wait_timeout;
-            tasks::spawn("cancel", cancel::cancel(std::sync::Arc::clone(&lease.identity), dialer, limit));
+            tasks::spawn(
+                "cancel",
+                cancel::cancel(std::sync::Arc::clone(&lease.identity), dialer, limit),
+            );
         }
     }
 }

@@ -20,11 +20,19 @@ use crate::wire::frame::{FrameError, HEADER};
 use crate::wire::frontend::{self as f, Bind, Parse, Target};
 
 fn violation(error: FrameError) -> End {
-    End::Fatal(Box::new(Report::fatal(SqlState::PROTOCOL_VIOLATION, error.to_string())))
+    End::Fatal(Box::new(Report::fatal(
+        SqlState::PROTOCOL_VIOLATION,
+        error.to_string(),
+    )))
 }
 
 fn renames(request: Request, to: For, statement: u64) -> Owed {
-    Owed { request, to, statement, renames: true }
+    Owed {
+        request,
+        to,
+        statement,
+        renames: true,
+    }
 }
 
 impl Session {
@@ -36,7 +44,10 @@ impl Session {
             return Ok(());
         }
         let parse = Parse::read(frame.payload).map_err(violation)?;
-        self.pool.counters.parses_client.fetch_add(1, Ordering::Relaxed);
+        self.pool
+            .counters
+            .parses_client
+            .fetch_add(1, Ordering::Relaxed);
         if self.names.len() >= NAMES_MAX {
             let report = Report::fatal(
                 SqlState::CONFIGURATION_LIMIT_EXCEEDED,
@@ -46,7 +57,9 @@ impl Session {
         }
         let search_path = self.settings.current().get(b"search_path");
         let (known, options) = (&self.shared.known, self.lex_options());
-        let statement = self.shared.statements.intern(parse.body, search_path, || known.lookup(parse.text, options));
+        let statement = self.shared.statements.intern(parse.body, search_path, || {
+            known.lookup(parse.text, options)
+        });
         if parse.name.is_empty() {
             self.owe(renames(Request::Parse, For::Client, statement.id));
             if let Some(lease) = &mut self.lease {
@@ -67,7 +80,10 @@ impl Session {
     fn parse_again(&mut self, parse: Parse<'_>, gather: &mut Gather) {
         for to in [For::Reparse, For::Client] {
             gather.own(|out| f::put_parse(out, parse.name, parse.body));
-            self.owe(Owed { renames: to == For::Client, ..Owed::new(Request::Parse, to) });
+            self.owe(Owed {
+                renames: to == For::Client,
+                ..Owed::new(Request::Parse, to)
+            });
         }
         // The client's own name stays behind on this backend.
         self.pins.insert(PinReason::SqlPrepare);
@@ -78,16 +94,28 @@ impl Session {
         let Some(lease) = &mut self.lease else {
             return;
         };
-        let in_the_way =
-            if lease.mirror.has(statement.id) { Some(statement.id) } else { lease.mirror.prepare(statement.id) };
+        let in_the_way = if lease.mirror.has(statement.id) {
+            Some(statement.id)
+        } else {
+            lease.mirror.prepare(statement.id)
+        };
         if let Some(id) = in_the_way {
             let name = [SERVER_NAME_PREFIX, id.to_string().as_bytes()].concat();
             gather.own(|out| f::put_statement_target(out, f::CLOSE, &name));
-            lease.expect.push(Owed { statement: id, ..Owed::new(Request::Close, For::Evict) });
+            lease.expect.push(Owed {
+                statement: id,
+                ..Owed::new(Request::Close, For::Evict)
+            });
         }
         gather.own(|out| f::put_parse(out, &statement.name, &statement.body));
-        self.pool.counters.parses_server.fetch_add(1, Ordering::Relaxed);
-        self.owe(Owed { renames: to == For::Client, ..renames(Request::Parse, to, statement.id) });
+        self.pool
+            .counters
+            .parses_server
+            .fetch_add(1, Ordering::Relaxed);
+        self.owe(Owed {
+            renames: to == For::Client,
+            ..renames(Request::Parse, to, statement.id)
+        });
     }
 
     /// Makes sure the backend has `statement`; the unnamed one under the empty name.
@@ -99,7 +127,10 @@ impl Session {
             if lease.mirror.unnamed != Some(statement.id) {
                 lease.mirror.unnamed = Some(statement.id);
                 gather.own(|out| f::put_parse(out, b"", &statement.body));
-                self.owe(Owed { statement: statement.id, ..Owed::new(Request::Parse, For::Reparse) });
+                self.owe(Owed {
+                    statement: statement.id,
+                    ..Owed::new(Request::Parse, For::Reparse)
+                });
             }
         } else if !lease.mirror.has(statement.id) {
             self.give_statement(statement, For::Reparse, gather);
@@ -107,7 +138,8 @@ impl Session {
     }
 
     pub(super) fn bind(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
-        let bind = Bind::read(frame.payload).ok_or_else(|| violation(FrameError::Malformed('B')))?;
+        let bind =
+            Bind::read(frame.payload).ok_or_else(|| violation(FrameError::Malformed('B')))?;
         self.pool.counters.binds.fetch_add(1, Ordering::Relaxed);
         let rest = frame.start + HEADER + bind.head..frame.end;
         let rest_len = rest.len() + frame.missing;
@@ -122,7 +154,9 @@ impl Session {
                 gather.input(rest);
             }
             None if bind.statement.starts_with(SERVER_NAME_PREFIX) => {
-                gather.own(|out| f::put_bind_head(out, bind.portal, &disowned(bind.statement), rest_len));
+                gather.own(|out| {
+                    f::put_bind_head(out, bind.portal, &disowned(bind.statement), rest_len)
+                });
                 gather.input(rest);
             }
             _ => gather.input(frame.range()),
@@ -154,10 +188,12 @@ impl Session {
                 self.expect(Request::DescribeStatement);
                 match &statement {
                     Some(statement) if !name.is_empty() => {
-                        gather.own(|out| f::put_statement_target(out, f::DESCRIBE, &statement.name));
+                        gather
+                            .own(|out| f::put_statement_target(out, f::DESCRIBE, &statement.name));
                     }
                     None if name.starts_with(SERVER_NAME_PREFIX) => {
-                        gather.own(|out| f::put_statement_target(out, f::DESCRIBE, &disowned(name)));
+                        gather
+                            .own(|out| f::put_statement_target(out, f::DESCRIBE, &disowned(name)));
                     }
                     _ => gather.input(frame.range()),
                 }

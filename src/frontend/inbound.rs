@@ -44,7 +44,10 @@ fn holds_batch(input: &[u8], max: usize) -> Result<bool, FrameError> {
     let mut at = 0;
     while let Some(header) = Header::peek(&input[at..], max)? {
         let whole = at + header.len <= input.len();
-        if !matches!(header.tag, f::PARSE | f::BIND | f::DESCRIBE | f::EXECUTE | f::CLOSE) {
+        if !matches!(
+            header.tag,
+            f::PARSE | f::BIND | f::DESCRIBE | f::EXECUTE | f::CLOSE
+        ) {
             return Ok(true);
         }
         if !whole {
@@ -56,7 +59,10 @@ fn holds_batch(input: &[u8], max: usize) -> Result<bool, FrameError> {
 }
 
 fn protocol_violation(error: FrameError) -> End {
-    End::Fatal(Box::new(Report::fatal(SqlState::PROTOCOL_VIOLATION, error.to_string())))
+    End::Fatal(Box::new(Report::fatal(
+        SqlState::PROTOCOL_VIOLATION,
+        error.to_string(),
+    )))
 }
 
 impl Session {
@@ -69,18 +75,33 @@ impl Session {
         used
     }
 
-    fn forward(&mut self, input: &[u8], gather: &mut Gather, cx: &mut Context<'_>) -> Result<usize, End> {
+    fn forward(
+        &mut self,
+        input: &[u8],
+        gather: &mut Gather,
+        cx: &mut Context<'_>,
+    ) -> Result<usize, End> {
         let mut at = self.forward_rest(input, gather);
         let max = self.shared.config.load().general.max_packet_size;
         while let Some(header) = Header::peek(&input[at..], max).map_err(protocol_violation)? {
             let have = header.len.min(input.len() - at);
             let missing = header.len - have;
-            let bound = if matches!(header.tag, f::QUERY | f::PARSE) { STATEMENT_MAX } else { WHOLE_FRAME_MAX };
+            let bound = if matches!(header.tag, f::QUERY | f::PARSE) {
+                STATEMENT_MAX
+            } else {
+                WHOLE_FRAME_MAX
+            };
             if missing > 0 && have < bound && header.tag != f::COPY_DATA {
                 break;
             }
             let payload = &input[at + HEADER..at + have];
-            let frame = Frame { tag: header.tag, payload, start: at, end: at + have, missing };
+            let frame = Frame {
+                tag: header.tag,
+                payload,
+                start: at,
+                end: at + have,
+                missing,
+            };
             if self.skipping {
                 self.skip(frame, cx)?;
             } else if self.lease.is_some() || !self.answer_alone(frame, cx)? {
@@ -114,7 +135,12 @@ impl Session {
         match &mut self.lease {
             Some(lease) => lease.unsent_of_frame = missing,
             // Only reached while skipping: there is no backend to pass the rest to.
-            None => return Err(protocol_violation(FrameError::TooLarge { len: missing, max: STATEMENT_MAX })),
+            None => {
+                return Err(protocol_violation(FrameError::TooLarge {
+                    len: missing,
+                    max: STATEMENT_MAX,
+                }));
+            }
         }
         Ok(())
     }
@@ -122,7 +148,9 @@ impl Session {
     /// A backend that may be sent to now, having got one if necessary.
     fn has_backend(&mut self, input: &[u8], max: usize, gather: &mut Gather) -> Result<bool, End> {
         let Some(lease) = &self.lease else {
-            return Ok(holds_batch(input, max).map_err(protocol_violation)? && self.check_out(gather));
+            return Ok(
+                holds_batch(input, max).map_err(protocol_violation)? && self.check_out(gather)
+            );
         };
         if self.phase != Phase::Active {
             return Ok(false);
@@ -173,12 +201,21 @@ impl Session {
         let max = self.shared.config.load().general.max_packet_size;
         let header = Header::peek(self.inbox.bytes(), max).map_err(protocol_violation)?;
         match header {
-            Some(Header { tag: f::QUERY | f::FUNCTION_CALL, len }) if len <= self.inbox.len() => {
+            Some(Header {
+                tag: f::QUERY | f::FUNCTION_CALL,
+                len,
+            }) if len <= self.inbox.len() => {
                 self.inbox.consume(len);
                 reply::ready(&mut self.outbox);
             }
-            Some(Header { tag: f::QUERY | f::FUNCTION_CALL, .. }) => {
-                return Err(End::Fatal(Box::new(Report { severity: Severity::Fatal, ..report.clone() })));
+            Some(Header {
+                tag: f::QUERY | f::FUNCTION_CALL,
+                ..
+            }) => {
+                return Err(End::Fatal(Box::new(Report {
+                    severity: Severity::Fatal,
+                    ..report.clone()
+                })));
             }
             _ => self.skipping = true,
         }
@@ -207,7 +244,10 @@ impl Session {
             f::TERMINATE => return Err(End::ClientGone),
             tag => {
                 let message = format!("invalid frontend message type {tag}");
-                return Err(End::Fatal(Box::new(Report::fatal(SqlState::PROTOCOL_VIOLATION, message))));
+                return Err(End::Fatal(Box::new(Report::fatal(
+                    SqlState::PROTOCOL_VIOLATION,
+                    message,
+                ))));
             }
         }
         gather.input(frame.range());
@@ -253,13 +293,19 @@ impl Session {
         let off = self.told.get(b"standard_conforming_strings") == Some(b"off");
         let encoding = self.told.get(b"client_encoding").unwrap_or_default();
         let unsafe_encoding = UNSAFE.contains(&encoding) || encoding == b"SHIFT_JIS_2004";
-        LexOptions { standard_conforming_strings: !off, unsafe_encoding }
+        LexOptions {
+            standard_conforming_strings: !off,
+            unsafe_encoding,
+        }
     }
 
     /// Counts a statement from here.
     pub(super) fn start(&mut self, known: std::sync::Arc<Known>) {
         self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
-        self.running.push_back(Running { known, started: self.since });
+        self.running.push_back(Running {
+            known,
+            started: self.since,
+        });
     }
 
     /// Notes what a statement that is about to be sent does to the session.

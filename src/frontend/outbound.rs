@@ -39,7 +39,8 @@ impl Receiver for Relay<'_> {
     fn local(&mut self, request: Request) {
         debug_assert_eq!(request, Request::Close, "only Close is answered here");
         self.session.names.confirm();
-        self.gather.own(|out| out.extend_from_slice(&b::CLOSE_COMPLETE_FRAME));
+        self.gather
+            .own(|out| out.extend_from_slice(&b::CLOSE_COMPLETE_FRAME));
     }
 
     fn message(&mut self, backend: &Backend, received: Received, tag: u8, payload: &[u8]) -> bool {
@@ -86,8 +87,11 @@ impl Relay<'_> {
             return true;
         }
         self.session.timed_out = false;
-        let report = Report::error(SqlState::QUERY_CANCELED, "canceling statement due to query timeout")
-            .hint("The limit is pgweir's timeouts.query_timeout.");
+        let report = Report::error(
+            SqlState::QUERY_CANCELED,
+            "canceling statement due to query timeout",
+        )
+        .hint("The limit is pgweir's timeouts.query_timeout.");
         self.gather.own(|out| b::put_report(out, &report));
         false
     }
@@ -115,7 +119,11 @@ impl Relay<'_> {
             let took = running.started.elapsed();
             running.known.took(took);
             let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-            self.session.pool.counters.query_micros.fetch_add(micros, Ordering::Relaxed);
+            self.session
+                .pool
+                .counters
+                .query_micros
+                .fetch_add(micros, Ordering::Relaxed);
         }
     }
 
@@ -127,10 +135,18 @@ impl Relay<'_> {
                     self.finish_statement();
                 }
                 if backend.status == TransactionStatus::Idle {
-                    self.session.pool.counters.transactions.fetch_add(1, Ordering::Relaxed);
+                    self.session
+                        .pool
+                        .counters
+                        .transactions
+                        .fetch_add(1, Ordering::Relaxed);
                     let took = self.session.transaction_since.elapsed();
                     let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-                    self.session.pool.counters.transaction_micros.fetch_add(micros, Ordering::Relaxed);
+                    self.session
+                        .pool
+                        .counters
+                        .transaction_micros
+                        .fetch_add(micros, Ordering::Relaxed);
                 }
             }
             For::Probe if backend.status == TransactionStatus::Idle && !self.rows.is_empty() => {
@@ -187,7 +203,14 @@ impl Session {
             outbox.send(stream, cx, &mut relay.gather, input)?;
             Ok(used)
         });
-        let Relay { gather, undone, learnt, plan_failed, dying, .. } = relay;
+        let Relay {
+            gather,
+            undone,
+            learnt,
+            plan_failed,
+            dying,
+            ..
+        } = relay;
         gather.give();
         self.names.undo(undone);
         // What was learnt is what the backend has.
@@ -204,7 +227,10 @@ impl Session {
         }
         if plan_failed {
             self.drop_backend();
-            let report = Report::fatal(SqlState::CONNECTION_FAILURE, "could not restore the session's settings");
+            let report = Report::fatal(
+                SqlState::CONNECTION_FAILURE,
+                "could not restore the session's settings",
+            );
             return Err(End::Fatal(Box::new(report)));
         }
         Ok(())
@@ -221,9 +247,7 @@ impl Session {
             reply::close_complete(&mut self.outbox);
             emitted = true;
         }
-        if emitted
-            && let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx)
-        {
+        if emitted && let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx) {
             sent?;
         }
         Ok(())

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::startup::HandshakeError;
 use crate::backend::query::{self, QueryError};
+use crate::error::SqlState;
 use crate::pool::waiter::Waiter;
 use crate::pool::{Lease, Pool};
 use crate::session::mirror::Reported;
@@ -26,13 +27,20 @@ pub struct Prepared {
 /// holds what can't be carried.
 fn requested(message: &StartupMessage) -> Option<Settings> {
     let mut settings = Settings::default();
-    let options = message.parameters.iter().filter(|(name, _)| name == b"options");
+    let options = message
+        .parameters
+        .iter()
+        .filter(|(name, _)| name == b"options");
     for (_, value) in options {
         for (name, value) in read_options(value)? {
             settings.set(&canonical_name(&name), Some(&value));
         }
     }
-    for (name, value) in message.parameters.iter().filter(|(name, _)| name != b"options") {
+    for (name, value) in message
+        .parameters
+        .iter()
+        .filter(|(name, _)| name != b"options")
+    {
         settings.set(&canonical_name(name), Some(value));
     }
     Some(settings)
@@ -46,14 +54,19 @@ pub(super) async fn prepare(
 ) -> Result<Prepared, HandshakeError> {
     let Some(settings) = requested(message) else {
         return Err(HandshakeError::Parameter {
+            code: SqlState::INVALID_PARAMETER_VALUE,
             payload: Vec::new(),
-            message: "invalid command-line argument for server process in startup options".to_owned(),
+            message: "invalid command-line argument for server process in startup options"
+                .to_owned(),
         });
     };
     if settings.is_empty()
         && let Some(reported) = pool.baseline()
     {
-        return Ok(Prepared { settings: Arc::default(), reported });
+        return Ok(Prepared {
+            settings: Arc::default(),
+            reported,
+        });
     }
     let settings = Arc::new(settings);
     if let Some((settings, reported)) = pool.startups.get(&settings) {
@@ -62,7 +75,8 @@ pub(super) async fn prepare(
     let mut lease = wait_for_lease(pool, waiter).await?;
     let reported = try_on(&mut lease, &settings).await?;
     lease.checkin();
-    pool.startups.put(Arc::clone(&settings), Arc::clone(&reported));
+    pool.startups
+        .put(Arc::clone(&settings), Arc::clone(&reported));
     Ok(Prepared { settings, reported })
 }
 
@@ -91,15 +105,27 @@ async fn wait_for_lease(pool: &Arc<Pool>, waiter: &Arc<Waiter>) -> Result<Lease,
 }
 
 /// Brings the backend to `settings`; what it then reports is what a new session is told.
-async fn try_on(lease: &mut Lease, settings: &Arc<Settings>) -> Result<Arc<Reported>, HandshakeError> {
+async fn try_on(
+    lease: &mut Lease,
+    settings: &Arc<Settings>,
+) -> Result<Arc<Reported>, HandshakeError> {
     let mut text = Vec::new();
     plan::settings(&lease.mirror.settings, settings, &mut text);
     if !text.is_empty() {
         match query::on_backend(lease, &text).await {
             Ok(_) => lease.mirror.settings = Arc::clone(settings),
-            Err(QueryError::Server { payload, message, .. }) => {
-                let message = error_field(&payload, b'M').map_or(message, |m| String::from_utf8_lossy(m).into_owned());
-                return Err(HandshakeError::Parameter { payload, message });
+            Err(QueryError::Server {
+                code,
+                payload,
+                message,
+            }) => {
+                let message = error_field(&payload, b'M')
+                    .map_or(message, |m| String::from_utf8_lossy(m).into_owned());
+                return Err(HandshakeError::Parameter {
+                    code,
+                    payload,
+                    message,
+                });
             }
             Err(QueryError::Receive(error)) => return Err(HandshakeError::Io(error.into())),
         }

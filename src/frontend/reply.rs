@@ -21,7 +21,9 @@ pub(super) fn report(outbox: &mut Outbox, report: &Report) {
 
 /// `ReadyForQuery` outside a transaction.
 pub(super) fn ready(outbox: &mut Outbox) {
-    put(outbox, |out| backend::put_ready_for_query(out, TransactionStatus::Idle));
+    put(outbox, |out| {
+        backend::put_ready_for_query(out, TransactionStatus::Idle)
+    });
 }
 
 /// `CloseComplete`.
@@ -34,13 +36,21 @@ pub(super) fn tell_changes(told: &mut Arc<Reported>, now: &Arc<Reported>, outbox
     if Arc::ptr_eq(told, now) {
         return;
     }
-    for (name, value) in now.iter().filter(|(name, value)| told.get(name) != Some(*value)) {
-        put(outbox, |out| backend::put_parameter_status(out, name, value));
+    for (name, value) in now
+        .iter()
+        .filter(|(name, value)| told.get(name) != Some(*value))
+    {
+        put(outbox, |out| {
+            backend::put_parameter_status(out, name, value)
+        });
     }
     *told = Arc::clone(now);
 }
 
 /// PostgreSQL's own words for a shutdown.
 pub(super) fn shutdown() -> Report {
-    Report::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+    Report::fatal(
+        SqlState::ADMIN_SHUTDOWN,
+        "terminating connection due to administrator command",
+    )
 }

@@ -228,8 +228,14 @@ impl Session {
     /// when it hangs up.
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let collects = matches!(self.phase, Phase::Waiting | Phase::Planning);
-        let server_is_full = self.lease.as_ref().is_some_and(|lease| lease.outbox.len() >= OUTBOX_MAX);
-        if server_is_full || self.outbox.len() >= OUTBOX_MAX || (collects && self.inbox.len() >= WHOLE_FRAME_MAX) {
+        let server_is_full = self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.outbox.len() >= OUTBOX_MAX);
+        if server_is_full
+            || self.outbox.len() >= OUTBOX_MAX
+            || (collects && self.inbox.len() >= WHOLE_FRAME_MAX)
+        {
             return Ok(false);
         }
         let mut buffer = ReadBuffer::take();
@@ -266,7 +272,11 @@ impl Session {
     fn obey(&mut self) -> Result<(), End> {
         match self.entry.order() {
             Order::None => Ok(()),
-            Order::Drain if self.lease.is_some() || self.phase != Phase::Idle || !self.inbox.is_empty() => Ok(()),
+            Order::Drain
+                if self.lease.is_some() || self.phase != Phase::Idle || !self.inbox.is_empty() =>
+            {
+                Ok(())
+            }
             Order::Drain | Order::Terminate => Err(End::Fatal(Box::new(super::reply::shutdown()))),
         }
     }
@@ -277,7 +287,9 @@ impl Session {
                 return Poll::Pending;
             };
             // A timer that rings early is set anew then, instead of at every statement.
-            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            let sleep = self
+                .sleep
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
             if sleep.deadline() > at || sleep.is_elapsed() {
                 sleep.as_mut().reset(at);
             }
@@ -325,8 +337,17 @@ impl Session {
             return;
         }
         let own_state = !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session;
-        let residue = if own_state { Residue::SessionState } else { Residue::None };
+        let residue = if own_state {
+            Residue::SessionState
+        } else {
+            Residue::None
+        };
         let dialer = self.shared.pools.dialer.load();
-        reset::give_back(lease, residue, &dialer, self.effective.timeouts.cancel_wait_timeout);
+        reset::give_back(
+            lease,
+            residue,
+            &dialer,
+            self.effective.timeouts.cancel_wait_timeout,
+        );
     }
 }

@@ -2,14 +2,21 @@
 //!
 //! Nothing is held for a client before it is authenticated but the packet it is sending, of at most 10,000 bytes.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::login::{self, Applicant, Denied};
 use super::shared::Shared;
+use crate::backend::login::LoginError;
+use crate::config::model::SslMode;
 use crate::error::{ErrorKind, Report, SqlState, UserFacing};
 use crate::net::stream::Stream;
+use crate::net::tls::{ClientTlsContext, Negotiation, TlsError};
+use crate::pool::Pool;
 use crate::pool::open::OpenError;
 use crate::pool::waiter::CheckoutError;
 use crate::registry::{KEY_LEN, NewClient, Registered};
@@ -18,8 +25,8 @@ use crate::session::settings::Tracker;
 use crate::wire::backend;
 use crate::wire::startup::{self, StartupError, StartupMessage, StartupPacket, Version};
 
-use super::session::{Session, Start};
 use super::prepare;
+use super::session::{Session, Start};
 
 /// Why a connection did not become a session.
 #[derive(Debug, Error)]
@@ -35,9 +42,42 @@ pub enum HandshakeError {
     Open(#[from] Arc<OpenError>),
     #[error("{0}")]
     Checkout(#[from] CheckoutError),
+    #[error("{0}")]
+    Denied(#[from] Denied),
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+    #[error("connection requires TLS")]
+    TlsRequired,
+    #[error("user and database names must be UTF-8")]
+    Encoding,
+    #[error("too many client connections ({setting} = {limit})")]
+    TooManyClients { setting: &'static str, limit: usize },
+    #[error("canceling authentication due to timeout")]
+    Timeout,
+    #[error("the database system is shutting down")]
+    ShuttingDown,
     /// The server refused a startup parameter; its own words are passed on.
     #[error("{message}")]
-    Parameter { payload: Vec<u8>, message: String },
+    Parameter {
+        code: SqlState,
+        payload: Vec<u8>,
+        message: String,
+    },
+}
+
+impl HandshakeError {
+    /// The server's own `ErrorResponse`, where it said no, as a whole frame.
+    pub fn server_frame(&self) -> Option<Vec<u8>> {
+        let open = match self {
+            Self::Denied(Denied::Server(error)) => error,
+            Self::Open(error) | Self::Checkout(CheckoutError::Refused(error)) => error,
+            _ => return None,
+        };
+        match open {
+            OpenError::Login(LoginError::Server(error)) => Some(error.frame.clone()),
+            _ => None,
+        }
+    }
 }
 
 impl UserFacing for HandshakeError {
@@ -47,18 +87,41 @@ impl UserFacing for HandshakeError {
             Self::Startup(StartupError::Version { .. }) => {
                 Report::fatal(SqlState::FEATURE_NOT_SUPPORTED, self.to_string())
             }
-            Self::Startup(StartupError::NoUser) => Report::fatal(SqlState::INVALID_AUTHORIZATION, self.to_string()),
+            Self::Startup(StartupError::NoUser) => {
+                Report::fatal(SqlState::INVALID_AUTHORIZATION, self.to_string())
+            }
             Self::Startup(_) => Report::fatal(SqlState::PROTOCOL_VIOLATION, self.to_string()),
             Self::NoDatabase(_) => Report::fatal(SqlState::INVALID_CATALOG_NAME, self.to_string()),
             Self::Open(error) => error.report(),
             Self::Checkout(error) => error.report(),
-            Self::Parameter { .. } => Report::fatal(SqlState::INVALID_PARAMETER_VALUE, self.to_string()),
+            Self::Denied(error) => error.report(),
+            Self::Tls(_) => Report::fatal(SqlState::PROTOCOL_VIOLATION, self.to_string()),
+            Self::TlsRequired => Report::fatal(SqlState::INVALID_AUTHORIZATION, self.to_string())
+                .hint("The limit is pgweir's tls.client.sslmode."),
+            Self::Encoding => Report::fatal(SqlState::INVALID_AUTHORIZATION, self.to_string()),
+            Self::TooManyClients { setting, .. } => {
+                Report::fatal(SqlState::TOO_MANY_CONNECTIONS, self.to_string())
+                    .hint(format!("Raise {setting} or close idle clients."))
+            }
+            Self::Timeout => Report::fatal(SqlState::QUERY_CANCELED, self.to_string())
+                .hint("The limit is pgweir's timeouts.client_login_timeout."),
+            Self::ShuttingDown => Report::fatal(SqlState::CANNOT_CONNECT_NOW, self.to_string()),
+            Self::Parameter { code, .. } => Report::fatal(*code, self.to_string()),
         }
     }
 
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Io(_) | Self::Startup(_) | Self::NoDatabase(_) | Self::Parameter { .. } => ErrorKind::Client,
+            Self::Io(_)
+            | Self::Startup(_)
+            | Self::NoDatabase(_)
+            | Self::Tls(_)
+            | Self::TlsRequired
+            | Self::Encoding
+            | Self::Parameter { .. } => ErrorKind::Client,
+            Self::TooManyClients { .. } | Self::Timeout => ErrorKind::Limit,
+            Self::ShuttingDown => ErrorKind::Operator,
+            Self::Denied(error) => error.kind(),
             Self::Open(error) => error.kind(),
             Self::Checkout(error) => error.kind(),
         }
@@ -72,20 +135,64 @@ pub enum Arrival {
     Cancel { pid: u32, key: Vec<u8> },
 }
 
-/// Reads packets until the client says what it wants.
-pub async fn arrive(mut stream: Stream) -> Result<Arrival, (Stream, HandshakeError)> {
-    loop {
+/// Reads packets until the client says what it wants, starting TLS where it asks for that first.
+pub async fn arrive(
+    mut stream: Stream,
+    tls: Option<&ClientTlsContext>,
+) -> Result<Arrival, (Option<Stream>, HandshakeError)> {
+    if let (Some(tls), Stream::Tcp(tcp)) = (tls, &stream)
+        && starts_tls(tcp).await
+    {
+        stream = start_tls(stream, tls, Negotiation::Direct).await?;
+    }
+    // PostgreSQL answers one request for each kind of encryption.
+    for _ in 0..3 {
         match read_packet(&mut stream).await {
-            Err(error) => return Err((stream, error)),
+            Err(error) => return Err((Some(stream), error)),
             Ok(StartupPacket::Cancel { pid, key }) => return Ok(Arrival::Cancel { pid, key }),
             Ok(StartupPacket::Startup(message)) => return Ok(Arrival::Startup(stream, message)),
-            Ok(StartupPacket::Ssl | StartupPacket::GssEnc) => {
-                if let Err(error) = stream.write_all(b"N").await {
-                    return Err((stream, error.into()));
+            Ok(StartupPacket::Ssl) if tls.is_some() && matches!(stream, Stream::Tcp(_)) => {
+                stream = answer(stream, *b"S").await?;
+                if let Some(tls) = tls {
+                    stream = start_tls(stream, tls, Negotiation::SslRequest).await?;
                 }
+            }
+            Ok(StartupPacket::Ssl | StartupPacket::GssEnc) => {
+                stream = answer(stream, *b"N").await?
             }
         }
     }
+    Err((Some(stream), StartupError::Layout.into()))
+}
+
+/// Whether the first byte is that of a TLS handshake record; no startup packet is long enough to begin so.
+async fn starts_tls(tcp: &tokio::net::TcpStream) -> bool {
+    let mut first = [0];
+    matches!(tcp.peek(&mut first).await, Ok(1)) && first == [0x16]
+}
+
+async fn answer(
+    mut stream: Stream,
+    byte: [u8; 1],
+) -> Result<Stream, (Option<Stream>, HandshakeError)> {
+    // Whatever follows an accepted SSLRequest is read by TLS or not at all: nothing was read ahead (CVE-2021-23214).
+    match stream.write_all(&byte).await {
+        Ok(()) => Ok(stream),
+        Err(error) => Err((Some(stream), error.into())),
+    }
+}
+
+async fn start_tls(
+    stream: Stream,
+    tls: &ClientTlsContext,
+    how: Negotiation,
+) -> Result<Stream, (Option<Stream>, HandshakeError)> {
+    let Some(plain) = stream.into_plain() else {
+        return Err((None, StartupError::Layout.into()));
+    };
+    tls.accept(plain, how)
+        .await
+        .map_err(|error| (None, error.into()))
 }
 
 async fn read_packet(stream: &mut Stream) -> Result<StartupPacket, HandshakeError> {
@@ -96,33 +203,117 @@ async fn read_packet(stream: &mut Stream) -> Result<StartupPacket, HandshakeErro
     Ok(startup::read(&packet)?)
 }
 
-/// Makes a session for an authenticated client: finds its pool, has the server accept its startup parameters, and
-/// tells it everything a server tells after authentication.
+/// Checks who the client is and whether it may come in.
 pub async fn admit(
-    mut stream: Stream,
-    message: StartupMessage,
-    shared: Arc<Shared>,
-) -> Result<Session, (Stream, HandshakeError)> {
-    let user = String::from_utf8_lossy(&message.user).into_owned();
-    let database = String::from_utf8_lossy(&message.database).into_owned();
-    let Some(pool) = shared.pools.get(&shared.config.load(), &database, &user) else {
-        return Err((stream, HandshakeError::NoDatabase(database)));
+    stream: &mut Stream,
+    message: &StartupMessage,
+    address: Option<IpAddr>,
+    shared: &Shared,
+) -> Result<Option<Arc<Pool>>, HandshakeError> {
+    let config = shared.config.load_full();
+    let text =
+        |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| HandshakeError::Encoding);
+    let (user, database) = (text(&message.user)?, text(&message.database)?);
+    if config.client_tls.sslmode >= SslMode::Require && !stream.is_tls() && address.is_some() {
+        return Err(HandshakeError::TlsRequired);
+    }
+    let pool = if is_console(&database) {
+        None
+    } else {
+        let pool = shared.pools.get(&config, &database, &user);
+        Some(pool.ok_or_else(|| HandshakeError::NoDatabase(database.clone()))?)
     };
+    let applicant = Applicant {
+        stream,
+        address,
+        message,
+        user: &user,
+        database: &database,
+    };
+    login::authenticate(applicant, shared, pool.as_ref()).await?;
+    if let Some(pool) = &pool {
+        check_room(pool, shared)?;
+    }
+    Ok(pool)
+}
+
+/// The console's database and PgBouncer's name for it.
+pub fn is_console(database: &str) -> bool {
+    matches!(database, "pgweir" | "pgbouncer")
+}
+
+/// The limits on clients of one database and one user.
+fn check_room(pool: &Arc<Pool>, shared: &Shared) -> Result<(), HandshakeError> {
+    if pool.orders.disabled.load(Ordering::Relaxed) {
+        return Err(CheckoutError::Disabled(pool.key.database.to_string()).into());
+    }
+    let settings = &pool.effective.load().pool;
+    let limits = [
+        (
+            settings.max_db_client_connections,
+            "max_db_client_connections",
+            true,
+        ),
+        (
+            settings.max_user_client_connections,
+            "max_user_client_connections",
+            false,
+        ),
+    ];
+    for (limit, setting, by_database) in limits {
+        let Some(limit) = limit else { continue };
+        let counts = |other: &Arc<Pool>| {
+            if by_database {
+                other.key.database == pool.key.database
+            } else {
+                other.key.user == pool.key.user
+            }
+        };
+        let clients: usize = shared
+            .pools
+            .all()
+            .iter()
+            .filter(|other| counts(other))
+            .map(|pool| pool.clients.load(Ordering::SeqCst))
+            .sum();
+        if clients >= limit {
+            return Err(HandshakeError::TooManyClients { setting, limit });
+        }
+    }
+    Ok(())
+}
+
+/// Makes a session for an authenticated client: has the server accept its startup parameters, and tells it everything
+/// a server tells after authentication.
+pub async fn begin(
+    mut stream: Stream,
+    message: &StartupMessage,
+    peer: Box<str>,
+    pool: Arc<Pool>,
+    shared: Arc<Shared>,
+) -> Result<Session, (Option<Stream>, HandshakeError)> {
     let entry = shared.registry.register(NewClient {
         user: Arc::clone(&pool.key.user),
         database: Arc::clone(&pool.key.database),
-        peer: "tcp".into(),
+        peer,
         tls: stream.is_tls(),
     });
-    let prepared = match prepare::prepare(&pool, &message, &entry.waiter).await {
+    let prepared = match prepare::prepare(&pool, message, &entry.waiter).await {
         Ok(prepared) => prepared,
-        Err(error) => return Err((stream, error)),
+        Err(error) => return Err((Some(stream), error)),
     };
-    if let Err(error) = greet(&mut stream, &message, &entry, &prepared.reported).await {
-        return Err((stream, error.into()));
+    if let Err(error) = greet(&mut stream, message, &entry, &prepared.reported).await {
+        return Err((Some(stream), error.into()));
     }
     let settings = Tracker::new(prepared.settings);
-    Ok(Session::new(Start { stream, shared, pool, entry, settings, told: prepared.reported }))
+    Ok(Session::new(Start {
+        stream,
+        shared,
+        pool,
+        entry,
+        settings,
+        told: prepared.reported,
+    }))
 }
 
 async fn greet(

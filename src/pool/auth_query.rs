@@ -36,13 +36,24 @@ pub struct AuthQuery {
 
 impl AuthQuery {
     pub fn new(config: Arc<ArcSwap<Config>>, pools: Arc<Pools>) -> Self {
-        Self { config, pools, answers: Mutex::default(), connections: Mutex::default() }
+        Self {
+            config,
+            pools,
+            answers: Mutex::default(),
+            connections: Mutex::default(),
+        }
     }
 
     /// Forgets all answers and connections: the configuration changed.
     pub fn clear(&self) {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.answers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     fn remembered(&self, user: &str, config: &Config) -> Option<Option<UserSecret>> {
@@ -62,10 +73,10 @@ impl AuthQuery {
         let database = config.auth.auth_dbname.as_deref().unwrap_or(database);
         let rows = self.run(&config, database, &statement(text, user)).await?;
         let secret = rows.into_iter().next().and_then(|row| {
-            let [_, Some(secret)] = row.try_into().ok()? else {
-                return None;
-            };
-            String::from_utf8(secret).ok().map(|secret| UserSecret::parse(&secret))
+            let secret = row.into_iter().nth(1)??;
+            String::from_utf8(secret)
+                .ok()
+                .map(|secret| UserSecret::parse(&secret))
         });
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         if answers.len() >= ANSWERS_MAX {
@@ -76,9 +87,17 @@ impl AuthQuery {
     }
 
     /// Runs the query on the kept connection, and on a new one if that one was lost.
-    async fn run(&self, config: &Config, database: &str, text: &[u8]) -> Result<Vec<Row>, LookupError> {
+    async fn run(
+        &self,
+        config: &Config,
+        database: &str,
+        text: &[u8],
+    ) -> Result<Vec<Row>, LookupError> {
         let connection = {
-            let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut connections = self
+                .connections
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             Arc::clone(connections.entry(database.to_owned()).or_default())
         };
         let mut kept = connection.lock().await;
@@ -88,8 +107,13 @@ impl AuthQuery {
             *kept = Some(backend);
             return Ok(rows);
         }
-        let mut backend = self.open(config, database).await.map_err(|error| failed(&error))?;
-        let rows = query::on_backend(&mut backend, text).await.map_err(|error| query_failed(&error))?;
+        let mut backend = self
+            .open(config, database)
+            .await
+            .map_err(|error| failed(&error))?;
+        let rows = query::on_backend(&mut backend, text)
+            .await
+            .map_err(|error| query_failed(&error))?;
         *kept = Some(backend);
         Ok(rows)
     }
@@ -100,17 +124,28 @@ impl AuthQuery {
             Some(effective) => {
                 let node = effective.primary.clone();
                 let password = auth.auth_password.clone().or_else(|| {
-                    auth.auth_user.as_ref().is_none_or(|user| Some(user) == node.user.as_ref()).then_some(())?;
+                    auth.auth_user
+                        .as_ref()
+                        .is_none_or(|user| Some(user) == node.user.as_ref())
+                        .then_some(())?;
                     node.password.clone()
                 });
-                (effective, password.map_or(Credentials::None, Credentials::Password))
+                (
+                    effective,
+                    password.map_or(Credentials::None, Credentials::Password),
+                )
             }
             None => return Err(OpenError::NoDatabase(database.to_owned())),
         };
-        effective.login_user =
-            auth.auth_user.clone().or_else(|| effective.primary.user.clone()).unwrap_or_else(|| "postgres".to_owned());
+        effective.login_user = auth
+            .auth_user
+            .clone()
+            .or_else(|| effective.primary.user.clone())
+            .unwrap_or_else(|| "postgres".to_owned());
         let dialer = self.pools.dialer.load_full();
-        Ok(open::open(&effective, &credentials, &dialer, 0).await?.backend)
+        Ok(open::open(&effective, &credentials, &dialer, 0)
+            .await?
+            .backend)
     }
 }
 
@@ -135,13 +170,25 @@ fn statement(text: &str, user: &str) -> Vec<u8> {
 
 fn failed(error: &OpenError) -> LookupError {
     tracing::error!(%error, "auth_query could not be asked");
-    LookupError { report: Report { message: "could not look up the user's password".into(), ..error.report() }, kind: error.kind() }
+    LookupError {
+        report: Report {
+            message: "could not look up the user's password".into(),
+            ..error.report()
+        },
+        kind: error.kind(),
+    }
 }
 
 fn query_failed(error: &QueryError) -> LookupError {
     tracing::error!(%error, "auth_query failed");
-    let report = Report::fatal(SqlState::INTERNAL_ERROR, "could not look up the user's password");
-    LookupError { report, kind: ErrorKind::Server }
+    let report = Report::fatal(
+        SqlState::INTERNAL_ERROR,
+        "could not look up the user's password",
+    );
+    LookupError {
+        report,
+        kind: ErrorKind::Server,
+    }
 }
 
 #[cfg(test)]
@@ -151,6 +198,9 @@ mod tests {
     #[test]
     fn the_user_is_quoted_wherever_it_stands() {
         let text = statement("SELECT usename FROM f($1) WHERE u = $1", "o'neil");
-        assert_eq!(text, b"SELECT usename FROM f('o''neil') WHERE u = 'o''neil'");
+        assert_eq!(
+            text,
+            b"SELECT usename FROM f('o''neil') WHERE u = 'o''neil'"
+        );
     }
 }

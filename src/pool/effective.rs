@@ -32,12 +32,18 @@ impl Effective {
             pool.max_size = user.max_size.unwrap_or(pool.max_size);
             pool.reserve_size = user.reserve_size.unwrap_or(pool.reserve_size);
             pool.max_user_connections = user.max_user_connections.or(pool.max_user_connections);
-            pool.max_user_client_connections = user.max_user_client_connections.or(pool.max_user_client_connections);
+            pool.max_user_client_connections = user
+                .max_user_client_connections
+                .or(pool.max_user_client_connections);
             timeouts.query_timeout = user.query_timeout.or(timeouts.query_timeout);
             timeouts.query_wait_timeout = user.query_wait_timeout.or(timeouts.query_wait_timeout);
-            timeouts.idle_transaction_timeout = user.idle_transaction_timeout.or(timeouts.idle_transaction_timeout);
-            timeouts.transaction_timeout = user.transaction_timeout.or(timeouts.transaction_timeout);
-            timeouts.client_idle_timeout = user.client_idle_timeout.or(timeouts.client_idle_timeout);
+            timeouts.idle_transaction_timeout = user
+                .idle_transaction_timeout
+                .or(timeouts.idle_transaction_timeout);
+            timeouts.transaction_timeout =
+                user.transaction_timeout.or(timeouts.transaction_timeout);
+            timeouts.client_idle_timeout =
+                user.client_idle_timeout.or(timeouts.client_idle_timeout);
         }
         Some(Self {
             primary: entry.primary.clone(),
@@ -46,7 +52,11 @@ impl Effective {
             login_password: entry.user.as_ref().and(entry.password.clone()),
             pool,
             timeouts,
-            startup: entry.startup.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            startup: entry
+                .startup
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
             is_fallback: named.is_none(),
         })
     }

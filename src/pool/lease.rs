@@ -20,7 +20,10 @@ pub struct Lease {
 
 impl Lease {
     pub(super) fn new(object: Object<Manager>, pool: Arc<Pool>) -> Self {
-        Self { object: Some(object), pool }
+        Self {
+            object: Some(object),
+            pool,
+        }
     }
 
     pub fn pool(&self) -> &Arc<Pool> {
@@ -30,7 +33,10 @@ impl Lease {
     /// Gives the connection back. One that is not clean, or that a cancel request is under way to, is not given back
     /// here: see [`super::reset::give_back`].
     pub fn checkin(mut self) {
-        if !self.is_clean() || self.identity.is_being_cancelled() || self.pool.objects.manager().is_outdated(&self) {
+        if !self.is_clean()
+            || self.identity.is_being_cancelled()
+            || self.pool.objects.manager().is_outdated(&self)
+        {
             return;
         }
         if self.pool.must_yield() {
@@ -52,14 +58,22 @@ impl Deref for Lease {
 
     fn deref(&self) -> &Backend {
         // `object` is only taken by `checkin` and `drop`, which own the lease.
-        &self.object.as_ref().expect("a lease holds its connection until its end").backend
+        &self
+            .object
+            .as_ref()
+            .expect("a lease holds its connection until its end")
+            .backend
     }
 }
 
 impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut Backend {
         // As above.
-        &mut self.object.as_mut().expect("a lease holds its connection until its end").backend
+        &mut self
+            .object
+            .as_mut()
+            .expect("a lease holds its connection until its end")
+            .backend
     }
 }
 

@@ -74,10 +74,16 @@ impl Limits {
         if reached(counts.total, settings.max_server_connections) {
             return Err(Cap::Total);
         }
-        if reached(counts.by_database.get(database).copied().unwrap_or(0), settings.max_db_connections) {
+        if reached(
+            counts.by_database.get(database).copied().unwrap_or(0),
+            settings.max_db_connections,
+        ) {
             return Err(Cap::Database);
         }
-        if reached(counts.by_user.get(user).copied().unwrap_or(0), settings.max_user_connections) {
+        if reached(
+            counts.by_user.get(user).copied().unwrap_or(0),
+            settings.max_user_connections,
+        ) {
             return Err(Cap::User);
         }
         counts.total += 1;
@@ -108,7 +114,10 @@ impl Limits {
 
     /// Server connections of all pools.
     pub fn total(&self) -> usize {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).total
+        self.counts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .total
     }
 
     /// Server connections of one database.
@@ -120,10 +129,17 @@ impl Limits {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut counts = self.limits.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self
+            .limits
+            .counts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let counts = &mut *counts;
         counts.total -= 1;
-        for (map, key) in [(&mut counts.by_database, &self.database), (&mut counts.by_user, &self.user)] {
+        for (map, key) in [
+            (&mut counts.by_database, &self.database),
+            (&mut counts.by_user, &self.user),
+        ] {
             if let Some(count) = map.get_mut(key) {
                 *count -= 1;
                 if *count == 0 {
@@ -146,13 +162,23 @@ mod tests {
         let open = Arc::new(AtomicUsize::new(0));
         let mut settings = crate::pool::pool::tests::settings();
         settings.max_db_connections = Some(1);
-        let (app, other, user): (Arc<str>, Arc<str>, Arc<str>) = ("app".into(), "other".into(), "u".into());
+        let (app, other, user): (Arc<str>, Arc<str>, Arc<str>) =
+            ("app".into(), "other".into(), "u".into());
         let slot = limits.reserve(&app, &user, &open, &settings).unwrap();
-        assert_eq!(limits.reserve(&app, &user, &open, &settings).unwrap_err(), Cap::Database);
+        assert_eq!(
+            limits.reserve(&app, &user, &open, &settings).unwrap_err(),
+            Cap::Database
+        );
         settings.max_user_connections = Some(1);
-        assert_eq!(limits.reserve(&other, &user, &open, &settings).unwrap_err(), Cap::User);
+        assert_eq!(
+            limits.reserve(&other, &user, &open, &settings).unwrap_err(),
+            Cap::User
+        );
         settings.max_server_connections = Some(1);
-        assert_eq!(limits.reserve(&other, &user, &open, &settings).unwrap_err(), Cap::Total);
+        assert_eq!(
+            limits.reserve(&other, &user, &open, &settings).unwrap_err(),
+            Cap::Total
+        );
         assert_eq!((limits.total(), open.load(Ordering::SeqCst)), (1, 1));
         drop(slot);
         assert_eq!((limits.total(), open.load(Ordering::SeqCst)), (0, 0));

@@ -42,20 +42,34 @@ pub struct Manager {
 
 impl Manager {
     pub fn new(effective: Arc<ArcSwap<Effective>>) -> Self {
-        Self { ready: Mutex::default(), effective, generation: AtomicU64::new(0) }
+        Self {
+            ready: Mutex::default(),
+            effective,
+            generation: AtomicU64::new(0),
+        }
     }
 
     /// Leaves a new connection for the next `create`.
     pub fn put_ready(&self, pooled: Box<Pooled>) {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner).push(pooled);
+        self.ready
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(pooled);
     }
 
     pub fn has_ready(&self) -> bool {
-        !self.ready.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !self
+            .ready
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
     }
 
     fn take_ready(&self) -> Option<Box<Pooled>> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        self.ready
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop()
     }
 
     /// Whether a connection is too old or from before a `RECONNECT`. The lifetime is shortened by up to a tenth,

@@ -15,7 +15,11 @@ pub mod lease;
 pub mod limits;
 pub mod manager;
 pub mod open;
-#[allow(clippy::module_inception, reason = "the type the module is named after")]
+pub mod passthrough;
+#[allow(
+    clippy::module_inception,
+    reason = "the type the module is named after"
+)]
 pub mod pool;
 pub mod pools;
 pub mod reset;

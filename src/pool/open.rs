@@ -12,10 +12,10 @@ use super::limits::Slot;
 use super::manager::Pooled;
 use super::pool::Pool;
 use crate::backend::connection::{Backend, Identity};
+use crate::backend::dial::Dialer;
 use crate::backend::login::{self, Credentials, LoggedIn, LoginError, ProtocolVersion};
 use crate::backend::query;
 use crate::error::{ErrorKind, Report, SqlState, UserFacing};
-use crate::backend::dial::Dialer;
 use crate::net::connect::{ConnectError, Encryption};
 use crate::net::stream::Stream;
 use crate::session::mirror::{Mirror, Reported};
@@ -45,7 +45,10 @@ impl OpenError {
         match self {
             Self::Connect(_) | Self::Timeout(_) => true,
             Self::Login(LoginError::Server(refusal)) => {
-                matches!(&refusal.code.0, b"57P01" | b"57P02" | b"57P03" | b"53300" | b"08006")
+                matches!(
+                    &refusal.code.0,
+                    b"57P01" | b"57P02" | b"57P03" | b"53300" | b"08006"
+                )
             }
             Self::Login(LoginError::Io(_) | LoginError::Closed) => true,
             Self::Login(_) => false,
@@ -59,7 +62,9 @@ impl UserFacing for OpenError {
     fn report(&self) -> Report {
         match self {
             Self::Login(error) => error.report(),
-            Self::Connect(_) | Self::Timeout(_) => Report::fatal(SqlState::CONNECTION_FAILURE, self.to_string()),
+            Self::Connect(_) | Self::Timeout(_) => {
+                Report::fatal(SqlState::CONNECTION_FAILURE, self.to_string())
+            }
             Self::ConnectQuery(error) => Report::fatal(error.code(), self.to_string()),
             Self::NoDatabase(_) => Report::fatal(SqlState::INVALID_CATALOG_NAME, self.to_string()),
         }
@@ -86,7 +91,12 @@ impl Gate {
             Some(password) => Credentials::Password(password.clone()),
             None => Credentials::None,
         };
-        Self { credentials, last_error: None, retry_at: None, pause: Duration::ZERO }
+        Self {
+            credentials,
+            last_error: None,
+            retry_at: None,
+            pause: Duration::ZERO,
+        }
     }
 
     fn succeeded(&mut self) {
@@ -133,7 +143,9 @@ pub async fn open(
         }
         Ok(Opened { backend, logged_in })
     });
-    tokio::time::timeout(limit, attempt).await.unwrap_or(Err(OpenError::Timeout(limit)))
+    tokio::time::timeout(limit, attempt)
+        .await
+        .unwrap_or(Err(OpenError::Timeout(limit)))
 }
 
 /// Connects and logs in; where `sslmode` knows a second way and the server refused the first, the second.
@@ -148,7 +160,9 @@ async fn reach(
         match log_in(&mut stream, effective, credentials).await {
             Ok(logged_in) => return Ok((stream, logged_in)),
             Err(LoginError::Server(error)) => match Encryption::second(dialer.sslmode(), &stream) {
-                Some(second) if second != encryption && error.code == SqlState::INVALID_AUTHORIZATION => {
+                Some(second)
+                    if second != encryption && error.code == SqlState::INVALID_AUTHORIZATION =>
+                {
                     encryption = second;
                 }
                 _ => return Err(LoginError::Server(error).into()),
@@ -163,9 +177,16 @@ async fn log_in(
     effective: &Effective,
     credentials: &Credentials,
 ) -> Result<LoggedIn, LoginError> {
-    let mut startup: Vec<(&[u8], &[u8])> =
-        vec![(b"user", effective.login_user.as_bytes()), (b"database", effective.dbname.as_bytes())];
-    startup.extend(effective.startup.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())));
+    let mut startup: Vec<(&[u8], &[u8])> = vec![
+        (b"user", effective.login_user.as_bytes()),
+        (b"database", effective.dbname.as_bytes()),
+    ];
+    startup.extend(
+        effective
+            .startup
+            .iter()
+            .map(|(name, value)| (name.as_bytes(), value.as_bytes())),
+    );
     login::login(stream, ProtocolVersion::V3_0, &startup, credentials).await
 }
 
@@ -182,9 +203,12 @@ impl Pool {
             Err(error) => {
                 let error = Arc::new(error);
                 tracing::warn!(pool = %self.key, %error, "could not open a server connection");
-                self.with_gate(|gate| gate.failed(Arc::clone(&error), effective.timeouts.server_login_retry));
+                self.with_gate(|gate| {
+                    gate.failed(Arc::clone(&error), effective.timeouts.server_login_retry)
+                });
                 if !error.is_passing() {
                     self.set_baseline(None);
+                    self.unlearn();
                     self.fail_waiters(&error);
                 }
                 drop(slot);
@@ -196,9 +220,16 @@ impl Pool {
     pub fn adopt(self: &Arc<Self>, backend: Backend, slot: Slot) {
         self.with_gate(Gate::succeeded);
         self.set_baseline(Some(Arc::clone(&backend.mirror.reported)));
-        self.objects.manager().put_ready(Box::new(Pooled { backend, slot }));
+        self.objects
+            .manager()
+            .put_ready(Box::new(Pooled { backend, slot }));
         self.settle_ready();
         self.serve();
+    }
+
+    /// How server connections of this pool log in.
+    pub fn credentials(&self) -> Credentials {
+        self.with_gate(|gate| gate.credentials.clone())
     }
 
     /// How server connections of this pool log in from now on.

@@ -16,6 +16,7 @@ use super::lease::Lease;
 use super::limits::{Cap, Limits, Slot};
 use super::manager::{Manager, Pooled};
 use super::open::{Gate, OpenError};
+use super::passthrough::Learnt;
 use super::startups::Startups;
 use super::waiter::{CheckoutError, Waiter};
 use crate::config::model::PoolSettings;
@@ -69,6 +70,7 @@ pub struct Pool {
     pub(super) blocked_by: Mutex<Option<Cap>>,
     /// What a fresh connection reports; `None` until there was one.
     baseline: Mutex<Option<Arc<Reported>>>,
+    pub(super) learnt: Mutex<Option<(Instant, Learnt)>>,
     pub startups: Startups,
     /// Clients logged in; kept by their sessions.
     pub clients: AtomicUsize,
@@ -119,6 +121,7 @@ impl Pool {
             waiting: AtomicUsize::new(0),
             blocked_by: Mutex::default(),
             baseline: Mutex::default(),
+            learnt: Mutex::default(),
             startups: Startups::default(),
             clients: AtomicUsize::new(0),
             counters: Counters::default(),
@@ -162,7 +165,9 @@ impl Pool {
     pub fn withdraw(self: &Arc<Self>, waiter: &Arc<Waiter>) {
         let before = self.waiting();
         self.with_waiters(|waiters| waiters.retain(|other| !Arc::ptr_eq(other, waiter)));
-        self.limits.waiting.fetch_sub(before.saturating_sub(self.waiting()), Ordering::SeqCst);
+        self.limits
+            .waiting
+            .fetch_sub(before.saturating_sub(self.waiting()), Ordering::SeqCst);
         if let Some(lease) = waiter.withdraw() {
             lease.checkin();
         }
@@ -208,6 +213,11 @@ impl Pool {
         }
     }
 
+    /// Which `RECONNECT` a connection opened now is younger than.
+    pub fn generation(&self) -> u64 {
+        self.objects.manager().generation.load(Ordering::SeqCst)
+    }
+
     /// Whether a connection given back is closed to make room for another pool under a shared cap: if a client there
     /// has waited longer than [`YIELD_AFTER`] and longer than the first here.
     pub(super) fn must_yield(&self) -> bool {
@@ -248,7 +258,11 @@ impl Pool {
 
     /// The error of a client that has waited `limit` long in vain.
     pub fn wait_timeout(&self, limit: Duration) -> CheckoutError {
-        CheckoutError::WaitTimeout { waited: limit, pool: self.key.to_string(), why: self.why_waiting() }
+        CheckoutError::WaitTimeout {
+            waited: limit,
+            pool: self.key.to_string(),
+            why: self.why_waiting(),
+        }
     }
 
     /// Why a client waits, for the DETAIL of its timeout.
@@ -260,11 +274,20 @@ impl Pool {
             return format!("the last attempt to open a server connection failed: {error}");
         }
         let effective = self.effective.load();
-        let blocked = *self.blocked_by.lock().unwrap_or_else(PoisonError::into_inner);
+        let blocked = *self
+            .blocked_by
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let (open, waiting) = (self.open(), self.waiting());
         match blocked {
-            Some(cap) => format!("{} is reached; {open} connections here, {waiting} clients waiting", cap.setting()),
-            None => format!("{open} of {} connections in use, {waiting} clients waiting", effective.pool.max_size),
+            Some(cap) => format!(
+                "{} is reached; {open} connections here, {waiting} clients waiting",
+                cap.setting()
+            ),
+            None => format!(
+                "{open} of {} connections in use, {waiting} clients waiting",
+                effective.pool.max_size
+            ),
         }
     }
 
@@ -274,16 +297,23 @@ impl Pool {
 
     /// A slot for one more connection.
     pub fn reserve(&self, settings: &PoolSettings) -> Result<Slot, Cap> {
-        self.limits.reserve(&self.key.database, &self.key.user, &self.open, settings)
+        self.limits
+            .reserve(&self.key.database, &self.key.user, &self.open, settings)
     }
 
     pub(super) fn set_blocked_by(&self, cap: Option<Cap>) {
-        *self.blocked_by.lock().unwrap_or_else(PoisonError::into_inner) = cap;
+        *self
+            .blocked_by
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = cap;
     }
 
     /// What a fresh connection of this pool reports.
     pub fn baseline(&self) -> Option<Arc<Reported>> {
-        self.baseline.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.baseline
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(super) fn set_baseline(&self, reported: Option<Arc<Reported>>) {
@@ -301,7 +331,10 @@ impl Pool {
 
     /// `RECONNECT`: every connection is replaced when it is next free.
     pub fn reconnect(&self) {
-        self.objects.manager().generation.fetch_add(1, Ordering::SeqCst);
+        self.objects
+            .manager()
+            .generation
+            .fetch_add(1, Ordering::SeqCst);
         self.retain_idle(|_| false);
         self.limits.changed.notify_one();
     }

@@ -11,8 +11,8 @@ use arc_swap::ArcSwap;
 use super::effective::Effective;
 use super::limits::Limits;
 use super::pool::{Pool, PoolKey};
-use crate::config::model::Config;
 use crate::backend::dial::Dialer;
+use crate::config::model::Config;
 
 /// See the module.
 #[derive(Debug)]
@@ -24,13 +24,25 @@ pub struct Pools {
 
 impl Pools {
     pub fn new(dialer: Arc<Dialer>) -> Arc<Self> {
-        Arc::new(Self { pools: RwLock::default(), limits: Arc::default(), dialer: ArcSwap::new(dialer) })
+        Arc::new(Self {
+            pools: RwLock::default(),
+            limits: Arc::default(),
+            dialer: ArcSwap::new(dialer),
+        })
     }
 
     /// The pool for `database` and `user`; `None` where `config` has no such database and no fallback.
     pub fn get(&self, config: &Config, database: &str, user: &str) -> Option<Arc<Pool>> {
-        let key = PoolKey { database: database.into(), user: user.into() };
-        if let Some(pool) = self.pools.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
+        let key = PoolKey {
+            database: database.into(),
+            user: user.into(),
+        };
+        if let Some(pool) = self
+            .pools
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&key)
+        {
             return Some(Arc::clone(pool));
         }
         let effective = Effective::of(config, database, user)?;
@@ -43,7 +55,12 @@ impl Pools {
 
     /// Every pool.
     pub fn all(&self) -> Vec<Arc<Pool>> {
-        self.pools.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.pools
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
     }
 
     /// Counters and caps shared by the pools.
@@ -69,7 +86,9 @@ impl Pools {
             if before.login_password != next.login_password
                 && let Some(password) = &next.login_password
             {
-                pool.set_credentials(crate::backend::login::Credentials::Password(password.clone()));
+                pool.set_credentials(crate::backend::login::Credentials::Password(
+                    password.clone(),
+                ));
             }
             pool.effective.store(Arc::new(next));
             if moved {
@@ -83,7 +102,10 @@ impl Pools {
     pub fn forget_unused(&self) {
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|_, pool| {
-            pool.clients.load(Ordering::SeqCst) > 0 || pool.open() > 0 || pool.is_held() || Arc::strong_count(pool) > 1
+            pool.clients.load(Ordering::SeqCst) > 0
+                || pool.open() > 0
+                || pool.is_held()
+                || Arc::strong_count(pool) > 1
         });
     }
 }

@@ -11,9 +11,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::backend::cancel;
+use crate::backend::dial::Dialer;
 use crate::backend::query;
 use crate::backend::receive::{self, Discard};
-use crate::backend::dial::Dialer;
 use crate::tasks;
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{Copy, For, Owed, Request};
@@ -49,8 +49,12 @@ pub fn give_back(lease: Lease, residue: Residue, dialer: &Arc<Dialer>, limit: Du
         let cleaned = tokio::time::timeout(limit, clean(lease, residue, dialer, limit)).await;
         match cleaned {
             Ok(Ok(lease)) => lease.checkin(),
-            Ok(Err(error)) => tracing::debug!(%error, "closed a server connection that could not be cleaned"),
-            Err(_) => tracing::debug!("closed a server connection that was not clean within cancel_wait_timeout"),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "closed a server connection that could not be cleaned")
+            }
+            Err(_) => tracing::debug!(
+                "closed a server connection that was not clean within cancel_wait_timeout"
+            ),
         }
     });
 }
@@ -72,19 +76,30 @@ async fn clean(
             sync(&mut lease);
         }
     } else if !lease.expect.is_empty() {
-        tasks::spawn("cancel for a client that left", cancel::cancel(Arc::clone(&lease.identity), dialer, limit));
+        tasks::spawn(
+            "cancel for a client that left",
+            cancel::cancel(Arc::clone(&lease.identity), dialer, limit),
+        );
         sync(&mut lease);
     }
     poll_fn(|cx| poll_drain(&mut lease, cx)).await?;
     lease.identity.cancels_done().await;
     if lease.status != TransactionStatus::Idle {
-        query::on_backend(&mut lease, b"ROLLBACK").await.map_err(io::Error::other)?;
+        query::on_backend(&mut lease, b"ROLLBACK")
+            .await
+            .map_err(io::Error::other)?;
     }
     if residue == Residue::SessionState {
-        query::on_backend(&mut lease, b"DISCARD ALL").await.map_err(io::Error::other)?;
+        query::on_backend(&mut lease, b"DISCARD ALL")
+            .await
+            .map_err(io::Error::other)?;
         lease.mirror.reset();
     }
-    if lease.is_clean() { Ok(lease) } else { Err(io::Error::other("not clean after ROLLBACK")) }
+    if lease.is_clean() {
+        Ok(lease)
+    } else {
+        Err(io::Error::other("not clean after ROLLBACK"))
+    }
 }
 
 /// Asks for the end of an extended exchange whose Sync the client did not send.

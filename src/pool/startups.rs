@@ -20,7 +20,9 @@ impl Startups {
     /// The shared set equal to `settings`, and what it makes a backend report.
     pub fn get(&self, settings: &Arc<Settings>) -> Option<(Arc<Settings>, Arc<Reported>)> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get_key_value(settings).map(|(settings, reported)| (Arc::clone(settings), Arc::clone(reported)))
+        known
+            .get_key_value(settings)
+            .map(|(settings, reported)| (Arc::clone(settings), Arc::clone(reported)))
     }
 
     pub fn put(&self, settings: Arc<Settings>, reported: Arc<Reported>) {
@@ -33,6 +35,9 @@ impl Startups {
 
     /// The server may see things differently now.
     pub fn clear(&self) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 }

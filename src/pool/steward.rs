@@ -26,7 +26,11 @@ pub async fn run(pools: Arc<Pools>) {
     let mut housekeeping = Instant::now() + HOUSEKEEPING;
     loop {
         let waiting = pools.limits.waiting.load(Ordering::SeqCst) > 0;
-        let until = if waiting { Instant::now() + WHILE_WAITING } else { housekeeping };
+        let until = if waiting {
+            Instant::now() + WHILE_WAITING
+        } else {
+            housekeeping
+        };
         let _ = tokio::time::timeout_at(until, pools.limits.changed.notified()).await;
         if Instant::now() >= housekeeping {
             housekeeping = Instant::now() + HOUSEKEEPING;
@@ -38,8 +42,11 @@ pub async fn run(pools: Arc<Pools>) {
 
 /// Opens connections for waiting clients, pools with the longest wait first.
 fn open_where_needed(pools: &Arc<Pools>) {
-    let mut needy: Vec<(Instant, Arc<Pool>)> =
-        pools.all().into_iter().filter_map(|pool| Some((pool.oldest_wait()?, pool))).collect();
+    let mut needy: Vec<(Instant, Arc<Pool>)> = pools
+        .all()
+        .into_iter()
+        .filter_map(|pool| Some((pool.oldest_wait()?, pool)))
+        .collect();
     needy.sort_by_key(|(since, _)| *since);
     let mut starved = None;
     for (since, pool) in needy {
@@ -54,12 +61,17 @@ fn open_where_needed(pools: &Arc<Pools>) {
 
 /// Opens what `pool` needs and may have; tells the shared cap that stood in the way.
 fn open_for(pools: &Arc<Pools>, pool: &Arc<Pool>, since: Instant) -> Option<Cap> {
-    if pool.is_held() || pool.with_gate(|gate| gate.retry_at.is_some_and(|at| at > Instant::now())) {
+    if pool.is_held() || pool.with_gate(|gate| gate.retry_at.is_some_and(|at| at > Instant::now()))
+    {
         return None;
     }
     let effective = pool.effective.load();
     let waited_long = since.elapsed() >= effective.pool.reserve_timeout;
-    let reserve = if waited_long { effective.pool.reserve_size } else { 0 };
+    let reserve = if waited_long {
+        effective.pool.reserve_size
+    } else {
+        0
+    };
     let size = effective.pool.max_size + reserve;
     while pool.opening() < pool.waiting().min(OPENING_MAX) && pool.open() < size {
         match pool.reserve(&effective.pool) {
@@ -77,7 +89,10 @@ fn open_for(pools: &Arc<Pools>, pool: &Arc<Pool>, since: Instant) -> Option<Cap>
 fn start_opening(pools: &Arc<Pools>, pool: &Arc<Pool>, slot: Slot) {
     pool.opening.fetch_add(1, Ordering::SeqCst);
     let dialer = pools.dialer.load_full();
-    tasks::spawn("open server connection", Arc::clone(pool).open_one(slot, dialer));
+    tasks::spawn(
+        "open server connection",
+        Arc::clone(pool).open_one(slot, dialer),
+    );
 }
 
 /// Closes the longest-idle connection of another pool that counts under `cap`; false if there is none.
@@ -87,7 +102,10 @@ fn evict_longest_idle(pools: &Pools, needy: &Arc<Pool>, cap: Cap) -> bool {
         Cap::Database => other.key.database == needy.key.database,
         Cap::User => other.key.user == needy.key.user,
     };
-    let others = pools.all().into_iter().filter(|other| !Arc::ptr_eq(other, needy) && counts(other));
+    let others = pools
+        .all()
+        .into_iter()
+        .filter(|other| !Arc::ptr_eq(other, needy) && counts(other));
     let oldest = others
         .filter_map(|other| {
             let mut released = None;
@@ -118,13 +136,19 @@ fn keep_house(pools: &Arc<Pools>) {
         let mut keep_open = pool.open().saturating_sub(effective.pool.min_idle);
         pool.retain_idle(|pooled| {
             let backend = &pooled.backend;
-            let idle_too_long =
-                effective.timeouts.server_idle_timeout.is_some_and(|limit| backend.released.elapsed() >= limit);
+            let idle_too_long = effective
+                .timeouts
+                .server_idle_timeout
+                .is_some_and(|limit| backend.released.elapsed() >= limit);
             let may_go = idle_too_long && keep_open > 0;
             keep_open = keep_open.saturating_sub(usize::from(may_go));
             !may_go && !manager.is_outdated(backend)
         });
-        let wanted = if pool.clients.load(Ordering::Relaxed) > 0 { effective.pool.min_idle } else { 0 };
+        let wanted = if pool.clients.load(Ordering::Relaxed) > 0 {
+            effective.pool.min_idle
+        } else {
+            0
+        };
         let may_try = pool.with_gate(|gate| gate.retry_at.is_none_or(|at| at <= Instant::now()));
         while may_try && !pool.is_held() && pool.open() < wanted && pool.opening() < OPENING_MAX {
             let Ok(slot) = pool.reserve(&effective.pool) else {

@@ -37,11 +37,14 @@ impl UserFacing for CheckoutError {
         match self {
             Self::Refused(error) => error.report(),
             Self::Canceled => Report::error(SqlState::QUERY_CANCELED, self.to_string()),
-            Self::WaitTimeout { pool, why, .. } => {
-                Report::error(SqlState::TOO_MANY_CONNECTIONS, self.to_string())
-                    .detail(format!("Pool {pool}: {why}."))
-                    .hint("Raise pool.max_size, shorten transactions, or raise timeouts.query_wait_timeout.")
-            }
+            Self::WaitTimeout { pool, why, .. } => Report::error(
+                SqlState::TOO_MANY_CONNECTIONS,
+                self.to_string(),
+            )
+            .detail(format!("Pool {pool}: {why}."))
+            .hint(
+                "Raise pool.max_size, shorten transactions, or raise timeouts.query_wait_timeout.",
+            ),
             Self::Disabled(_) => Report::error(SqlState::CANNOT_CONNECT_NOW, self.to_string()),
         }
     }
@@ -81,7 +84,12 @@ impl Waiter {
 
     /// Starts to wait. Only the session calls it, and only while away.
     pub(super) fn start(&self) {
-        self.with(|state| *state = State::Waiting { since: Instant::now(), waker: None });
+        self.with(|state| {
+            *state = State::Waiting {
+                since: Instant::now(),
+                waker: None,
+            }
+        });
     }
 
     /// Since when it waits.
@@ -96,7 +104,10 @@ impl Waiter {
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<Lease, CheckoutError>> {
         self.with(|state| match state {
             State::Waiting { waker, .. } => {
-                if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                if !waker
+                    .as_ref()
+                    .is_some_and(|waker| waker.will_wake(cx.waker()))
+                {
                     *waker = Some(cx.waker().clone());
                 }
                 Poll::Pending

@@ -106,7 +106,9 @@ impl Tracker {
         Self {
             current: Arc::clone(&startup),
             startup,
-            touched: Touched::Nothing, restore: NameSet::new() }
+            touched: Touched::Nothing,
+            restore: NameSet::new(),
+        }
     }
 
     pub fn current(&self) -> &Arc<Settings> {
@@ -157,7 +159,11 @@ impl Tracker {
         }
         let mut text = Vec::new();
         for name in std::mem::take(&mut self.restore) {
-            let lead = if text.is_empty() { &b"SELECT "[..] } else { b", " };
+            let lead = if text.is_empty() {
+                &b"SELECT "[..]
+            } else {
+                b", "
+            };
             text.extend_from_slice(lead);
             text.extend_from_slice(b"pg_catalog.set_config(");
             put_literal(&mut text, &name);

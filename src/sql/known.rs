@@ -38,11 +38,16 @@ pub struct Known {
 impl Known {
     fn new(text: &[u8], hash: u64, options: LexOptions) -> Self {
         let class = classify(text, options);
-        let copies_in = class.statements.iter().any(|statement| match &statement.kind {
-            StatementKind::Copy { direction, peer } => *direction == CopyDirection::From && *peer == CopyPeer::Client,
-            StatementKind::Unknown => true,
-            _ => false,
-        });
+        let copies_in = class
+            .statements
+            .iter()
+            .any(|statement| match &statement.kind {
+                StatementKind::Copy { direction, peer } => {
+                    *direction == CopyDirection::From && *peer == CopyPeer::Client
+                }
+                StatementKind::Unknown => true,
+                _ => false,
+            });
         let transaction = class.transaction;
         let is_plain = class.pins.is_empty()
             && !copies_in
@@ -75,14 +80,20 @@ impl Known {
     /// An execution ended, `took` after it was sent.
     pub fn took(&self, took: Duration) {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        self.micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.micros.fetch_add(
+            u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            Ordering::Relaxed,
+        );
     }
 }
 
 fn concerns_session(effect: &Effect) -> bool {
     matches!(
         effect,
-        Effect::Setting { local: false, .. } | Effect::ResetSetting(_) | Effect::ResetAll | Effect::SettingsUnknown
+        Effect::Setting { local: false, .. }
+            | Effect::ResetSetting(_)
+            | Effect::ResetAll
+            | Effect::SettingsUnknown
     )
 }
 

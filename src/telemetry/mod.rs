@@ -1,1 +1,4 @@
-//! telemetry
+//! Logging and metrics: set up once, used by all.
+
+pub mod metrics;
+pub mod tracing;

@@ -60,7 +60,12 @@ pub struct Owed {
 
 impl Owed {
     pub fn new(request: Request, to: For) -> Self {
-        Self { request, to, statement: 0, renames: false }
+        Self {
+            request,
+            to,
+            statement: 0,
+            renames: false,
+        }
     }
 }
 

@@ -45,7 +45,8 @@ pub(super) fn is_syntax(
         K::Operator => operator(cursor, before),
         K::Like | K::Ilike | K::Overlaps | K::Is | K::Collation => before.ends_operand(),
         K::Join | K::Inner | K::Left | K::Right | K::Full | K::Cross | K::Natural | K::Outer => {
-            before.ends_operand() || before.is_any(&[K::Left, K::Right, K::Full, K::Inner, K::Cross])
+            before.ends_operand()
+                || before.is_any(&[K::Left, K::Right, K::Full, K::Inner, K::Cross])
         }
         _ => false,
     }

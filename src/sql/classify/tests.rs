@@ -34,4 +34,3 @@ fn golden_statements_have_their_classes() {
     }
     assert_eq!(golden.lines().count(), found.lines().count());
 }
-

@@ -1,0 +1,343 @@
+//! Letting a client in: which method its connection falls under, the exchange, and what the proof is worth towards
+//! the server.
+//!
+//! `passthrough` is the default: the client's password is tried on the server. What is kept of it is a SCRAM verifier
+//! for the next client and the keys that log in to this one server; the password itself only where the server wants it
+//! in clear text.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use thiserror::Error;
+use tokio::time::Instant;
+
+use super::authenticate::{self, AuthError, Proof};
+use super::shared::Shared;
+use crate::auth::hba::{ConnectionFacts, HbaMethod, HbaRefusal};
+use crate::auth::scram::ScramKeys;
+use crate::auth::secrets::{LookupError, SecretSource, UserSecret};
+use crate::backend::login::{Credentials, LoginError, UpstreamAuth};
+use crate::config::model::{AuthMethod, Secret};
+use crate::error::{ErrorKind, Report, SqlState, UserFacing};
+use crate::net::stream::Stream;
+use crate::pool::Pool;
+use crate::pool::open::{self, OpenError, Opened};
+use crate::pool::passthrough::Learnt;
+use crate::wire::startup::StartupMessage;
+
+/// Why a client was not let in.
+#[derive(Debug, Error)]
+pub enum Denied {
+    #[error("{0}")]
+    Auth(#[from] AuthError),
+    #[error("{0}")]
+    Hba(#[from] HbaRefusal),
+    #[error("{0}")]
+    Lookup(#[from] LookupError),
+    /// The server's answer to the client's password, or why the server could not be asked.
+    #[error("{0}")]
+    Server(#[from] OpenError),
+    #[error("authentication by password needs an encrypted connection")]
+    Insecure,
+}
+
+impl UserFacing for Denied {
+    fn report(&self) -> Report {
+        match self {
+            Self::Auth(error) => error.report(),
+            Self::Hba(error) => error.report(),
+            Self::Lookup(error) => error.report(),
+            Self::Server(error) => error.report(),
+            Self::Insecure => Report::fatal(SqlState::INVALID_AUTHORIZATION, self.to_string()).hint(
+                "auth.method = \"passthrough\" asks for the password in clear text: connect with TLS (tls.client.*), \
+                 from the same host, or use auth.method = \"scram-sha-256\".",
+            ),
+        }
+    }
+
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Auth(error) => error.kind(),
+            Self::Hba(error) => error.kind(),
+            Self::Lookup(error) => error.kind(),
+            Self::Server(error) => error.kind(),
+            Self::Insecure => ErrorKind::Client,
+        }
+    }
+}
+
+/// Who wants in, and where to.
+#[derive(Debug)]
+pub struct Applicant<'a> {
+    pub stream: &'a mut Stream,
+    /// `None` on a Unix socket.
+    pub address: Option<IpAddr>,
+    pub message: &'a StartupMessage,
+    pub user: &'a str,
+    pub database: &'a str,
+}
+
+/// How one connection is to prove itself.
+#[derive(Debug)]
+struct Method {
+    method: AuthMethod,
+    map: Option<String>,
+    /// A plain-text password checked against the userlist or `auth_query`.
+    checks_cleartext: bool,
+}
+
+impl Applicant<'_> {
+    fn is_private(&self) -> bool {
+        self.stream.is_tls() || self.address.is_none_or(|address| address.is_loopback())
+    }
+
+    fn facts<'f>(&'f self, common_name: Option<&'f str>) -> ConnectionFacts<'f> {
+        ConnectionFacts {
+            tls: self.stream.is_tls(),
+            peer: self.address,
+            database: self.database,
+            user: self.user,
+            replication: self
+                .message
+                .replication
+                .as_deref()
+                .is_some_and(|value| value != b"database"),
+            verified_certificate: self.stream.peer_certificate().is_some(),
+            common_name,
+        }
+    }
+}
+
+/// Runs the exchange. On return the client has proved itself and `pool` can log in to the server for it.
+pub async fn authenticate(
+    mut applicant: Applicant<'_>,
+    shared: &Shared,
+    pool: Option<&Arc<Pool>>,
+) -> Result<(), Denied> {
+    let how = method(&applicant, shared)?;
+    if how.checks_cleartext {
+        return check_cleartext(&mut applicant, shared, pool).await;
+    }
+    match how.method {
+        AuthMethod::Trust => Ok(()),
+        AuthMethod::Cert => {
+            let common_name = applicant.stream.peer_common_name();
+            let presented = applicant.stream.peer_certificate().is_some();
+            let maps = &shared.access.load().ident;
+            authenticate::certificate(
+                presented,
+                common_name.as_deref(),
+                applicant.user,
+                how.map.as_deref(),
+                maps,
+            )?;
+            Ok(())
+        }
+        AuthMethod::Peer => {
+            let uid = applicant.stream.peer_uid().map_err(AuthError::from)?;
+            let access = shared.access.load_full();
+            authenticate::peer(uid, applicant.user, how.map.as_deref(), &access.ident).await?;
+            Ok(())
+        }
+        AuthMethod::ScramSha256 | AuthMethod::Md5 => {
+            by_secret(&mut applicant, how.method, shared, pool).await
+        }
+        AuthMethod::Passthrough => match pool {
+            Some(pool) => passthrough(&mut applicant, shared, pool).await,
+            // The console has no server to ask.
+            None => check_cleartext(&mut applicant, shared, None).await,
+        },
+        // `method` has replaced it by the rule's own.
+        AuthMethod::Hba => Err(Denied::Insecure),
+    }
+}
+
+fn method(applicant: &Applicant<'_>, shared: &Shared) -> Result<Method, Denied> {
+    let config = shared.config.load();
+    let of = |method| Method {
+        method,
+        map: None,
+        checks_cleartext: false,
+    };
+    if config.auth.method != AuthMethod::Hba {
+        return Ok(of(config.auth.method));
+    }
+    let access = shared.access.load();
+    let common_name = applicant.stream.peer_common_name();
+    let rule = access
+        .hba
+        .admit(&applicant.facts(common_name.as_deref()), &access.ident)?;
+    let map = rule.map.clone();
+    Ok(match rule.method {
+        HbaMethod::Trust | HbaMethod::Reject => of(AuthMethod::Trust),
+        HbaMethod::Md5 => of(AuthMethod::Md5),
+        HbaMethod::ScramSha256 => of(AuthMethod::ScramSha256),
+        HbaMethod::Password => Method {
+            checks_cleartext: true,
+            ..of(AuthMethod::Trust)
+        },
+        HbaMethod::Peer => Method {
+            map,
+            ..of(AuthMethod::Peer)
+        },
+        HbaMethod::Cert => Method {
+            map,
+            ..of(AuthMethod::Cert)
+        },
+    })
+}
+
+/// The user's secret: from the userlist, else from `auth_query`.
+async fn secret(applicant: &Applicant<'_>, shared: &Shared) -> Result<Option<UserSecret>, Denied> {
+    if let Some(secret) = shared.access.load().userlist.get(applicant.user) {
+        return Ok(Some(secret.clone()));
+    }
+    Ok(shared
+        .secrets
+        .lookup(applicant.user, applicant.database)
+        .await?)
+}
+
+async fn by_secret(
+    applicant: &mut Applicant<'_>,
+    method: AuthMethod,
+    shared: &Shared,
+    pool: Option<&Arc<Pool>>,
+) -> Result<(), Denied> {
+    let secret = secret(applicant, shared).await?;
+    let tls = shared.client_tls.load_full();
+    let binding = if applicant.stream.is_tls() {
+        tls.as_ref().as_ref().and_then(|tls| tls.channel_binding())
+    } else {
+        None
+    };
+    let (stream, user) = (&mut *applicant.stream, applicant.user);
+    let proof = if method == AuthMethod::Md5 {
+        authenticate::md5(stream, user, secret.as_ref(), &shared.mock, binding).await?
+    } else {
+        Proof::ScramKeys(
+            authenticate::scram(stream, user, secret.as_ref(), &shared.mock, binding).await?,
+        )
+    };
+    let credentials = match (secret, proof) {
+        // A password is good for whatever the server asks.
+        (Some(UserSecret::Plain(plain)), _) => Credentials::Password(plain.password().clone()),
+        (_, Proof::ScramKeys(keys)) => Credentials::ScramKeys(keys),
+        (_, Proof::Md5(hash)) => Credentials::Md5(hash),
+        (_, Proof::Password(password)) => Credentials::Password(password),
+    };
+    entrust(pool, credentials);
+    Ok(())
+}
+
+async fn check_cleartext(
+    applicant: &mut Applicant<'_>,
+    shared: &Shared,
+    pool: Option<&Arc<Pool>>,
+) -> Result<(), Denied> {
+    if !applicant.is_private() {
+        return Err(Denied::Insecure);
+    }
+    let secret = secret(applicant, shared).await?;
+    let password = authenticate::cleartext(applicant.stream, applicant.user).await?;
+    authenticate::check_cleartext(applicant.user, &password, secret.as_ref(), &shared.mock).await?;
+    entrust(pool, Credentials::Password(password));
+    Ok(())
+}
+
+/// Gives the pool what it logs in with, unless the configuration says that already.
+fn entrust(pool: Option<&Arc<Pool>>, credentials: Credentials) {
+    if let Some(pool) = pool
+        && pool.effective.load().login_password.is_none()
+    {
+        pool.set_credentials(credentials);
+    }
+}
+
+/// Tries the client's password on the server, or without one where the server asks for none.
+async fn passthrough(
+    applicant: &mut Applicant<'_>,
+    shared: &Shared,
+    pool: &Arc<Pool>,
+) -> Result<(), Denied> {
+    let ttl = shared.config.load().auth.cache_ttl;
+    let learnt = pool.learnt(ttl);
+    if let Some(Learnt::NoPassword) = learnt {
+        return Ok(());
+    }
+    if learnt.is_none() {
+        match try_login(shared, pool, applicant.user, &Credentials::None).await {
+            Ok(()) => {
+                pool.learn(Learnt::NoPassword, Instant::now());
+                return Ok(());
+            }
+            Err(OpenError::Login(LoginError::PasswordNeeded { .. })) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if !applicant.is_private() {
+        return Err(Denied::Insecure);
+    }
+    let password = authenticate::cleartext(applicant.stream, applicant.user).await?;
+    if let Some(Learnt::Verifier(verifier)) = learnt {
+        let secret = UserSecret::Scram(verifier);
+        let checked =
+            authenticate::check_cleartext(applicant.user, &password, Some(&secret), &shared.mock)
+                .await;
+        // A password that is wrong by what was learnt may have been changed since: the server is asked.
+        if checked.is_ok() {
+            return Ok(());
+        }
+    }
+    try_login(
+        shared,
+        pool,
+        applicant.user,
+        &Credentials::Password(password.clone()),
+    )
+    .await?;
+    let verifier = verifier_of(password).await;
+    pool.learn(
+        verifier.map_or(Learnt::NoPassword, Learnt::Verifier),
+        Instant::now(),
+    );
+    Ok(())
+}
+
+async fn verifier_of(password: Secret) -> Option<Arc<crate::auth::scram::Verifier>> {
+    let hashed =
+        tokio::task::spawn_blocking(move || ScramKeys::fresh(password.expose()).verifier());
+    // It can fail only while the runtime shuts down.
+    hashed.await.ok().map(Arc::new)
+}
+
+/// Logs in to the server as the client. The connection goes to the pool, if it is one the pool would make itself.
+async fn try_login(
+    shared: &Shared,
+    pool: &Arc<Pool>,
+    user: &str,
+    credentials: &Credentials,
+) -> Result<(), OpenError> {
+    let mut effective = pool.effective.load().as_ref().clone();
+    let is_forced = effective.login_user != user;
+    user.clone_into(&mut effective.login_user);
+    let dialer = shared.pools.dialer.load_full();
+    let Opened { backend, logged_in } =
+        open::open(&effective, credentials, &dialer, pool.generation()).await?;
+    if is_forced {
+        return Ok(());
+    }
+    let kept = match (logged_in.method, logged_in.learned, credentials) {
+        (UpstreamAuth::Trust, ..) => Credentials::None,
+        (UpstreamAuth::Scram, Some(keys), _) => Credentials::ScramKeys(keys),
+        (UpstreamAuth::Md5, _, Credentials::Password(password)) => Credentials::Md5(
+            crate::auth::md5::Md5Hash::new(password.expose(), user.as_bytes()),
+        ),
+        (_, _, credentials) => credentials.clone(),
+    };
+    pool.set_credentials(kept);
+    if let Ok(slot) = pool.reserve(&effective.pool) {
+        pool.adopt(backend, slot);
+    }
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! Taking over a changed configuration without dropping a client.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use thiserror::Error;
+
+use crate::backend::dial::Dialer;
+use crate::config::model::Config;
+use crate::config::{self, Overrides, Problems};
+use crate::frontend::shared::{Access, AccessError, Shared};
+use crate::net::tls::{ClientTlsContext, TlsConfigError};
+
+/// Where the configuration comes from, to read it again.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub file: Option<PathBuf>,
+    pub overrides: Overrides,
+}
+
+/// Why a configuration is not used.
+#[derive(Debug, Error)]
+pub enum ReloadError {
+    #[error("{0}")]
+    Config(Problems),
+    #[error("{0}")]
+    Access(#[from] AccessError),
+    #[error("{0}")]
+    Tls(#[from] TlsConfigError),
+}
+
+/// Everything that is made from the configuration's files.
+#[derive(Debug)]
+pub struct Parts {
+    pub config: Config,
+    pub access: Access,
+    pub client_tls: Option<ClientTlsContext>,
+    pub dialer: Dialer,
+}
+
+impl Source {
+    /// Reads everything; nothing is changed.
+    pub fn read(&self) -> Result<Parts, ReloadError> {
+        let loaded = config::load(self.file.as_deref(), &self.overrides, &config::environment)
+            .map_err(ReloadError::Config)?;
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        let config = loaded.config;
+        Ok(Parts {
+            access: Access::load(&config.auth)?,
+            client_tls: ClientTlsContext::from_config(&config.client_tls)?,
+            dialer: Dialer::from_config(&config)?,
+            config,
+        })
+    }
+}
+
+/// Reloads one at a time.
+#[derive(Debug)]
+pub struct Reloader {
+    source: Source,
+    turn: Mutex<()>,
+}
+
+impl Reloader {
+    pub fn new(source: Source) -> Self {
+        Self {
+            source,
+            turn: Mutex::new(()),
+        }
+    }
+
+    /// Reads the configuration again and takes it over. A bad one changes nothing.
+    pub fn reload(&self, shared: &Shared) -> Result<(), ReloadError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts = self.source.read()?;
+        let before: Arc<Config> = shared.config.load_full();
+        for change in config::diff(&before, &parts.config) {
+            tracing::info!(key = %change.key, effect = change.effect.as_str(), "configuration changed");
+        }
+        shared.config.store(Arc::new(parts.config));
+        shared.access.store(Arc::new(parts.access));
+        shared.client_tls.store(Arc::new(parts.client_tls));
+        shared.pools.dialer.store(Arc::new(parts.dialer));
+        shared.secrets.clear();
+        shared.pools.reload(&shared.config.load());
+        tracing::info!("configuration reloaded");
+        Ok(())
+    }
+}
