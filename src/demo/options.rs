@@ -1,10 +1,12 @@
 //! What a server is to be like, and how it is to stop. Plain values; `server` acts on them.
 
 /// What every configuration adds to `initdb`'s: a scratch server need not survive a power cut.
-pub(crate) const SCRATCH_SETTINGS: [(&str, &str); 6] = [
+pub(crate) const SCRATCH_SETTINGS: [(&str, &str); 7] = [
     ("listen_addresses", "127.0.0.1"),
     ("fsync", "off"),
     ("full_page_writes", "off"),
+    // Inside the data folder, so that a killed server leaves nothing elsewhere.
+    ("dynamic_shared_memory_type", "mmap"),
     // One replica's base backup begins with a checkpoint, which would remove WAL that another still copies.
     ("wal_keep_size", "1GB"),
     ("logging_collector", "off"),
