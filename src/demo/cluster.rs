@@ -12,8 +12,9 @@ use super::DemoError;
 use super::scratch::Folder;
 
 pub use super::binaries::{PG_BIN_VARIABLE, binaries};
+pub use super::options::{ServerOptions, StopMode};
 pub use super::scratch::Guardian;
-pub use super::server::{SUPERUSER, Server, ServerOptions, StopMode};
+pub use super::server::{SUPERUSER, Server};
 
 /// Longest wait for replicas to stream or to catch up.
 const REPLICATION_LIMIT: Duration = Duration::from_secs(60);

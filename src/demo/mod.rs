@@ -12,8 +12,11 @@
 
 mod binaries;
 pub mod cluster;
+mod options;
+mod process;
 mod scratch;
 mod server;
+mod template;
 
 use std::path::Path;
 

@@ -18,7 +18,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
@@ -26,7 +26,10 @@ use tokio::time::Instant;
 
 use super::DemoError;
 use super::binaries::binaries;
+use super::options::{SCRATCH_SETTINGS, ServerOptions, StopMode};
+use super::process::{children, freeze, is_alive, signal};
 use super::scratch::{Folder, as_account, give_to_account};
+use super::template::{copy_template, run};
 
 /// The superuser of every server made here.
 pub const SUPERUSER: &str = "postgres";
@@ -37,70 +40,7 @@ const CHANGE_LIMIT: Duration = Duration::from_secs(60);
 /// Pause between two looks at a condition that is awaited.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What an initial configuration adds to `initdb`'s: a scratch server need not survive a power cut.
-const SCRATCH_SETTINGS: [(&str, &str); 5] = [
-    ("listen_addresses", "127.0.0.1"),
-    ("fsync", "off"),
-    ("full_page_writes", "off"),
-    ("logging_collector", "off"),
-    ("log_line_prefix", "%m [%p] %q%u@%d %a "),
-];
-
-/// How `stop` ends a server (the modes of `pg_ctl stop`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopMode {
-    /// Waits for clients to leave.
-    Smart,
-    /// Rolls back, disconnects clients with 57P01, shuts down cleanly.
-    Fast,
-    /// Disconnects clients with 57P02 and leaves recovery to the next start.
-    Immediate,
-}
-
-impl StopMode {
-    fn signal(self) -> &'static str {
-        match self {
-            Self::Smart => "TERM",
-            Self::Fast => "INT",
-            Self::Immediate => "QUIT",
-        }
-    }
-}
-
-/// What a server is to be like.
-#[derive(Clone, Debug, Default)]
-pub struct ServerOptions {
-    /// Lines of `postgresql.conf`.
-    pub settings: Vec<(String, String)>,
-    /// Replaces `pg_hba.conf`, after two lines that let `postgres` in over the Unix socket, for this module's own
-    /// statements and for replicas. `None` trusts everyone.
-    pub hba: Option<String>,
-    /// Files put into the data folder, such as a certificate and its key, readable by the server alone.
-    pub files: Vec<(String, Vec<u8>)>,
-}
-
 impl ServerOptions {
-    /// Adds a setting.
-    #[must_use]
-    pub fn set(mut self, name: &str, value: &str) -> Self {
-        self.settings.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
-    /// Replaces `pg_hba.conf` by these lines.
-    #[must_use]
-    pub fn hba(mut self, lines: &str) -> Self {
-        self.hba = Some(lines.to_owned());
-        self
-    }
-
-    /// Adds a file to the data folder.
-    #[must_use]
-    pub fn file(mut self, name: &str, content: impl Into<Vec<u8>>) -> Self {
-        self.files.push((name.to_owned(), content.into()));
-        self
-    }
-
     /// A server of its own in a folder of its own, running.
     pub fn start(&self) -> Result<Server, DemoError> {
         let folder = Arc::new(Folder::create(false)?);
@@ -498,101 +438,6 @@ fn is_ready(pidfile: &str, pid: u32) -> bool {
     same && matches!(status, "ready" | "standby")
 }
 
-/// Sends a signal with the shell's own `kill`, which is everywhere. A process that is already gone is not an error.
-fn signal(name: &str, pids: &[u32]) -> Result<(), DemoError> {
-    if !pids.is_empty() {
-        Command::new("sh")
-            .args(["-c", "signal=$1; shift; kill -s \"$signal\" \"$@\"", "sh"])
-            .arg(name)
-            .args(pids.iter().map(u32::to_string))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()?;
-    }
-    Ok(())
-}
-
-/// State and parent of a process, from `/proc/PID/stat`.
-fn process(pid: u32) -> Option<(char, u32)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before the last parenthesis may itself hold spaces and parentheses.
-    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.next()?.parse().ok()?))
-}
-
-fn is_alive(pid: u32) -> bool {
-    process(pid).is_some_and(|(state, _)| state != 'Z')
-}
-
-fn children(parent: u32) -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid| process(*pid).is_some_and(|(_, ppid)| ppid == parent))
-        .collect()
-}
-
-/// Stops a postmaster and returns its children, of which there can then be no more.
-fn freeze(postmaster: u32) -> Result<Vec<u32>, DemoError> {
-    signal("STOP", &[postmaster])?;
-    let deadline = Instant::now() + CHANGE_LIMIT;
-    while process(postmaster).is_some_and(|(state, _)| !matches!(state, 'T' | 'Z')) {
-        if Instant::now() > deadline {
-            return Err(DemoError::TooLong {
-                what: "a postmaster to stop",
-                seconds: CHANGE_LIMIT.as_secs(),
-            });
-        }
-        std::thread::sleep(POLL_INTERVAL);
-    }
-    Ok(children(postmaster))
-}
-
-/// Runs a program of PostgreSQL's as the servers' account to its end.
-fn run(command: &mut Command, folder: &Path) -> Result<(), DemoError> {
-    let output = as_account(command, folder).stdin(Stdio::null()).output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(DemoError::Program {
-        program: command.get_program().to_string_lossy().into_owned(),
-        status: output.status.to_string(),
-        errors: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    })
-}
-
-/// Copies an empty cluster, made once in this process, to `data`.
-fn copy_template(data: &Path) -> Result<(), DemoError> {
-    static TEMPLATE: Mutex<Option<Folder>> = Mutex::new(None);
-    let mut template = TEMPLATE.lock().unwrap_or_else(PoisonError::into_inner);
-    let folder = match template.take() {
-        Some(folder) => folder,
-        None => make_template()?,
-    };
-    let folder = template.insert(folder);
-    let source = folder.path().join("template");
-    run(
-        Command::new("cp").arg("-R").arg(&source).arg(data),
-        folder.path(),
-    )
-}
-
-fn make_template() -> Result<Folder, DemoError> {
-    let folder = Folder::create(false)?;
-    run(
-        Command::new(binaries()?.join("initdb"))
-            .args(["--no-sync", "--encoding=UTF8", "--locale=C.UTF-8"])
-            .args(["--auth=trust", "--username", SUPERUSER, "--pgdata"])
-            .arg(folder.path().join("template")),
-        folder.path(),
-    )?;
-    Ok(folder)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -610,15 +455,5 @@ mod tests {
     #[test]
     fn values_of_settings_are_quoted() {
         assert_eq!(escape_setting(r"it's a \ path"), r"it''s a \\ path");
-    }
-
-    #[test]
-    fn a_child_is_found_and_seen_to_die() {
-        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
-        assert!(children(std::process::id()).contains(&child.id()));
-        assert!(is_alive(child.id()));
-        signal("KILL", &[child.id()]).unwrap();
-        child.wait().unwrap();
-        assert!(!is_alive(child.id()));
     }
 }

@@ -1,6 +1,6 @@
 //! The support is itself tested, against PostgreSQL without pgweir.
 
-use pgweir::demo::cluster::{Cluster, Server, ServerOptions, StopMode};
+use pgweir::demo::cluster::{Cluster, ClusterOptions, Server, ServerOptions, StopMode};
 
 use crate::shared;
 use crate::support::client::{self, Client, Login};
@@ -76,6 +76,24 @@ async fn a_paused_server_answers_once_it_continues() {
     server.pause().unwrap();
     server.stop(StopMode::Fast).unwrap();
     assert!(!server.is_running());
+}
+
+#[test]
+fn a_kept_cluster_is_shut_down_cleanly_and_stays() {
+    let options = ClusterOptions {
+        replicas: 1,
+        keep: true,
+        ..ClusterOptions::default()
+    };
+    let cluster = options.start().unwrap();
+    let folder = cluster.folder().to_owned();
+    drop(cluster);
+    for name in ["primary", "replica_1"] {
+        let log = std::fs::read_to_string(folder.join(name).join("log")).unwrap();
+        assert!(log.trim_end().ends_with("database system is shut down"));
+        assert!(!folder.join(name).join("data/postmaster.pid").exists());
+    }
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]
