@@ -1,1 +1,17 @@
-//! sql
+//! SQL text without a parser: tokens, fingerprints, and what a statement is and does.
+//!
+//! Pure functions of bytes; no I/O, no state, no panic on any input, and work linear in the length of the text. The
+//! text is never changed: what a client sent is what the server gets.
+
+pub mod classify;
+pub mod functions;
+mod keywords;
+pub mod lexer;
+pub mod name;
+pub mod state;
+pub mod tables;
+
+pub use classify::{Class, StatementKind, classify, details};
+pub use lexer::LexOptions;
+pub use name::Name;
+pub use state::{Effect, PinReason, PinSet};
