@@ -4,14 +4,20 @@
 //! text is never changed: what a client sent is what the server gets.
 
 pub mod classify;
+pub mod fingerprint;
 pub mod functions;
+pub mod hints;
 mod keywords;
 pub mod lexer;
 pub mod name;
+pub mod normalise;
+mod shape;
 pub mod state;
 pub mod tables;
 
 pub use classify::{Class, StatementKind, classify, details};
+pub use fingerprint::{Fingerprint, FingerprintKey, StableId, stable_id};
 pub use lexer::LexOptions;
 pub use name::Name;
+pub use normalise::normalise;
 pub use state::{Effect, PinReason, PinSet};

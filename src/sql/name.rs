@@ -243,10 +243,7 @@ mod tests {
     #[test]
     fn plain_strings_are_those_without_escapes() {
         let plain = |kind, text: &str| plain_string(kind, text.as_bytes());
-        assert_eq!(
-            plain(TokenKind::String, "'it''s'"),
-            Some(b"it's".to_vec())
-        );
+        assert_eq!(plain(TokenKind::String, "'it''s'"), Some(b"it's".to_vec()));
         assert_eq!(plain(TokenKind::String, "''"), Some(Vec::new()));
         assert_eq!(plain(TokenKind::String, "'a'\n'b'"), None);
         assert_eq!(

@@ -116,7 +116,8 @@ impl<'c, 'a> Body<'c, 'a> {
         if flags == 0 {
             self.expect = None;
         }
-        if self.verb.is_none() && self.scope.depth() == 0 && self.cursor.prev.kind == T::RightParen {
+        if self.verb.is_none() && self.scope.depth() == 0 && self.cursor.prev.kind == T::RightParen
+        {
             // `WITH … (…) (SELECT …)`: only a SELECT can stand in parentheses.
             self.verb = Some(Verb::Select);
             self.scope.clear(WITH);

@@ -42,22 +42,27 @@ pub(super) fn is_syntax(
         K::Insert => before.is(K::Then),
         K::Varying => before.is_any(&[K::Char, K::Character, K::Bit, K::Nchar, K::Varchar]),
         K::Key => before.is(K::Foreign) || before.is(K::Primary) || before2.is(K::For),
-        K::Operator => operator(cursor, before),
+        K::Operator => operator(cursor),
         K::Like | K::Ilike | K::Overlaps | K::Is | K::Collation => before.ends_operand(),
         K::Join | K::Inner | K::Left | K::Right | K::Full | K::Cross | K::Natural | K::Outer => {
-            before.ends_operand() || before.is_any(&[K::Left, K::Right, K::Full, K::Inner, K::Cross])
+            before.ends_operand()
+                || before.is_any(&[K::Left, K::Right, K::Full, K::Inner, K::Cross])
         }
         _ => false,
     }
 }
 
-/// `OPERATOR(pg_catalog.+)`. One of another schema is somebody's function.
-fn operator(cursor: &Cursor<'_>, before: Tok) -> bool {
-    let inside = cursor.next2();
-    if inside.kind == T::Operator {
+/// `OPERATOR(pg_catalog.+)`, the current token being OPERATOR. One of another schema is somebody's function.
+fn operator(cursor: &Cursor<'_>) -> bool {
+    if cursor.next2().kind == T::Operator {
         return true;
     }
-    (before.ends_operand() || before.is(K::Using)) && inside.kind.is_name() && cursor.name(inside) == "pg_catalog"
+    let mut ahead = cursor.clone();
+    ahead.skip(2);
+    ahead.cur().kind.is_name()
+        && ahead.next().kind == T::Dot
+        && ahead.next2().kind == T::Operator
+        && ahead.name(ahead.cur()) == "pg_catalog"
 }
 
 /// Looks at the arguments of a call of `set_config` whose name ends with the current token. Does not move.

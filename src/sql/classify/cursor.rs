@@ -140,7 +140,10 @@ impl<'a> Cursor<'a> {
     }
 
     pub(super) fn bytes(&self, tok: Tok) -> &'a [u8] {
-        self.lexer.text().get(tok.start..tok.end).unwrap_or_default()
+        self.lexer
+            .text()
+            .get(tok.start..tok.end)
+            .unwrap_or_default()
     }
 
     /// The name a token stands for.

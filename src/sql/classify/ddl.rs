@@ -158,10 +158,7 @@ impl Classifier<'_> {
                 T::LeftParen => depth += 1,
                 T::RightParen => depth = self.closed(depth),
                 T::Ident if tok.is_any(&[K::Temp, K::Temporary]) => {
-                    temp |= self
-                        .cursor
-                        .prev
-                        .is_any(&[K::Create, K::Local, K::Global]);
+                    temp |= self.cursor.prev.is_any(&[K::Create, K::Local, K::Global]);
                 }
                 kind if kind.is_name() => temp |= self.at_temp_schema(),
                 _ => {}

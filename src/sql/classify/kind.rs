@@ -261,7 +261,11 @@ impl fmt::Display for TransactionModes {
             write!(f, " {isolation:?}")?;
         }
         if let Some(read_only) = self.read_only {
-            f.write_str(if read_only { " read only" } else { " read write" })?;
+            f.write_str(if read_only {
+                " read only"
+            } else {
+                " read write"
+            })?;
         }
         if let Some(deferrable) = self.deferrable {
             f.write_str(if deferrable {

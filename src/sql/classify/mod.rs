@@ -40,9 +40,7 @@ use super::lexer::LexOptions;
 use super::state::{Effect, PinReason, PinSet};
 use super::tables::Tables;
 
-pub use details::{
-    AssignedValue, Assignment, Details, PreparedAction, PreparedRef, details,
-};
+pub use details::{AssignedValue, Assignment, Details, PreparedAction, PreparedRef, details};
 pub use kind::{
     CopyDirection, CopyPeer, DdlVerb, DiscardTarget, Isolation, StatementKind, TransactionModes,
 };

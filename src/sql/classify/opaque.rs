@@ -89,8 +89,14 @@ mod tests {
             on_commit_drop: false,
         };
         assert_eq!(found("begin execute 'create TEMP table x()'; end"), [temp]);
-        assert_eq!(found("perform pg_advisory_lock(1)"), [Effect::AdvisoryLockSession]);
-        assert_eq!(found("begin set work_mem = '1MB'; end"), [Effect::SettingsUnknown]);
+        assert_eq!(
+            found("perform pg_advisory_lock(1)"),
+            [Effect::AdvisoryLockSession]
+        );
+        assert_eq!(
+            found("begin set work_mem = '1MB'; end"),
+            [Effect::SettingsUnknown]
+        );
     }
 
     #[test]

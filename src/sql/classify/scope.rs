@@ -58,7 +58,9 @@ impl Scope {
     }
 
     pub(super) fn has(&self, flag: u8) -> bool {
-        self.flags.get(self.depth).is_some_and(|here| here & flag != 0)
+        self.flags
+            .get(self.depth)
+            .is_some_and(|here| here & flag != 0)
     }
 
     pub(super) fn set(&mut self, flags: u8) {

@@ -28,7 +28,10 @@ impl Classifier<'_> {
             let mut modes = self.transaction_modes();
             modes.snapshot = self.cursor.eat(K::Snapshot);
             return StatementKind::SetTransaction(modes);
-        } else if self.cursor.eat_all(&[K::Session, K::Characteristics, K::As, K::Transaction]) {
+        } else if self
+            .cursor
+            .eat_all(&[K::Session, K::Characteristics, K::As, K::Transaction])
+        {
             return self.session_characteristics(start);
         } else if self.cursor.eat_all(&[K::Session, K::Authorization]) {
             "session_authorization"
@@ -183,7 +186,10 @@ impl Classifier<'_> {
             Some("timezone".into())
         } else if self.cursor.eat_all(&[K::Session, K::Authorization]) {
             Some("session_authorization".into())
-        } else if self.cursor.eat_all(&[K::Transaction, K::Isolation, K::Level]) {
+        } else if self
+            .cursor
+            .eat_all(&[K::Transaction, K::Isolation, K::Level])
+        {
             Some("transaction_isolation".into())
         } else {
             self.setting_name()

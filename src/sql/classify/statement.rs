@@ -257,7 +257,10 @@ impl<'a> Classifier<'a> {
             Name::from("timezone")
         } else if self.cursor.eat_all(&[K::Session, K::Authorization]) {
             Name::from("session_authorization")
-        } else if self.cursor.eat_all(&[K::Transaction, K::Isolation, K::Level]) {
+        } else if self
+            .cursor
+            .eat_all(&[K::Transaction, K::Isolation, K::Level])
+        {
             Name::from("transaction_isolation")
         } else {
             match self.setting_name() {

@@ -16,9 +16,9 @@ pub(super) fn effect(kind: &StatementKind) -> u8 {
         StatementKind::Commit { .. }
         | StatementKind::Rollback { .. }
         | StatementKind::PrepareTransaction => TransactionEffect::ENDS,
-        StatementKind::Savepoint(_)
-        | StatementKind::Release(_)
-        | StatementKind::RollbackTo(_) => TransactionEffect::SAVEPOINTS,
+        StatementKind::Savepoint(_) | StatementKind::Release(_) | StatementKind::RollbackTo(_) => {
+            TransactionEffect::SAVEPOINTS
+        }
         _ => 0,
     }
 }

@@ -131,7 +131,10 @@ mod tests {
     #[test]
     fn only_pg_catalog_is_built_in() {
         let name = Name::from("lower");
-        assert_eq!(behaviour(Some(&"pg_catalog".into()), &name), Behaviour::Safe);
+        assert_eq!(
+            behaviour(Some(&"pg_catalog".into()), &name),
+            Behaviour::Safe
+        );
         assert_eq!(behaviour(Some(&"public".into()), &name), Behaviour::Unknown);
     }
 }

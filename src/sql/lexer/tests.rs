@@ -60,7 +60,8 @@ fn each_kind_of_constant_is_one_token() {
 #[test]
 fn numbers_are_read_in_every_notation() {
     for text in [
-        "1", "12.5", "1.", ".5", "1e10", "1.5E-3", "0x1F", "0o17", "0b101", "1_000", "0x_FF", "1_0.2_5",
+        "1", "12.5", "1.", ".5", "1e10", "1.5E-3", "0x1F", "0o17", "0b101", "1_000", "0x_FF",
+        "1_0.2_5",
     ] {
         assert_eq!(kind(text), TokenKind::Number, "{text}");
     }
@@ -87,10 +88,13 @@ fn bit_strings_have_no_doubled_quotes() {
 #[test]
 fn standard_conforming_strings_decides_about_backslashes() {
     let text = r"'a\' ; b'";
-    assert_eq!(spellings(text), [r"'a\'", ";", "b", "'"]);
+    assert_eq!(spellings(text), [r"'a\'", ";", "b'"]);
     assert_eq!(tokens(text, OFF), [(TokenKind::EscapeString, text)]);
     let national = r"N'a\'b'";
-    assert_eq!(tokens(national, OFF), [(TokenKind::NationalString, national)]);
+    assert_eq!(
+        tokens(national, OFF),
+        [(TokenKind::NationalString, national)]
+    );
 }
 
 #[test]
@@ -102,13 +106,22 @@ fn operators_end_where_the_server_ends_them() {
     assert_eq!(spellings("a*/* c */b"), ["a", "*", "b"]);
     assert_eq!(spellings("a->>'b'"), ["a", "->>", "'b'"]);
     assert_eq!(spellings("a=+-+1"), ["a", "=", "+", "-", "+", "1"]);
-    assert_eq!(spellings("f(a=>1,b:=2)"), ["f", "(", "a", "=>", "1", ",", "b", ":=", "2", ")"]);
-    assert_eq!(spellings("a::int[1:2]"), ["a", "::", "int", "[", "1", ":", "2", "]"]);
+    assert_eq!(
+        spellings("f(a=>1,b:=2)"),
+        ["f", "(", "a", "=>", "1", ",", "b", ":=", "2", ")"]
+    );
+    assert_eq!(
+        spellings("a::int[1:2]"),
+        ["a", "::", "int", "[", "1", ":", "2", "]"]
+    );
 }
 
 #[test]
 fn comments_nest_and_hide_what_is_in_them() {
-    assert_eq!(spellings("a /* b /* c */ ' */ d -- e ' /*\n f"), ["a", "d", "f"]);
+    assert_eq!(
+        spellings("a /* b /* c */ ' */ d -- e ' /*\n f"),
+        ["a", "d", "f"]
+    );
     assert_eq!(spellings("a/*/**/*/b"), ["a", "b"]);
     assert_eq!(spellings("a /***/ b"), ["a", "b"]);
     assert_eq!(spellings("a --x\rb"), ["a", "b"]);
@@ -117,7 +130,8 @@ fn comments_nest_and_hide_what_is_in_them() {
 #[test]
 fn what_is_not_terminated_is_an_error_to_the_end() {
     for text in [
-        "'abc", "E'abc\\'", "\"abc", "$$abc", "$a$abc$$", "/* /* */", "U&'a", "B'0", "E'\\", "''\n'",
+        "'abc", "E'abc\\'", "\"abc", "$$abc", "$a$abc$$", "/* /* */", "U&'a", "B'0", "E'\\",
+        "''\n'",
     ] {
         assert_eq!(kind(text), TokenKind::Error, "{text}");
     }
@@ -147,9 +161,13 @@ fn unsafe_encodings_doubt_only_what_is_not_ascii() {
 
 #[test]
 fn a_megabyte_of_anything_ends() {
-    for unit in ["/*", "(", "'", "$", "$a$", "E'\\", "\"", "-", "''\n", "1_", "--\n'", "'a'\n--", "u&"] {
+    for unit in [
+        "/*", "(", "'", "$", "$a$", "E'\\", "\"", "-", "''\n", "1_", "--\n'", "'a'\n--", "u&",
+    ] {
         let text = unit.repeat(1_000_000 / unit.len());
-        let last = Lexer::new(text.as_bytes(), ON).last().map(|token| token.end);
+        let last = Lexer::new(text.as_bytes(), ON)
+            .last()
+            .map(|token| token.end);
         assert_eq!(last, Some(text.len()), "{unit}");
     }
 }
