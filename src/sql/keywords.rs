@@ -23,6 +23,7 @@ macro_rules! keywords {
     ($($variant:ident $word:literal $category:ident,)*) => {
         /// A keyword.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
         pub(crate) enum Keyword {
             $($variant,)*
         }
@@ -152,33 +153,56 @@ keywords! {
     Xmltable "xmltable" C, Year "year" U, Yes "yes" U, Zone "zone" U,
 }
 
-/// Where the words of each first letter start in [`TABLE`]; the last entry is its length.
-const FIRST: [usize; 27] = {
-    let mut first = [TABLE.len(); 27];
-    let mut index = TABLE.len();
-    while index > 0 {
-        index -= 1;
-        first[(TABLE[index].0.as_bytes()[0] - b'a') as usize] = index;
-    }
-    let mut letter = 26;
-    while letter > 0 {
-        letter -= 1;
-        if first[letter] > first[letter + 1] || first[letter] == TABLE.len() {
-            first[letter] = first[letter + 1];
+/// No keyword is longer.
+const MAX_LENGTH: usize = 17;
+const LETTERS: usize = 26;
+
+/// Places in [`TABLE`] ordered by first letter and length, and where those of each letter and length start.
+static INDEX: ([u16; TABLE.len()], [u16; LETTERS * (MAX_LENGTH + 1) + 1]) = {
+    let mut order = [0; TABLE.len()];
+    let mut starts = [0; LETTERS * (MAX_LENGTH + 1) + 1];
+    let mut filled = 0;
+    let mut bucket = 0;
+    // The table is sorted, so the words of a letter stand together.
+    let mut letter_start = 0;
+    while bucket < LETTERS * (MAX_LENGTH + 1) {
+        let letter = bucket / (MAX_LENGTH + 1);
+        let length = bucket % (MAX_LENGTH + 1);
+        starts[bucket] = filled;
+        let mut place = letter_start;
+        while place < TABLE.len() && (TABLE[place].0.as_bytes()[0] - b'a') as usize == letter {
+            if TABLE[place].0.len() == length {
+                #[expect(clippy::cast_possible_truncation, reason = "there are some 500 words")]
+                {
+                    order[filled as usize] = place as u16;
+                }
+                filled += 1;
+            }
+            place += 1;
         }
+        if length == MAX_LENGTH {
+            letter_start = place;
+        }
+        bucket += 1;
     }
-    first
+    starts[bucket] = filled;
+    (order, starts)
 };
 
 impl Keyword {
     /// The keyword an unquoted identifier is, if any.
     pub(crate) fn lookup(ident: &[u8]) -> Option<Self> {
         let letter = usize::from(ident.first()?.to_ascii_lowercase().checked_sub(b'a')?);
-        let from = *FIRST.get(letter)?;
-        let to = *FIRST.get(letter + 1)?;
-        TABLE
-            .get(from..to)?
+        if letter >= LETTERS || ident.len() > MAX_LENGTH {
+            return None;
+        }
+        let bucket = letter * (MAX_LENGTH + 1) + ident.len();
+        let (from, to) = (*INDEX.1.get(bucket)?, *INDEX.1.get(bucket + 1)?);
+        INDEX
+            .0
+            .get(usize::from(from)..usize::from(to))?
             .iter()
+            .filter_map(|&place| TABLE.get(usize::from(place)))
             .find(|(word, ..)| ident.eq_ignore_ascii_case(word.as_bytes()))
             .map(|&(_, keyword, _)| keyword)
     }
@@ -214,6 +238,7 @@ mod tests {
 
     #[test]
     fn the_table_is_sorted() {
+        assert!(TABLE.iter().all(|(word, ..)| word.len() <= MAX_LENGTH));
         assert!(TABLE.windows(2).all(|pair| pair[0].0 < pair[1].0));
     }
 

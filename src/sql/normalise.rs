@@ -14,11 +14,12 @@ pub fn normalise(text: &[u8], options: LexOptions, max_bytes: usize) -> String {
     let mut next = highest_param(text, options).saturating_add(1);
     let mut out = Vec::new();
     let mut cut = false;
-    for piece in Shape::new(text, options) {
-        if piece.spaced && !out.is_empty() {
+    let mut shape = Shape::new(text, options);
+    while let Some(what) = shape.next() {
+        if shape.spaced() && !out.is_empty() {
             out.push(b' ');
         }
-        match piece.what {
+        match what {
             What::Constant => out.extend_from_slice(format!("${next}").as_bytes()),
             What::List => out.extend_from_slice(format!("(${next} /*, ... */)").as_bytes()),
             What::Semicolon => out.push(b';'),
@@ -28,7 +29,7 @@ pub fn normalise(text: &[u8], options: LexOptions, max_bytes: usize) -> String {
             }
             What::Token(token) | What::Param(token) => out.extend_from_slice(token.bytes(text)),
         }
-        if matches!(piece.what, What::Constant | What::List) {
+        if matches!(what, What::Constant | What::List) {
             next = next.saturating_add(1);
         }
         if out.len() > max_bytes {

@@ -18,18 +18,13 @@ pub(crate) enum What {
     Semicolon,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Piece {
-    pub(crate) what: What,
-    /// White space or a comment stood before it.
-    pub(crate) spaced: bool,
-}
-
 pub(crate) struct Shape<'a> {
     lexer: Lexer<'a>,
     prev: Option<Token>,
     /// A token found behind a semicolon, to be looked at next.
-    held: Option<(Token, bool)>,
+    held: Option<Token>,
+    /// White space or a comment stood before the last piece.
+    spaced: bool,
 }
 
 impl<'a> Shape<'a> {
@@ -38,21 +33,30 @@ impl<'a> Shape<'a> {
             lexer: Lexer::new(text, options),
             prev: None,
             held: None,
+            spaced: false,
         }
     }
 
-    /// The next token that is no white space, and whether there was some before it. Semicolons are skipped; whether one
-    /// was is the last value.
-    fn significant(&mut self) -> Option<(Token, bool, bool)> {
-        let (mut spaced, mut semicolon) = (false, false);
+    /// Whether white space or a comment stood before the last piece.
+    pub(crate) fn spaced(&self) -> bool {
+        self.spaced
+    }
+
+    /// The next token that is neither white space nor a semicolon. If a semicolon stood between it and another one, the
+    /// token is kept for later.
+    fn significant(&mut self) -> Option<Token> {
+        let mut semicolon = false;
+        self.spaced = false;
         loop {
-            let token = self.lexer.next()?;
-            if token.kind.is_trivia() {
-                spaced = true;
-            } else if token.kind == TokenKind::Semicolon {
-                semicolon = true;
+            let (token, spaced) = self.lexer.next_spaced()?;
+            self.spaced |= spaced;
+            if token.kind == TokenKind::Semicolon {
+                semicolon = self.prev.is_some();
+            } else if semicolon {
+                self.held = Some(token);
+                return None;
             } else {
-                return Some((token, spaced, semicolon));
+                return Some(token);
             }
         }
     }
@@ -193,37 +197,28 @@ fn constants(lexer: &mut Lexer<'_>) -> bool {
 }
 
 impl Iterator for Shape<'_> {
-    type Item = Piece;
+    type Item = What;
 
-    fn next(&mut self) -> Option<Piece> {
-        let (token, spaced) = match self.held.take() {
-            Some(held) => held,
-            None => {
-                let (token, spaced, semicolon) = self.significant()?;
-                if semicolon && self.prev.is_some() {
-                    self.held = Some((token, true));
-                    self.prev = None;
-                    return Some(Piece {
-                        what: What::Semicolon,
-                        spaced: false,
-                    });
-                }
-                (token, spaced)
-            }
+    fn next(&mut self) -> Option<What> {
+        let token = if let Some(held) = self.held.take() {
+            self.spaced = true;
+            held
+        } else if let Some(token) = self.significant() {
+            token
+        } else {
+            self.held?;
+            self.prev = None;
+            self.spaced = false;
+            return Some(What::Semicolon);
         };
         let what = self.what(token);
         // What a piece ends in is all that counts: a list in a parenthesis, a signed number in a number.
-        self.prev = Some(match what {
-            What::List => Token {
-                kind: TokenKind::RightParen,
-                ..token
-            },
-            What::Constant => Token {
-                kind: TokenKind::Number,
-                ..token
-            },
-            _ => token,
-        });
-        Some(Piece { what, spaced })
+        let kind = match what {
+            What::List => TokenKind::RightParen,
+            What::Constant => TokenKind::Number,
+            _ => token.kind,
+        };
+        self.prev = Some(Token { kind, ..token });
+        Some(what)
     }
 }

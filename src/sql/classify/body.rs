@@ -17,6 +17,9 @@ use crate::sql::tables::{TableAccess, TableName};
 /// More common table expressions than this are not told from tables.
 const MAX_CTES: usize = 64;
 
+/// Nor are the arguments of more calls of `set_config` looked at: nested ones are looked at again each time.
+const MAX_SET_CONFIGS: usize = 32;
+
 /// The verb of a query: what it is as a whole, behind its WITH.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verb {
@@ -39,6 +42,8 @@ pub(super) struct Body<'c, 'a> {
     verb: Option<Verb>,
     /// Where calls were spelled that need no second look.
     called: Vec<(usize, usize)>,
+    /// Calls of `set_config` whose arguments were looked at.
+    set_configs: usize,
     /// End of the token that named the last table: an alias with column names may follow.
     table_end: usize,
 }
@@ -63,6 +68,7 @@ impl<'c, 'a> Body<'c, 'a> {
             ctes: Vec::new(),
             verb: None,
             called: Vec::new(),
+            set_configs: 0,
             table_end: usize::MAX,
         }
     }
@@ -116,13 +122,15 @@ impl<'c, 'a> Body<'c, 'a> {
         if flags == 0 {
             self.expect = None;
         }
-        if self.verb.is_none() && self.scope.depth() == 0 && self.cursor.prev.kind == T::RightParen
+        if self.verb.is_none()
+            && self.scope.depth() == 0
+            && self.cursor.prev().kind == T::RightParen
         {
             // `WITH … (…) (SELECT …)`: only a SELECT can stand in parentheses.
             self.verb = Some(Verb::Select);
             self.scope.clear(WITH);
         }
-        let distinct_on = self.cursor.prev.is(K::On) && self.cursor.prev2.is(K::Distinct);
+        let distinct_on = self.cursor.prev().is(K::On) && self.cursor.prev2().is(K::Distinct);
         self.scope
             .open(if distinct_on { DISTINCT_ON } else { flags });
     }
@@ -241,7 +249,7 @@ impl<'c, 'a> Body<'c, 'a> {
 
     fn from(&mut self) {
         self.expect = None;
-        if self.scope.has(QUERY) && !self.cursor.prev.is(K::Distinct) {
+        if self.scope.has(QUERY) && !self.cursor.prev().is(K::Distinct) {
             self.scope.set(FROM);
             self.expect = Some(TableAccess::Read);
         }
@@ -324,7 +332,7 @@ impl<'c, 'a> Body<'c, 'a> {
             K::Delete => next.is(K::From),
             _ => next.is(K::Only) || next.is_column_id(),
         };
-        shape && (first || self.cursor.prev.kind == T::LeftParen || self.scope.has(WITH))
+        shape && (first || self.cursor.prev().kind == T::LeftParen || self.scope.has(WITH))
     }
 
     fn modifies(&mut self, word: K) {
@@ -347,7 +355,7 @@ impl<'c, 'a> Body<'c, 'a> {
 
     /// A name: a function if called, a table if one is due, else a column and of no interest.
     fn name(&mut self) {
-        let (before, before2) = (self.cursor.prev, self.cursor.prev2);
+        let (before, before2) = (self.cursor.prev(), self.cursor.prev2());
         let first = self.cursor.cur();
         let schema = self.cursor.chain();
         let expected = self.expect.take();
@@ -419,10 +427,12 @@ impl<'c, 'a> Body<'c, 'a> {
             schema.map(|tok| self.cursor.name(tok)),
             self.cursor.name(last),
         );
-        if function.behaviour == Behaviour::SetConfig {
+        if function.behaviour == Behaviour::SetConfig && self.set_configs < MAX_SET_CONFIGS {
+            self.set_configs += 1;
             calls::set_config(self.cursor, self.out);
         } else {
             self.called.push((first.start, last.end));
+            self.out.uncertain |= function.behaviour == Behaviour::SetConfig;
         }
         self.out.call(function);
     }

@@ -69,10 +69,6 @@ fn operator(cursor: &Cursor<'_>) -> bool {
 pub(super) fn set_config(cursor: &Cursor<'_>, out: &mut Findings) {
     out.writes = true;
     out.needs_text = true;
-    if !out.has_room_for_effects() {
-        out.uncertain = true;
-        return;
-    }
     match assignment(cursor) {
         Some(assignment) => {
             if assignment.name == "search_path" && assignment.names_temp_schema(cursor.text()) {

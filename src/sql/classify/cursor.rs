@@ -11,8 +11,8 @@ pub(super) struct Tok {
     pub(super) start: usize,
     pub(super) end: usize,
     pub(super) word: Option<Keyword>,
-    /// The escape character of a `U&` token.
-    escape: u8,
+    /// The escape character of a `U&` token. Wider than it needs to be, so that there is no padding (see `TokenKind`).
+    escape: u32,
 }
 
 impl Tok {
@@ -22,7 +22,7 @@ impl Tok {
             start: at,
             end: at,
             word: None,
-            escape: b'\\',
+            escape: u32::from(b'\\'),
         }
     }
 
@@ -60,25 +60,38 @@ impl Tok {
 #[derive(Clone, Debug)]
 pub(super) struct Cursor<'a> {
     lexer: Lexer<'a>,
-    /// The current token and the ones to come.
-    window: [Tok; 4],
-    pub(super) prev: Tok,
-    pub(super) prev2: Tok,
+    /// A ring: the two tokens before the current one, it, and three to come.
+    ring: [Tok; RING],
+    /// Counts tokens; the current one is at this place modulo the size of the ring.
+    place: usize,
 }
+
+const RING: usize = 8;
 
 impl<'a> Cursor<'a> {
     pub(super) fn new(text: &'a [u8], options: LexOptions) -> Self {
-        let start = Tok::end_at(0);
         let mut cursor = Self {
             lexer: Lexer::new(text, options),
-            window: [start; 4],
-            prev: start,
-            prev2: start,
+            ring: [Tok::end_at(0); RING],
+            place: 0,
         };
-        for _ in 0..4 {
-            cursor.shift();
+        for ahead in 0..4 {
+            cursor.ring[ahead] = cursor.read();
         }
         cursor
+    }
+
+    /// The token `offset` places behind the one before the last.
+    fn look(&self, offset: usize) -> Tok {
+        self.ring[self.place.wrapping_add(offset).wrapping_sub(2) % RING]
+    }
+
+    pub(super) fn prev2(&self) -> Tok {
+        self.look(0)
+    }
+
+    pub(super) fn prev(&self) -> Tok {
+        self.look(1)
     }
 
     pub(super) fn text(&self) -> &'a [u8] {
@@ -86,21 +99,21 @@ impl<'a> Cursor<'a> {
     }
 
     pub(super) fn cur(&self) -> Tok {
-        self.window[0]
+        self.look(2)
     }
 
     pub(super) fn next(&self) -> Tok {
-        self.window[1]
+        self.look(3)
     }
 
     pub(super) fn next2(&self) -> Tok {
-        self.window[2]
+        self.look(4)
     }
 
     pub(super) fn advance(&mut self) {
-        self.prev2 = self.prev;
-        self.prev = self.window[0];
-        self.shift();
+        let tok = self.read();
+        self.ring[self.place.wrapping_add(4) % RING] = tok;
+        self.place = self.place.wrapping_add(1);
     }
 
     pub(super) fn skip(&mut self, tokens: usize) {
@@ -120,11 +133,11 @@ impl<'a> Cursor<'a> {
 
     /// Steps over the words if all of them come next; at most four.
     pub(super) fn eat_all(&mut self, words: &[Keyword]) -> bool {
-        let all = words.len() <= self.window.len()
+        let all = words.len() <= 4
             && words
                 .iter()
-                .zip(&self.window)
-                .all(|(&word, tok)| tok.is(word));
+                .enumerate()
+                .all(|(ahead, &word)| self.look(2 + ahead).is(word));
         if all {
             self.skip(words.len());
         }
@@ -148,7 +161,8 @@ impl<'a> Cursor<'a> {
 
     /// The name a token stands for.
     pub(super) fn name(&self, tok: Tok) -> Name {
-        Name::of_token(tok.kind, self.bytes(tok), tok.escape)
+        let escape = u8::try_from(tok.escape).unwrap_or(b'\\');
+        Name::of_token(tok.kind, self.bytes(tok), escape)
     }
 
     /// Steps over the current token if it can be a name (keywords may) and says which.
@@ -183,14 +197,9 @@ impl<'a> Cursor<'a> {
 
     /// Pretends that the token before was a comma.
     pub(super) fn forget_prev(&mut self) {
-        self.prev.kind = TokenKind::Comma;
-        self.prev.word = None;
-    }
-
-    fn shift(&mut self) {
-        let tok = self.read();
-        self.window.rotate_left(1);
-        self.window[3] = tok;
+        let prev = &mut self.ring[self.place.wrapping_sub(1) % RING];
+        prev.kind = TokenKind::Comma;
+        prev.word = None;
     }
 
     fn read(&mut self) -> Tok {
@@ -210,7 +219,7 @@ impl<'a> Cursor<'a> {
             start: token.start,
             end: token.end,
             word,
-            escape: if unicode { self.uescape() } else { b'\\' },
+            escape: u32::from(if unicode { self.uescape() } else { b'\\' }),
         }
     }
 

@@ -158,7 +158,7 @@ impl Classifier<'_> {
                 T::LeftParen => depth += 1,
                 T::RightParen => depth = self.closed(depth),
                 T::Ident if tok.is_any(&[K::Temp, K::Temporary]) => {
-                    temp |= self.cursor.prev.is_any(&[K::Create, K::Local, K::Global]);
+                    temp |= self.cursor.prev().is_any(&[K::Create, K::Local, K::Global]);
                 }
                 kind if kind.is_name() => temp |= self.at_temp_schema(),
                 _ => {}
@@ -201,7 +201,7 @@ impl Classifier<'_> {
         let mut cases = 0usize;
         loop {
             let tok = self.cursor.cur();
-            let before = self.cursor.prev;
+            let before = self.cursor.prev();
             // Behind AS or a dot they are labels and columns.
             let label = before.is(K::As) || before.kind == T::Dot;
             match tok.word {

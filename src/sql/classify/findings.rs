@@ -37,10 +37,6 @@ impl Findings {
         }
     }
 
-    pub(super) fn has_room_for_effects(&self) -> bool {
-        self.effects.len() < MAX_EFFECTS
-    }
-
     pub(super) fn depends_on(&mut self, answer: Answer) {
         self.answer = self.answer.max(answer);
     }

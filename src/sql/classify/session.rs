@@ -48,7 +48,7 @@ impl<'a> Classifier<'a> {
         if self.cursor.at(T::LeftParen) {
             Body::scan_parens(&mut self.cursor, &mut Findings::default());
             // The parenthesis is behind the current token; `prev` may have been masked, its place is kept.
-            types_end = self.cursor.prev.end;
+            types_end = self.cursor.prev().end;
         }
         if !self.cursor.eat(K::As) {
             return self.unknown().0;
@@ -61,7 +61,7 @@ impl<'a> Classifier<'a> {
         let text = self.cursor.text();
         let action = PreparedAction::Prepare {
             types: text.get(types_start..types_end).unwrap_or_default(),
-            body: text.get(start..self.cursor.prev.end).unwrap_or_default(),
+            body: text.get(start..self.cursor.prev().end).unwrap_or_default(),
         };
         self.refer(name.clone(), range, action);
         self.out.effect(Effect::PrepareSql(name));

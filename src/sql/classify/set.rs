@@ -153,7 +153,7 @@ impl Classifier<'_> {
             name,
             local,
             value,
-            range: start..self.cursor.prev.end,
+            range: start..self.cursor.prev().end,
         };
         let temp = assignment.names_temp_schema(self.cursor.text());
         self.out.assignments.push(assignment);
