@@ -1,0 +1,24 @@
+//! SQL text without a parser: tokens, fingerprints, and what a statement is and does.
+//!
+//! Pure functions of bytes; no I/O, no state, no panic on any input, and work linear in the length of the text. The
+//! text is never changed: what a client sent is what the server gets.
+
+pub mod classify;
+pub mod fingerprint;
+pub mod functions;
+pub mod hints;
+mod keywords;
+pub mod known;
+pub mod lexer;
+pub mod name;
+pub mod normalise;
+mod shape;
+pub mod state;
+pub mod tables;
+
+pub use classify::{Class, StatementKind, classify, details};
+pub use fingerprint::{Fingerprint, FingerprintKey, StableId, stable_id};
+pub use lexer::LexOptions;
+pub use name::Name;
+pub use normalise::normalise;
+pub use state::{Effect, PinReason, PinSet};
