@@ -107,7 +107,7 @@ impl<'a> Shape<'a> {
         found
     }
 
-    /// Whether the token before ends an operand, so that a minus behind it subtracts.
+    /// Whether the token before may end an operand, so that a minus behind it subtracts.
     fn ends_operand(&self) -> bool {
         let Some(prev) = self.prev else { return false };
         match prev.kind {
@@ -136,9 +136,14 @@ impl<'a> Shape<'a> {
                 | Keyword::Localtime
                 | Keyword::Localtimestamp
         );
-        value
-            || !(word.category() == Category::R
-                || matches!(word, Keyword::By | Keyword::Between | Keyword::Escape))
+        // Where grammar and not an expression follows, the sign stays: classification looks at the next token there.
+        let grammar = matches!(
+            word,
+            Keyword::To | Keyword::From | Keyword::Analyze | Keyword::Analyse
+        );
+        let before_operand = word.category() == Category::R
+            || matches!(word, Keyword::By | Keyword::Between | Keyword::Escape);
+        value || grammar || !before_operand
     }
 
     /// Steps over a list of constants behind its opening parenthesis, and over further rows of VALUES.

@@ -20,7 +20,7 @@ pub(super) fn is_syntax(
     before2: Tok,
     writes: bool,
 ) -> bool {
-    if before.kind.is_literal() || before.kind == T::Param {
+    if before.kind.is_constant() {
         // `interval '1' second(3)`: two operands never stand side by side.
         return true;
     }
@@ -54,15 +54,16 @@ pub(super) fn is_syntax(
 
 /// `OPERATOR(pg_catalog.+)`, the current token being OPERATOR. One of another schema is somebody's function.
 fn operator(cursor: &Cursor<'_>) -> bool {
-    if cursor.next2().kind == T::Operator {
-        return true;
-    }
     let mut ahead = cursor.clone();
     ahead.skip(2);
-    ahead.cur().kind.is_name()
-        && ahead.next().kind == T::Dot
-        && ahead.next2().kind == T::Operator
-        && ahead.name(ahead.cur()) == "pg_catalog"
+    if ahead.cur().kind.is_name() && ahead.next().kind == T::Dot {
+        if ahead.name(ahead.cur()) != "pg_catalog" {
+            return false;
+        }
+        ahead.skip(2);
+    }
+    // `operator(-1)` calls a function of that name.
+    ahead.cur().kind == T::Operator && ahead.next().kind == T::RightParen
 }
 
 /// Looks at the arguments of a call of `set_config` whose name ends with the current token. Does not move.

@@ -48,7 +48,7 @@ impl Classifier<'_> {
             CopyPeer::Client
         } else if self.cursor.cur().is(K::Program) {
             CopyPeer::Program
-        } else if self.cursor.cur().kind.is_string() {
+        } else if self.cursor.cur().kind.is_constant() {
             CopyPeer::File
         } else {
             return self.unknown();

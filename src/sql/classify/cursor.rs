@@ -44,11 +44,8 @@ impl Tok {
 
     /// Whether it can end an operand: what follows is then no operand, but an operator or the end of the expression.
     pub(super) fn ends_operand(self) -> bool {
-        self.kind.is_literal()
-            || matches!(
-                self.kind,
-                TokenKind::Param | TokenKind::RightParen | TokenKind::RightBracket
-            )
+        self.kind.is_constant()
+            || matches!(self.kind, TokenKind::RightParen | TokenKind::RightBracket)
             || (self.kind.is_name() && self.word.is_none())
     }
 

@@ -17,9 +17,13 @@
 //! A scanner and not a parser: the statements that matter are told apart by their first words, and inside a query only
 //! the few keywords that begin a clause are needed; both are exact in PostgreSQL's grammar because those words are
 //! reserved. It takes 0.4 µs for a statement of 60 bytes, 2 µs for one of 270, 8 ms for an INSERT of 1 MB, and runs once
-//! per fingerprint. Of the 35,241 different statements of PostgreSQL 15's regression suite it leaves none in doubt that
-//! the server can parse, and none of the 14,750 it proved to read was refused in a read-only transaction or changed
-//! settings, locks, prepared statements, cursors, channels or temporary tables.
+//! per fingerprint.
+//!
+//! Tried on the 35,241 different texts of PostgreSQL 15's regression suite, replayed on what the suite leaves behind: one
+//! the server parses was left in doubt (written for `standard_conforming_strings` off, read with it on). 14,750 were
+//! proved to read; 10,580 of them ran in a read-only transaction, the others failed before for want of an object or the
+//! like; none was refused as a write, and none changed settings, advisory locks, prepared statements, cursors, channels
+//! or temporary tables.
 
 mod body;
 mod calls;

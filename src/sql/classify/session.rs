@@ -37,7 +37,7 @@ impl<'a> Classifier<'a> {
     }
 
     fn prepare(&mut self) -> StatementKind {
-        if self.cursor.cur().is(K::Transaction) && self.cursor.next().kind.is_string() {
+        if self.cursor.cur().is(K::Transaction) && self.cursor.next().kind.is_constant() {
             return StatementKind::PrepareTransaction;
         }
         let Some((name, range)) = self.statement_name() else {
@@ -134,7 +134,7 @@ impl<'a> Classifier<'a> {
 
     /// LISTEN, UNLISTEN, NOTIFY.
     fn channel(&mut self, word: K) -> StatementKind {
-        if word == K::Unlisten && self.cursor.at(T::Operator) {
+        if word == K::Unlisten && self.cursor.bytes(self.cursor.cur()) == b"*" {
             self.out.effect(Effect::Unlisten(None));
             return StatementKind::Unlisten;
         }

@@ -126,7 +126,7 @@ impl Classifier<'_> {
         }
         let search_path = name == "search_path";
         while !self.cursor.at_end() && !self.cursor.at(T::Error) {
-            self.out.needs_text |= search_path && self.cursor.cur().kind.is_literal();
+            self.out.needs_text |= search_path && self.cursor.cur().kind.is_constant();
             self.cursor.advance();
         }
         let effect = Effect::Setting {

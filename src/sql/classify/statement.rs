@@ -240,7 +240,7 @@ impl<'a> Classifier<'a> {
             }
             let value = self.cursor.next();
             let text = self.cursor.bytes(value);
-            if value.kind.is_literal() {
+            if value.kind.is_constant() {
                 by_constant = true;
                 analyze |= !matches!(text, b"0" | b"'off'" | b"'false'");
             } else {

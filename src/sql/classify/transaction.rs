@@ -62,7 +62,7 @@ impl Classifier<'_> {
     }
 
     fn prepared_transaction(&mut self) -> bool {
-        self.cursor.next().kind.is_string() && self.cursor.eat(K::Prepared)
+        self.cursor.next().kind.is_constant() && self.cursor.eat(K::Prepared)
     }
 
     fn work(&mut self) {
