@@ -13,11 +13,11 @@ use crate::backend::cancel;
 use crate::error::UserFacing;
 use crate::frontend::replication;
 use crate::frontend::session::Session;
-use crate::frontend::shared::Shared;
 use crate::frontend::startup::{self, Arrival, HandshakeError};
 use crate::net::connect::SocketOptions;
 use crate::net::stream::Stream;
 use crate::registry;
+use crate::shared::Shared;
 use crate::tasks;
 use crate::wire::backend::put_report;
 use crate::wire::startup::StartupMessage;
@@ -154,14 +154,13 @@ async fn start(
     console: &Arc<Console>,
 ) -> Option<Session> {
     let limit = shared.config.load().timeouts.client_login_timeout;
-    let admitted = match room(&shared) {
-        Err(error) => Err(error),
-        Ok(()) => {
-            let admit = startup::admit(&mut stream, &message, origin.address, &shared);
-            tokio::time::timeout(limit, admit)
-                .await
-                .unwrap_or(Err(HandshakeError::Timeout))
-        }
+    let admitted = if let Err(error) = room(&shared) {
+        Err(error)
+    } else {
+        let admit = startup::admit(&mut stream, &message, origin.address, &shared);
+        tokio::time::timeout(limit, admit)
+            .await
+            .unwrap_or(Err(HandshakeError::Timeout))
     };
     match admitted {
         Err(error) => {
