@@ -83,7 +83,7 @@ impl Manager {
             return false;
         };
         let share = u32::try_from(backend.id.wrapping_mul(2_654_435_761) % 100).unwrap_or(0);
-        backend.opened.elapsed() >= lifetime.checked_sub(lifetime / 1000 * share).unwrap()
+        backend.opened.elapsed() >= lifetime.saturating_sub(lifetime / 1000 * share)
     }
 }
 
