@@ -143,6 +143,7 @@ fn share(parts: Parts) -> Arc<Shared> {
         client_tls: ArcSwap::from_pointee(parts.client_tls),
         mock: MockSecret::random(),
         connections: AtomicUsize::new(0),
+        places: AtomicUsize::new(0),
         ready: AtomicBool::new(false),
         draining: AtomicBool::new(false),
         stop: Notify::new(),

@@ -32,15 +32,9 @@ impl Session {
         let timeouts = &self.effective.timeouts;
         let at =
             |since: Instant, limit: Option<Duration>, name: Limit| Some((since + limit?, name));
-        let write = if self.outbox.is_empty() {
-            None
-        } else {
-            at(
-                self.since,
-                timeouts.client_write_timeout,
-                Limit::ClientWrite,
-            )
-        };
+        let write = self
+            .blocked_since
+            .and_then(|since| at(since, timeouts.client_write_timeout, Limit::ClientWrite));
         let transaction = at(
             self.transaction_since,
             timeouts.transaction_timeout,

@@ -106,7 +106,18 @@ impl UserFacing for HandshakeError {
             Self::Timeout => Report::fatal(SqlState::QUERY_CANCELED, self.to_string())
                 .hint("The limit is pgweir's timeouts.client_login_timeout."),
             Self::ShuttingDown => Report::fatal(SqlState::CANNOT_CONNECT_NOW, self.to_string()),
-            Self::Parameter { code, .. } => Report::fatal(*code, self.to_string()),
+            Self::Parameter { code, payload, .. } => {
+                let field = |kind| {
+                    let text = backend::error_field(payload, kind)?;
+                    Some(String::from_utf8_lossy(text).into_owned().into())
+                };
+                // What is an error of a statement is fatal to a connection that was to start with it.
+                Report {
+                    detail: field(b'D'),
+                    hint: field(b'H'),
+                    ..Report::fatal(*code, self.to_string())
+                }
+            }
         }
     }
 
