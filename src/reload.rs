@@ -10,6 +10,7 @@ use crate::config::model::Config;
 use crate::config::{self, Overrides, Problems};
 use crate::net::tls::{ClientTlsContext, TlsConfigError};
 use crate::shared::{Access, AccessError, Shared};
+use crate::telemetry;
 
 /// Where the configuration comes from, to read it again.
 #[derive(Clone, Debug)]
@@ -79,6 +80,7 @@ impl Reloader {
         for change in config::diff(&before, &parts.config) {
             tracing::info!(key = %change.key, effect = change.effect.as_str(), "configuration changed");
         }
+        telemetry::tracing::reload(&parts.config.log);
         shared.config.store(Arc::new(parts.config));
         shared.access.store(Arc::new(parts.access));
         shared.client_tls.store(Arc::new(parts.client_tls));

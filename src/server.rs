@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::time::Instant;
 
 use crate::admin::console::Console;
 use crate::backend::cancel;
@@ -16,6 +17,7 @@ use crate::frontend::session::Session;
 use crate::frontend::startup::{self, Arrival, HandshakeError};
 use crate::net::connect::SocketOptions;
 use crate::net::stream::Stream;
+use crate::pool::Pool;
 use crate::registry;
 use crate::shared::Shared;
 use crate::tasks;
@@ -35,20 +37,40 @@ pub enum Listener {
     Unix(UnixListener),
 }
 
-/// Counts a connection until dropped.
+/// Counts a connection until dropped, and the place it has under `max_client_conn`.
 #[derive(Debug)]
-struct Counted(Arc<Shared>);
+struct Counted {
+    shared: Arc<Shared>,
+    has_place: bool,
+}
 
 impl Counted {
     fn new(shared: &Arc<Shared>) -> Self {
         shared.connections.fetch_add(1, Ordering::SeqCst);
-        Self(Arc::clone(shared))
+        Self {
+            shared: Arc::clone(shared),
+            has_place: false,
+        }
+    }
+
+    /// Takes one of `limit` places. Only connections that have said they want a session take one, so that those that
+    /// are about to be refused keep nobody out.
+    fn take_place(&mut self, limit: usize) -> bool {
+        let more = |taken: usize| (taken < limit).then_some(taken + 1);
+        let places = &self.shared.places;
+        self.has_place = places
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, more)
+            .is_ok();
+        self.has_place
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::SeqCst);
+        self.shared.connections.fetch_sub(1, Ordering::SeqCst);
+        if self.has_place {
+            self.shared.places.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 
@@ -102,14 +124,14 @@ async fn accept_one(listener: &Listener, shared: &Shared) -> std::io::Result<(St
 
 fn admit(stream: Stream, origin: Origin, shared: &Arc<Shared>, console: &Arc<Console>) {
     let limit = shared.config.load().general.max_client_conn;
-    let counted = Counted::new(shared);
+    let mut counted = Counted::new(shared);
     if shared.connections.load(Ordering::SeqCst) > limit.saturating_add(BEYOND_LIMIT) {
         return;
     }
-    let (shared, console) = (Arc::clone(shared), Arc::clone(console));
+    let console = Arc::clone(console);
     tasks::spawn("login", async move {
         // Boxed, and gone before the session starts: an idle client's task holds the session only.
-        if let Some(session) = Box::pin(log_in(stream, origin, shared, &console)).await {
+        if let Some(session) = Box::pin(log_in(stream, origin, &mut counted, &console)).await {
             tasks::spawn("session", async move {
                 let _counted = counted;
                 session.run().await;
@@ -122,13 +144,16 @@ fn admit(stream: Stream, origin: Origin, shared: &Arc<Shared>, console: &Arc<Con
 async fn log_in(
     stream: Stream,
     origin: Origin,
-    shared: Arc<Shared>,
+    counted: &mut Counted,
     console: &Arc<Console>,
 ) -> Option<Session> {
-    let limit = shared.config.load().timeouts.client_login_timeout;
+    let shared = Arc::clone(&counted.shared);
+    let deadline = Instant::now() + shared.config.load().timeouts.client_login_timeout;
     let tls = shared.client_tls.load_full();
     let arrival =
-        match tokio::time::timeout(limit, startup::arrive(stream, tls.as_ref().as_ref())).await {
+        match tokio::time::timeout_at(deadline, startup::arrive(stream, tls.as_ref().as_ref()))
+            .await
+        {
             Ok(Ok(arrival)) => arrival,
             Ok(Err((stream, error))) => {
                 refuse(stream, &error, &origin, &shared).await;
@@ -142,43 +167,49 @@ async fn log_in(
             cancel_client(&shared, pid, &key).await;
             None
         }
-        Arrival::Startup(stream, message) => start(stream, message, origin, shared, console).await,
+        Arrival::Startup(mut stream, message) => {
+            let admitted = match room(counted) {
+                Err(error) => Err(error),
+                Ok(()) => {
+                    let admit = startup::admit(&mut stream, &message, origin.address, &shared);
+                    tokio::time::timeout_at(deadline, admit)
+                        .await
+                        .unwrap_or(Err(HandshakeError::Timeout))
+                }
+            };
+            match admitted {
+                Err(error) => {
+                    refuse(Some(stream), &error, &origin, &shared).await;
+                    None
+                }
+                Ok(pool) => start(stream, message, origin, shared, console, pool).await,
+            }
+        }
     }
 }
 
+/// Serves an authenticated client; what becomes a session is returned.
 async fn start(
-    mut stream: Stream,
+    stream: Stream,
     message: StartupMessage,
     origin: Origin,
     shared: Arc<Shared>,
     console: &Arc<Console>,
+    pool: Option<Arc<Pool>>,
 ) -> Option<Session> {
-    let limit = shared.config.load().timeouts.client_login_timeout;
-    let admitted = if let Err(error) = room(&shared) {
-        Err(error)
-    } else {
-        let admit = startup::admit(&mut stream, &message, origin.address, &shared);
-        tokio::time::timeout(limit, admit)
-            .await
-            .unwrap_or(Err(HandshakeError::Timeout))
-    };
-    match admitted {
-        Err(error) => {
-            refuse(Some(stream), &error, &origin, &shared).await;
-            None
-        }
-        Ok(None) => {
+    match pool {
+        None => {
             console.serve(stream, &message, origin.address).await;
             None
         }
-        Ok(Some(pool)) if message.replication.is_some() => {
+        Some(pool) if message.replication.is_some() => {
             if let Err((stream, error)) = replication::serve(stream, &message, &pool, &shared).await
             {
                 refuse(stream, &error, &origin, &shared).await;
             }
             None
         }
-        Ok(Some(pool)) => match startup::begin(
+        Some(pool) => match startup::begin(
             stream,
             &message,
             origin.text.clone(),
@@ -196,12 +227,13 @@ async fn start(
     }
 }
 
-fn room(shared: &Shared) -> Result<(), HandshakeError> {
+fn room(counted: &mut Counted) -> Result<(), HandshakeError> {
+    let shared = &counted.shared;
     if shared.draining.load(Ordering::SeqCst) {
         return Err(HandshakeError::ShuttingDown);
     }
     let limit = shared.config.load().general.max_client_conn;
-    if shared.connections.load(Ordering::SeqCst) > limit {
+    if !counted.take_place(limit) {
         return Err(HandshakeError::TooManyClients {
             setting: "max_client_conn",
             limit,

@@ -91,6 +91,8 @@ pub struct Shared {
     pub mock: MockSecret,
     /// Connections accepted and not ended, logins included.
     pub connections: AtomicUsize,
+    /// Places taken under `max_client_conn`: connections that asked for a session.
+    pub places: AtomicUsize,
     /// SIGTERM was received: sessions end when they are outside a transaction.
     pub draining: AtomicBool,
     /// All listeners are open, and the process is not stopping.

@@ -65,6 +65,13 @@ fn protocol_violation(error: FrameError) -> End {
     )))
 }
 
+fn unknown_type(tag: u8) -> End {
+    End::Fatal(Box::new(Report::fatal(
+        SqlState::PROTOCOL_VIOLATION,
+        format!("invalid frontend message type {tag}"),
+    )))
+}
+
 impl Session {
     /// Acts on `input`; returns how much of it was used. The rest waits for more bytes or for a backend.
     pub(super) fn process(&mut self, cx: &mut Context<'_>, input: &[u8]) -> Result<usize, End> {
@@ -174,7 +181,15 @@ impl Session {
             // PostgreSQL accepts and ignores these outside COPY; Flush has nothing to flush.
             f::FLUSH | f::COPY_DATA | f::COPY_DONE | f::COPY_FAIL => Ok(frame.missing == 0),
             f::TERMINATE => Err(End::ClientGone),
-            _ => Ok(false),
+            f::QUERY
+            | f::PARSE
+            | f::BIND
+            | f::DESCRIBE
+            | f::EXECUTE
+            | f::CLOSE
+            | f::FUNCTION_CALL => Ok(false),
+            // It gets no backend first.
+            tag => Err(unknown_type(tag)),
         }
     }
 
@@ -242,13 +257,7 @@ impl Session {
             f::FUNCTION_CALL => self.expect(Request::FunctionCall),
             f::COPY_DONE | f::COPY_FAIL => self.expect(Request::CopyEnd),
             f::TERMINATE => return Err(End::ClientGone),
-            tag => {
-                let message = format!("invalid frontend message type {tag}");
-                return Err(End::Fatal(Box::new(Report::fatal(
-                    SqlState::PROTOCOL_VIOLATION,
-                    message,
-                ))));
-            }
+            tag => return Err(unknown_type(tag)),
         }
         gather.input(frame.range());
         Ok(())
@@ -260,7 +269,7 @@ impl Session {
 
     pub(super) fn owe(&mut self, owed: Owed) {
         if let Some(lease) = &mut self.lease {
-            if lease.expect.is_at_rest() {
+            if lease.expect.awaits_more() {
                 self.since = Instant::now();
             }
             lease.expect.push(owed);

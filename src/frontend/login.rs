@@ -213,12 +213,13 @@ async fn by_secret(
     };
     let (stream, user) = (&mut *applicant.stream, applicant.user);
     let proof = if method == AuthMethod::Md5 {
-        authenticate::md5(stream, user, secret.as_ref(), &shared.mock, binding).await?
+        authenticate::md5(stream, user, secret.as_ref(), &shared.mock, binding).await
     } else {
-        Proof::ScramKeys(
-            authenticate::scram(stream, user, secret.as_ref(), &shared.mock, binding).await?,
-        )
+        authenticate::scram(stream, user, secret.as_ref(), &shared.mock, binding)
+            .await
+            .map(Proof::ScramKeys)
     };
+    let proof = proof.inspect_err(|_| shared.secrets.forget(user))?;
     let credentials = match (secret, proof) {
         // A password is good for whatever the server asks.
         (Some(UserSecret::Plain(plain)), _) => Credentials::Password(plain.password().clone()),
@@ -240,7 +241,9 @@ async fn check_cleartext(
     }
     let secret = secret(applicant, shared).await?;
     let password = authenticate::cleartext(applicant.stream, applicant.user).await?;
-    authenticate::check_cleartext(applicant.user, &password, secret.as_ref(), &shared.mock).await?;
+    authenticate::check_cleartext(applicant.user, &password, secret.as_ref(), &shared.mock)
+        .await
+        .inspect_err(|_| shared.secrets.forget(applicant.user))?;
     entrust(pool, Credentials::Password(password));
     Ok(())
 }
@@ -260,48 +263,69 @@ async fn passthrough(
     shared: &Shared,
     pool: &Arc<Pool>,
 ) -> Result<(), Denied> {
-    let ttl = shared.config.load().auth.cache_ttl;
-    let learnt = pool.learnt(ttl);
-    if let Some(Learnt::NoPassword) = learnt {
+    if !needs_password(applicant, shared, pool).await? {
         return Ok(());
-    }
-    if learnt.is_none() {
-        match try_login(shared, pool, applicant.user, &Credentials::None).await {
-            Ok(()) => {
-                pool.learn(Learnt::NoPassword, Instant::now());
-                return Ok(());
-            }
-            Err(OpenError::Login(LoginError::PasswordNeeded { .. })) => {}
-            Err(error) => return Err(error.into()),
-        }
     }
     if !applicant.is_private() {
         return Err(Denied::Insecure);
     }
     let password = authenticate::cleartext(applicant.stream, applicant.user).await?;
-    if let Some(Learnt::Verifier(verifier)) = learnt {
-        let secret = UserSecret::Scram(verifier);
-        let checked =
-            authenticate::check_cleartext(applicant.user, &password, Some(&secret), &shared.mock)
-                .await;
-        // A password that is wrong by what was learnt may have been changed since: the server is asked.
-        if checked.is_ok() {
-            return Ok(());
-        }
+    if fits_learnt(applicant.user, &password, shared, pool).await {
+        return Ok(());
     }
-    try_login(
-        shared,
-        pool,
-        applicant.user,
-        &Credentials::Password(password.clone()),
-    )
-    .await?;
-    let verifier = verifier_of(password).await;
-    pool.learn(
-        verifier.map_or(Learnt::NoPassword, Learnt::Verifier),
-        Instant::now(),
-    );
+    let _turn = pool.turn_to_try().await;
+    // The client that had its turn before may have shown the same password.
+    if fits_learnt(applicant.user, &password, shared, pool).await {
+        return Ok(());
+    }
+    // A password that is wrong by what was learnt may have been changed since: the server is asked.
+    let credentials = Credentials::Password(password.clone());
+    try_login(shared, pool, applicant, &credentials).await?;
+    if let Some(verifier) = verifier_of(password).await {
+        pool.learn(Learnt::Verifier(verifier), Instant::now());
+    }
     Ok(())
+}
+
+/// Whether the server asks the user for a password, by what was learnt or by trying.
+async fn needs_password(
+    applicant: &Applicant<'_>,
+    shared: &Shared,
+    pool: &Arc<Pool>,
+) -> Result<bool, Denied> {
+    let ttl = shared.config.load().auth.cache_ttl;
+    let known = || match pool.learnt(ttl) {
+        None => None,
+        Some(Learnt::NoPassword) => Some(false),
+        Some(Learnt::Verifier(_)) => Some(true),
+    };
+    if let Some(needed) = known() {
+        return Ok(needed);
+    }
+    let _turn = pool.turn_to_try().await;
+    if let Some(needed) = known() {
+        return Ok(needed);
+    }
+    match try_login(shared, pool, applicant, &Credentials::None).await {
+        Ok(()) => {
+            pool.learn(Learnt::NoPassword, Instant::now());
+            Ok(false)
+        }
+        Err(OpenError::Login(LoginError::PasswordNeeded { .. })) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the password is the one that was learnt.
+async fn fits_learnt(user: &str, password: &Secret, shared: &Shared, pool: &Arc<Pool>) -> bool {
+    let ttl = shared.config.load().auth.cache_ttl;
+    let Some(Learnt::Verifier(verifier)) = pool.learnt(ttl) else {
+        return false;
+    };
+    let secret = UserSecret::Scram(verifier);
+    authenticate::check_cleartext(user, password, Some(&secret), &shared.mock)
+        .await
+        .is_ok()
 }
 
 async fn verifier_of(password: Secret) -> Option<Arc<crate::auth::scram::Verifier>> {
@@ -315,12 +339,20 @@ async fn verifier_of(password: Secret) -> Option<Arc<crate::auth::scram::Verifie
 async fn try_login(
     shared: &Shared,
     pool: &Arc<Pool>,
-    user: &str,
+    applicant: &Applicant<'_>,
     credentials: &Credentials,
 ) -> Result<(), OpenError> {
+    let user = applicant.user;
     let mut effective = pool.effective.load().as_ref().clone();
     let is_forced = effective.login_user != user;
     user.clone_into(&mut effective.login_user);
+    // Other rules may hold for replication, and its database need not exist.
+    let replication = applicant.message.replication.as_deref();
+    if let Some(value) = replication {
+        let value = String::from_utf8_lossy(value).into_owned();
+        effective.startup.push(("replication".to_owned(), value));
+        effective.pool.connect_query = None;
+    }
     let dialer = shared.pools.dialer.load_full();
     let Opened { backend, logged_in } =
         open::open(&effective, credentials, &dialer, pool.generation()).await?;
@@ -336,7 +368,10 @@ async fn try_login(
         (_, _, credentials) => credentials.clone(),
     };
     pool.set_credentials(kept);
-    if let Ok(slot) = pool.reserve(&effective.pool) {
+    if replication.is_none()
+        && pool.open() < effective.pool.max_size
+        && let Ok(slot) = pool.reserve(&effective.pool)
+    {
         pool.adopt(backend, slot);
     }
     Ok(())

@@ -254,6 +254,7 @@ impl Session {
     }
 
     fn drop_backend(&mut self) {
+        self.note_torn();
         self.entry.clear_running();
         self.lease = None;
     }

@@ -54,7 +54,7 @@ pub(super) async fn prepare(
 ) -> Result<Prepared, HandshakeError> {
     let Some(settings) = requested(message) else {
         return Err(HandshakeError::Parameter {
-            code: SqlState::INVALID_PARAMETER_VALUE,
+            code: SqlState::SYNTAX_ERROR,
             payload: Vec::new(),
             message: "invalid command-line argument for server process in startup options"
                 .to_owned(),
@@ -73,8 +73,10 @@ pub(super) async fn prepare(
         return Ok(Prepared { settings, reported });
     }
     let mut lease = wait_for_lease(pool, waiter).await?;
-    let reported = try_on(&mut lease, &settings).await?;
+    let tried = try_on(&mut lease, &settings).await;
+    // A refusal leaves the connection as clean as it was; anything else leaves it to be closed.
     lease.checkin();
+    let reported = tried?;
     pool.startups
         .put(Arc::clone(&settings), Arc::clone(&reported));
     Ok(Prepared { settings, reported })
@@ -99,7 +101,11 @@ async fn wait_for_lease(pool: &Arc<Pool>, waiter: &Arc<Waiter>) -> Result<Lease,
         None => Ok(granted.await?),
         Some(limit) => match tokio::time::timeout(limit, granted).await {
             Ok(granted) => Ok(granted?),
-            Err(_) => Err(pool.wait_timeout(limit).into()),
+            // The server's own words, if it had any, say more than that the wait was in vain.
+            Err(_) => Err(match pool.last_refusal() {
+                Some(refusal) => HandshakeError::Open(refusal),
+                None => pool.wait_timeout(limit).into(),
+            }),
         },
     }
 }

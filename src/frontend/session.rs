@@ -114,6 +114,10 @@ pub struct Session {
     /// Since when the session is in its phase, and in its transaction.
     pub(super) since: Instant,
     pub(super) transaction_since: Instant,
+    /// Since when the client takes nothing of what is held for it.
+    pub(super) blocked_since: Option<Instant>,
+    /// The client was sent the beginning of a message whose end will not come: nothing can be told any more.
+    pub(super) torn: bool,
     pub(super) notified_waiting: bool,
     /// The statement under way was cancelled for `query_timeout`; the server's error is still to come.
     pub(super) timed_out: bool,
@@ -156,6 +160,8 @@ impl Session {
             running: std::collections::VecDeque::new(),
             since: now,
             transaction_since: now,
+            blocked_since: None,
+            torn: false,
             notified_waiting: false,
             timed_out: false,
             sleep: None,
@@ -165,6 +171,12 @@ impl Session {
     /// Serves the client until it leaves or is cut off.
     pub async fn run(mut self) {
         self.entry.set_state(ClientState::Idle);
+        let entry = Arc::clone(&self.entry);
+        poll_fn(|cx| {
+            entry.set_waker(cx.waker());
+            Poll::Ready(())
+        })
+        .await;
         let end = poll_fn(|cx| self.poll(cx)).await;
         self.finish(end).await;
     }
@@ -209,12 +221,16 @@ impl Session {
     /// Sends what is held for either side.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut moved = false;
-        if !self.outbox.is_empty()
-            && let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx)
-        {
-            sent?;
-            self.since = Instant::now();
-            moved = true;
+        if self.outbox.is_empty() {
+            self.blocked_since = None;
+        } else {
+            let before = self.outbox.len();
+            if let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx) {
+                sent?;
+                moved = true;
+            } else if self.outbox.len() < before || self.blocked_since.is_none() {
+                self.blocked_since = Some(Instant::now());
+            }
         }
         if let Some(lease) = &mut self.lease
             && !lease.outbox.is_empty()
@@ -315,6 +331,7 @@ impl Session {
             self.pool.withdraw(&self.entry.waiter);
         }
         self.pool.clients.fetch_sub(1, Ordering::SeqCst);
+        self.note_torn();
         if let Some(lease) = self.lease.take() {
             self.part_with(lease, &end);
         }
@@ -325,7 +342,9 @@ impl Session {
                     let (user, database) = (&self.entry.user, &self.entry.database);
                     tracing::warn!(%user, %database, code = report.code.as_str(), "closing a client: {}", report.message);
                 }
-                super::reply::report(&mut self.outbox, &report);
+                if !self.torn {
+                    super::reply::report(&mut self.outbox, &report);
+                }
             }
             End::ServerGone => {}
         }
@@ -336,11 +355,22 @@ impl Session {
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
     }
 
+    /// Notes whether the session parts with its backend amid a message to the client.
+    pub(super) fn note_torn(&mut self) {
+        self.torn |= self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.passing.remaining > 0 && lease.passing.to_client);
+    }
+
     fn part_with(&self, lease: Lease, end: &End) {
         if matches!(end, End::ServerGone) {
             return;
         }
-        let own_state = !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session;
+        // Settings a statement under way may have changed are not in the mirror yet.
+        let own_state = !self.pins.is_empty()
+            || self.settings.is_touched()
+            || self.effective.pool.pool_mode == PoolMode::Session;
         let residue = if own_state {
             Residue::SessionState
         } else {

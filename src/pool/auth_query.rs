@@ -56,6 +56,14 @@ impl AuthQuery {
             .clear();
     }
 
+    /// Forgets what is known of `user`: a proof failed, and the password may have been changed since it was asked for.
+    pub fn forget(&self, user: &str) {
+        self.answers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(user);
+    }
+
     fn remembered(&self, user: &str, config: &Config) -> Option<Answer> {
         let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         let (at, secret) = answers.get(user)?;

@@ -200,6 +200,12 @@ impl Pool {
         self.serve();
     }
 
+    /// What the server said when it last refused a connection, if nothing came of it since.
+    pub fn last_refusal(&self) -> Option<Arc<OpenError>> {
+        self.with_gate(|gate| gate.last_error.clone())
+            .filter(|error| matches!(**error, OpenError::Login(LoginError::Server(_))))
+    }
+
     /// How server connections of this pool log in.
     pub fn credentials(&self) -> Credentials {
         self.with_gate(|gate| gate.credentials.clone())

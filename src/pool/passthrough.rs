@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use super::pool::Pool;
@@ -17,7 +18,34 @@ pub enum Learnt {
     Verifier(Arc<Verifier>),
 }
 
+/// Clients of one pool that try their passwords on the server at the same time.
+const TRIES_MAX: usize = 2;
+
+/// Bounds the logins that only prove a password: a stampede of clients must not use up the server's connections.
+#[derive(Debug)]
+pub(super) struct Tries(Semaphore);
+
+impl Default for Tries {
+    fn default() -> Self {
+        Self(Semaphore::new(TRIES_MAX))
+    }
+}
+
+/// The right to try, until dropped.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    /// `None` only if the semaphore were closed, which nobody does.
+    _permit: Option<SemaphorePermit<'a>>,
+}
+
 impl Pool {
+    /// Waits for its turn to log in to the server on a client's behalf. Cancel safe.
+    pub async fn turn_to_try(&self) -> Turn<'_> {
+        Turn {
+            _permit: self.tries.0.acquire().await.ok(),
+        }
+    }
+
     /// What was learnt less than `ttl` ago.
     pub fn learnt(&self, ttl: Duration) -> Option<Learnt> {
         let learnt = self.learnt.lock().unwrap_or_else(PoisonError::into_inner);

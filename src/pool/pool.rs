@@ -16,7 +16,7 @@ use super::lease::Lease;
 use super::limits::{Cap, Limits, Slot};
 use super::manager::{Manager, Pooled};
 use super::open::{Gate, OpenError};
-use super::passthrough::Learnt;
+use super::passthrough::{Learnt, Tries};
 use super::startups::Startups;
 use super::waiter::{CheckoutError, Waiter};
 use crate::config::model::PoolSettings;
@@ -71,6 +71,7 @@ pub struct Pool {
     /// What a fresh connection reports; `None` until there was one.
     baseline: Mutex<Option<Arc<Reported>>>,
     pub(super) learnt: Mutex<Option<(Instant, Learnt)>>,
+    pub(super) tries: Tries,
     pub startups: Startups,
     /// Clients logged in; kept by their sessions.
     pub clients: AtomicUsize,
@@ -123,6 +124,7 @@ impl Pool {
             blocked_by: Mutex::default(),
             baseline: Mutex::default(),
             learnt: Mutex::default(),
+            tries: Tries::default(),
             startups: Startups::default(),
             clients: AtomicUsize::new(0),
             counters: Counters::default(),

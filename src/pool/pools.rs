@@ -33,6 +33,10 @@ impl Pools {
 
     /// The pool for `database` and `user`; `None` where `config` has no such database and no fallback.
     pub fn get(&self, config: &Config, database: &str, user: &str) -> Option<Arc<Pool>> {
+        let is_known = |name: &str| config.databases.contains_key(name);
+        if !is_known(database) && !is_known("*") {
+            return None;
+        }
         let key = PoolKey {
             database: database.into(),
             user: user.into(),
@@ -69,11 +73,10 @@ impl Pools {
     }
 
     /// Takes over a new configuration. A pool whose server, login or startup settings changed replaces its
-    /// connections; one whose database is gone takes no new clients.
+    /// connections; one whose database is gone serves the clients it has, and [`Self::get`] finds it for no new one.
     pub fn reload(&self, config: &Config) {
         for pool in self.all() {
             let Some(next) = Effective::of(config, &pool.key.database, &pool.key.user) else {
-                pool.orders.disabled.store(true, Ordering::Relaxed);
                 continue;
             };
             let before = pool.effective.load_full();
@@ -105,6 +108,7 @@ impl Pools {
             pool.clients.load(Ordering::SeqCst) > 0
                 || pool.open() > 0
                 || pool.is_held()
+                || pool.orders.disabled.load(Ordering::Relaxed)
                 || Arc::strong_count(pool) > 1
         });
     }

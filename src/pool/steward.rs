@@ -134,13 +134,16 @@ fn keep_house(pools: &Arc<Pools>) {
         let effective = pool.effective.load();
         let manager = pool.objects.manager();
         let mut keep_open = pool.open().saturating_sub(effective.pool.min_idle);
+        let most = effective.pool.max_size + effective.pool.reserve_size;
+        let mut too_many = pool.open().saturating_sub(most);
         pool.retain_idle(|pooled| {
             let backend = &pooled.backend;
             let idle_too_long = effective
                 .timeouts
                 .server_idle_timeout
                 .is_some_and(|limit| backend.released.elapsed() >= limit);
-            let may_go = idle_too_long && keep_open > 0;
+            let may_go = (idle_too_long && keep_open > 0) || too_many > 0;
+            too_many = too_many.saturating_sub(usize::from(may_go));
             keep_open = keep_open.saturating_sub(usize::from(may_go));
             !may_go && !manager.is_outdated(backend)
         });
@@ -157,4 +160,5 @@ fn keep_house(pools: &Arc<Pools>) {
             start_opening(pools, &pool, slot);
         }
     }
+    pools.forget_unused();
 }
