@@ -350,8 +350,7 @@ impl Session {
     }
 
     fn pin(&mut self, known: &Known) -> Result<(), End> {
-        let class = &known.class;
-        if class.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
+        if known.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
             return Ok(());
         }
         if self.effective.pool.on_session_state == OnSessionState::Reject {
@@ -362,7 +361,7 @@ impl Session {
             .hint("Use pool.on_session_state = \"pin\" or a pool in session mode.");
             return Err(End::Fatal(Box::new(report)));
         }
-        self.pins = self.pins.union(class.pins);
+        self.pins = self.pins.union(known.pins);
         Ok(())
     }
 }

@@ -367,11 +367,12 @@ impl Session {
         if matches!(end, End::ServerGone) {
             return;
         }
-        // Settings a statement under way may have changed are not in the mirror yet.
-        let own_state = !self.pins.is_empty()
-            || self.settings.is_touched()
-            || self.effective.pool.pool_mode == PoolMode::Session;
-        let residue = if own_state {
+        let residue = if self.effective.pool.pool_mode == PoolMode::Session {
+            Residue::SessionState
+        } else if !self.pins.is_empty() {
+            Residue::Pinned
+        } else if self.settings.is_touched() {
+            // Settings a statement under way may have changed are not in the mirror yet.
             Residue::SessionState
         } else {
             Residue::None

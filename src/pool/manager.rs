@@ -26,6 +26,12 @@ pub struct Pooled {
     pub slot: Slot,
 }
 
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        self.backend.say_goodbye();
+    }
+}
+
 /// No connection stands ready; one has to be opened.
 #[derive(Debug, Error)]
 #[error("no connection is ready")]

@@ -25,8 +25,14 @@ use super::lease::Lease;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Residue {
     None,
-    /// Temporary tables, advisory locks, LISTEN …: everything is discarded.
+    /// The pool's mode gives a client its own session: everything is discarded.
     SessionState,
+    /// The session was pinned by temporary tables, advisory locks, LISTEN, loaded libraries …
+    ///
+    /// # Why the connection is closed
+    /// `DISCARD ALL` leaves traces that another client could see: the temporary schema, loaded libraries, the caches
+    /// of extensions, the seed of `random()`. Closing it costs what the client's own connection would have cost.
+    Pinned,
 }
 
 /// Gives a lease back: at once if the connection is clean, else by a task that cleans it within `limit`.
@@ -35,8 +41,13 @@ pub fn give_back(lease: Lease, residue: Residue, dialer: &Arc<Dialer>, limit: Du
         lease.checkin();
         return;
     }
+    if residue == Residue::Pinned && lease.expect.is_at_rest() {
+        drop(lease);
+        return;
+    }
     // A half-sent message can't be ended, and COPY BOTH ends only with the connection.
-    if lease.unsent_of_frame > 0 || lease.expect.copy() == Copy::Both {
+    if residue == Residue::Pinned || lease.unsent_of_frame > 0 || lease.expect.copy() == Copy::Both
+    {
         let dialer = Arc::clone(dialer);
         tasks::spawn("cancel and close", async move {
             let _ = cancel::cancel(Arc::clone(&lease.identity), dialer, limit).await;
