@@ -17,6 +17,7 @@ pub mod reload;
 pub mod server;
 pub mod session;
 pub mod sql;
+pub mod status;
 pub mod tasks;
 pub mod telemetry;
 pub mod wire;

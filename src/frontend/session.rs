@@ -161,6 +161,11 @@ impl Session {
     /// Serves the client until it leaves or is cut off.
     pub async fn run(mut self) {
         self.entry.set_state(ClientState::Idle);
+        poll_fn(|cx| {
+            self.entry.set_waker(cx.waker());
+            Poll::Ready(())
+        })
+        .await;
         let end = poll_fn(|cx| self.poll(cx)).await;
         self.finish(end).await;
     }

@@ -297,6 +297,8 @@ pub async fn begin(
         database: Arc::clone(&pool.key.database),
         peer,
         tls: stream.is_tls(),
+        application_name: message.application_name(),
+        local: stream.local_addr(),
     });
     let prepared = match prepare::prepare(&pool, message, &entry.waiter).await {
         Ok(prepared) => prepared,

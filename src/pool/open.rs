@@ -222,7 +222,11 @@ impl Pool {
         self.set_baseline(Some(Arc::clone(&backend.mirror.reported)));
         self.objects
             .manager()
-            .put_ready(Box::new(Pooled { backend, slot }));
+            .put_ready(Box::new(Pooled {
+                listed: self.live.list(&backend),
+                backend,
+                slot,
+            }));
         self.settle_ready();
         self.serve();
     }

@@ -4,12 +4,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
 
 use super::effective::Effective;
 use super::limits::Limits;
+use super::orders::OrderBook;
 use super::pool::{Pool, PoolKey};
 use crate::backend::dial::Dialer;
 use crate::config::model::Config;
@@ -20,6 +21,8 @@ pub struct Pools {
     pools: RwLock<HashMap<PoolKey, Arc<Pool>>>,
     pub(super) limits: Arc<Limits>,
     pub dialer: ArcSwap<Dialer>,
+    /// What the console ordered; taken before `pools`.
+    pub(super) orders: Mutex<OrderBook>,
 }
 
 impl Pools {
@@ -28,11 +31,15 @@ impl Pools {
             pools: RwLock::default(),
             limits: Arc::default(),
             dialer: ArcSwap::new(dialer),
+            orders: Mutex::default(),
         })
     }
 
     /// The pool for `database` and `user`; `None` where `config` has no such database and no fallback.
     pub fn get(&self, config: &Config, database: &str, user: &str) -> Option<Arc<Pool>> {
+        if !Effective::exists(config, database) {
+            return None;
+        }
         let key = PoolKey {
             database: database.into(),
             user: user.into(),
@@ -46,10 +53,13 @@ impl Pools {
             return Some(Arc::clone(pool));
         }
         let effective = Effective::of(config, database, user)?;
+        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
-        let pool = pools
-            .entry(key.clone())
-            .or_insert_with(|| Pool::new(key, effective, Arc::clone(&self.limits)));
+        let pool = pools.entry(key.clone()).or_insert_with(|| {
+            let pool = Pool::new(key, effective, Arc::clone(&self.limits));
+            orders.give(&pool);
+            pool
+        });
         Some(Arc::clone(pool))
     }
 
@@ -69,11 +79,10 @@ impl Pools {
     }
 
     /// Takes over a new configuration. A pool whose server, login or startup settings changed replaces its
-    /// connections; one whose database is gone takes no new clients.
+    /// connections; one whose database is gone takes no new clients (see [`Self::get`]).
     pub fn reload(&self, config: &Config) {
         for pool in self.all() {
             let Some(next) = Effective::of(config, &pool.key.database, &pool.key.user) else {
-                pool.orders.disabled.store(true, Ordering::Relaxed);
                 continue;
             };
             let before = pool.effective.load_full();

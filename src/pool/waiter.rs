@@ -82,8 +82,8 @@ impl Waiter {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Starts to wait. Only the session calls it, and only while away.
-    pub(super) fn start(&self) {
+    /// Starts to wait. Only its own session calls it, and only while away.
+    pub fn start(&self) {
         self.with(|state| {
             *state = State::Waiting {
                 since: Instant::now(),

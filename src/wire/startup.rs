@@ -62,6 +62,19 @@ pub struct StartupMessage {
     pub protocol_options: Vec<Vec<u8>>,
 }
 
+impl StartupMessage {
+    /// The `application_name`, with what is not UTF-8 replaced.
+    pub fn application_name(&self) -> Box<str> {
+        let given = self
+            .parameters
+            .iter()
+            .find(|(name, _)| name == b"application_name");
+        given.map_or_else(Box::default, |(_, value)| {
+            String::from_utf8_lossy(value).into()
+        })
+    }
+}
+
 /// Size of the whole packet whose first four bytes are `head`.
 pub fn packet_len(head: [u8; 4]) -> Result<usize, StartupError> {
     let len = u32::from_be_bytes(head) as usize;
