@@ -125,9 +125,7 @@ impl Snapshot {
         connections: usize,
     ) -> Self {
         let mut all = pools.all();
-        all.sort_by(|a, b| {
-            (&a.key.database, &a.key.user).cmp(&(&b.key.database, &b.key.user))
-        });
+        all.sort_by(|a, b| (&a.key.database, &a.key.user).cmp(&(&b.key.database, &b.key.user)));
         let mut clients = clients(registry);
         let servers = servers(&all, &mut clients);
         let pool_rows = pool_rows(all, &clients, &servers);
@@ -215,7 +213,9 @@ fn pool_rows(
         })
         .collect();
     let place = |database: &Arc<str>, user: &Arc<str>| {
-        places.get(&(Arc::clone(database), Arc::clone(user))).copied()
+        places
+            .get(&(Arc::clone(database), Arc::clone(user)))
+            .copied()
     };
     for client in clients {
         // The console's clients have no pool.
@@ -287,7 +287,12 @@ fn databases(config: &Config, pools: &Pools, rows: &[PoolStatus]) -> Vec<Databas
 
 fn users(config: &Config, rows: &[PoolStatus]) -> Vec<UserStatus> {
     let used = rows.iter().map(|row| &*row.pool.key.user);
-    let names: BTreeSet<&str> = config.users.keys().map(String::as_str).chain(used).collect();
+    let names: BTreeSet<&str> = config
+        .users
+        .keys()
+        .map(String::as_str)
+        .chain(used)
+        .collect();
     names
         .into_iter()
         .map(|name| {

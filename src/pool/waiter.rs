@@ -150,7 +150,7 @@ impl Waiter {
     }
 
     /// Stops waiting. A connection granted meanwhile is returned and has to be checked in.
-    pub(super) fn withdraw(&self) -> Option<Lease> {
+    pub fn withdraw(&self) -> Option<Lease> {
         match self.with(std::mem::take) {
             State::Granted(lease) => Some(lease),
             State::Away | State::Waiting { .. } | State::Failed(_) => None,

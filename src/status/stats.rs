@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::pool::pool::Counters;
 use crate::pool::Pools;
+use crate::pool::pool::Counters;
 
 /// Length of a period: PgBouncer's `stats_period`.
 pub const PERIOD: Duration = Duration::from_secs(60);
@@ -102,9 +102,8 @@ impl Totals {
     /// Averages as PgBouncer makes them: counts a second; times for each transaction, query and assignment.
     fn average(&self, over: Duration) -> Self {
         let micros = over.as_micros().max(1);
-        let a_second = |count: u64| {
-            u64::try_from(u128::from(count) * 1_000_000 / micros).unwrap_or(u64::MAX)
-        };
+        let a_second =
+            |count: u64| u64::try_from(u128::from(count) * 1_000_000 / micros).unwrap_or(u64::MAX);
         let each = |time: u64, count: u64| time.checked_div(count).unwrap_or(0);
         let mut average = Self::from_columns(self.columns().map(a_second));
         average.transaction_time = each(self.transaction_time, self.transactions);
@@ -232,7 +231,10 @@ mod tests {
         tokio::time::advance(Duration::from_secs(60)).await;
         history.end_period(after(6600));
         let stats = history.compare(after(7000))["app"];
-        assert_eq!((stats.total.transactions, stats.average.transactions), (7000, 100));
+        assert_eq!(
+            (stats.total.transactions, stats.average.transactions),
+            (7000, 100)
+        );
         assert_eq!(stats.average.transaction_time, 500);
     }
 
