@@ -271,6 +271,7 @@ mod tests {
         let settings = shown(&[
             ("databases.app.user", "u"),
             ("databases.app.password", "secret2"),
+            ("auth.auth_user", "u"),
             ("auth.auth_password", "secret3"),
         ]);
         for setting in &settings {

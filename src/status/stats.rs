@@ -156,15 +156,12 @@ impl History {
         let mut ticks = tokio::time::interval_at(Instant::now() + PERIOD, PERIOD);
         loop {
             ticks.tick().await;
-            self.end_period(totals(pools));
+            self.end_period(totals(pools), Instant::now());
         }
     }
 
-    fn end_period(&self, totals: BTreeMap<Arc<str>, Totals>) {
-        let sample = Sample {
-            at: Instant::now(),
-            totals,
-        };
+    fn end_period(&self, totals: BTreeMap<Arc<str>, Totals>, at: Instant) {
+        let sample = Sample { at, totals };
         let mut periods = self.periods.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(newer) = periods.newer.replace(sample) {
             periods.older = newer;
@@ -173,14 +170,18 @@ impl History {
 
     /// By database, over the last whole period; before there was one, since the start.
     pub fn stats(&self, pools: &Pools) -> BTreeMap<Arc<str>, DatabaseStats> {
-        self.compare(totals(pools))
+        self.compare(totals(pools), Instant::now())
     }
 
-    fn compare(&self, totals: BTreeMap<Arc<str>, Totals>) -> BTreeMap<Arc<str>, DatabaseStats> {
+    fn compare(
+        &self,
+        totals: BTreeMap<Arc<str>, Totals>,
+        now: Instant,
+    ) -> BTreeMap<Arc<str>, DatabaseStats> {
         let periods = self.periods.lock().unwrap_or_else(PoisonError::into_inner);
         let (newer, at) = match &periods.newer {
             Some(newer) => (Some(&newer.totals), newer.at),
-            None => (None, Instant::now()),
+            None => (None, now),
         };
         let over = at.saturating_duration_since(periods.older.at);
         let of = |sample: &BTreeMap<Arc<str>, Totals>, name: &str| {
@@ -220,17 +221,16 @@ mod tests {
         [("app".into(), totals)].into()
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn averages_are_of_the_last_whole_period() {
+    #[test]
+    fn averages_are_of_the_last_whole_period() {
         let history = History::default();
-        tokio::time::advance(Duration::from_secs(10)).await;
-        let stats = history.compare(after(100))["app"];
+        let start = history.periods.lock().unwrap().older.at;
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let stats = history.compare(after(100), at(10))["app"];
         assert_eq!(stats.average.transactions, 10, "since the start");
-        tokio::time::advance(Duration::from_secs(50)).await;
-        history.end_period(after(600));
-        tokio::time::advance(Duration::from_secs(60)).await;
-        history.end_period(after(6600));
-        let stats = history.compare(after(7000))["app"];
+        history.end_period(after(600), at(60));
+        history.end_period(after(6600), at(120));
+        let stats = history.compare(after(7000), at(150))["app"];
         assert_eq!(
             (stats.total.transactions, stats.average.transactions),
             (7000, 100)
