@@ -72,15 +72,13 @@ impl Condition {
     /// Whether it is met. Idle connections of pools that are to drain are closed on the way.
     pub fn is_met(&self, shared: &Shared) -> bool {
         match self {
-            Self::Drained(scope) => shared
-                .pools
-                .within(scope)
-                .iter()
-                .map(|pool| {
+            Self::Drained(scope) => {
+                let pools = shared.pools.within(scope);
+                for pool in &pools {
                     pool.retain_idle(|_| false);
-                    pool.open() == 0
-                })
-                .fold(true, |all, drained| all && drained),
+                }
+                pools.iter().all(|pool| pool.open() == 0)
+            }
             Self::Replaced(scope) => {
                 let pools = shared.pools.within(scope);
                 !pools.iter().any(|pool| pool.has_outdated())

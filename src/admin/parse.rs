@@ -310,8 +310,8 @@ mod tests {
         commands.remove(0)
     }
 
-    fn name(name: &str) -> Option<String> {
-        Some(name.to_owned())
+    fn pause(name: &str) -> Command {
+        Command::Pause(Some(name.to_owned()))
     }
 
     #[test]
@@ -320,8 +320,11 @@ mod tests {
         assert_eq!(one("SELECT version()"), Command::Show(Show::Version));
         assert_eq!(one("select pools"), Command::Show(Show::Pools));
         assert_eq!(one(" PAUSE "), Command::Pause(None));
-        assert_eq!(one("pause App-1 -- now"), Command::Pause(name("App-1")));
-        assert_eq!(one("kill \"my \"\"db\""), Command::Kill(name("my \"db")));
+        assert_eq!(one("pause App-1 -- now"), pause("App-1"));
+        assert_eq!(
+            one("kill \"my \"\"db\""),
+            Command::Kill(Some("my \"db".to_owned()))
+        );
         assert_eq!(one("KILL_CLIENT 17"), Command::KillClient(17));
         assert_eq!(
             one("shutdown wait_for_clients"),
@@ -332,8 +335,8 @@ mod tests {
     #[test]
     fn several_statements_stand_in_one_text() {
         assert_eq!(
-            parse("/* a; */ pause a; ;resume a;"),
-            Ok(vec![Command::Pause(name("a")), Command::Resume(name("a"))])
+            parse("/* a; */ pause a; ;resume;"),
+            Ok(vec![pause("a"), Command::Resume(None)])
         );
         assert_eq!(parse(" ; -- nothing"), Ok(vec![]));
     }

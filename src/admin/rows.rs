@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::show::{PARAMETERS, Show, TOTALS};
 use super::table::{Row, Value};
 use crate::config;
+use crate::config::model::PoolMode;
 use crate::registry::ClientState;
 use crate::status::stats::{DatabaseStats, Totals};
 use crate::status::{ClientStatus, DatabaseStatus, PoolStatus, ServerStatus, Snapshot};
@@ -99,7 +100,7 @@ impl View<'_> {
                 (&*user.name).into(),
                 number(own.max_size).into(),
                 number(own.reserve_size).into(),
-                own.pool_mode.map(|mode| mode.as_str()).into(),
+                own.pool_mode.map(PoolMode::as_str).into(),
                 limit(own.max_user_connections, config.pool.max_user_connections).into(),
                 user.connections.into(),
                 limit(

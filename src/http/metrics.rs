@@ -12,7 +12,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::frontend::shared::Shared;
 use crate::status::stats::Totals;
-use crate::status::{PoolStatus, Snapshot};
+use crate::status::{DatabaseStatus, PoolStatus, Snapshot};
 
 /// The whole page.
 pub(super) fn render(shared: &Shared, events: &PrometheusHandle) -> String {
@@ -280,8 +280,11 @@ fn put_totals(page: &mut Page, pools: &[PoolStatus]) {
     }
 }
 
+/// A gauge of a database: name, help, value.
+type DatabaseGauge = (&'static str, &'static str, fn(&DatabaseStatus) -> usize);
+
 fn put_databases(page: &mut Page, snapshot: &Snapshot) {
-    let families: [(&str, &str, fn(&crate::status::DatabaseStatus) -> usize); 4] = [
+    let families: [DatabaseGauge; 4] = [
         (
             "pgweir_database_servers",
             "Server connections of a database, over all users.",

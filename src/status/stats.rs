@@ -66,20 +66,28 @@ impl Totals {
     }
 
     fn from_columns(columns: [u64; 11]) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k] = columns;
-        Self {
-            server_assignments: a,
-            transactions: b,
-            queries: c,
-            received_bytes: d,
-            sent_bytes: e,
-            transaction_time: f,
-            query_time: g,
-            wait_time: h,
-            client_parses: i,
-            server_parses: j,
-            binds: k,
+        let mut totals = Self::default();
+        for (field, value) in totals.fields_mut().into_iter().zip(columns) {
+            *field = value;
         }
+        totals
+    }
+
+    /// In the order of [`Self::columns`].
+    fn fields_mut(&mut self) -> [&mut u64; 11] {
+        [
+            &mut self.server_assignments,
+            &mut self.transactions,
+            &mut self.queries,
+            &mut self.received_bytes,
+            &mut self.sent_bytes,
+            &mut self.transaction_time,
+            &mut self.query_time,
+            &mut self.wait_time,
+            &mut self.client_parses,
+            &mut self.server_parses,
+            &mut self.binds,
+        ]
     }
 
     #[must_use]
@@ -236,6 +244,12 @@ mod tests {
             (7000, 100)
         );
         assert_eq!(stats.average.transaction_time, 500);
+    }
+
+    #[test]
+    fn columns_read_back_in_their_order() {
+        let columns = std::array::from_fn(|place| place as u64);
+        assert_eq!(Totals::from_columns(columns).columns(), columns);
     }
 
     #[test]
