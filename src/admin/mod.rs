@@ -1,6 +1,6 @@
 //! The console: the virtual database `pgweir` (alias `pgbouncer`), which psql and drivers talk to.
 //!
-//! [`console`] is the dialogue, [`parse`] the language, [`show`] the tables, [`command`] the orders; [`extended`] keeps
+//! [`console`] lets clients in and `dialogue` answers them; [`parse`] is the language, [`show`] the tables, [`command`] the orders; [`extended`] keeps
 //! what the extended protocol names. Nothing here touches a statement of a client.
 //!
 //! # Why
@@ -9,6 +9,7 @@
 
 pub mod command;
 pub mod console;
+mod dialogue;
 pub mod extended;
 pub mod parse;
 pub mod rows;

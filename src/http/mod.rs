@@ -1,7 +1,7 @@
 //! HTTP: `/live`, `/ready`, `/metrics`, and a page that lists them.
 //!
-//! Every connection answers one request within [`CONNECTION_LIMIT`] and is closed; no more than [`CONNECTIONS_MAX`] are
-//! open, and no request's head is larger than [`HEAD_MAX`]. So a client that stalls costs a little for a moment, and
+//! Every connection answers one request within `CONNECTION_LIMIT` and is closed; no more than `CONNECTIONS_MAX` are
+//! open, and no request's head is larger than `HEAD_MAX`. So a client that stalls costs a little for a moment, and
 //! the data path nothing.
 
 mod metrics;
