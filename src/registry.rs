@@ -4,6 +4,7 @@
 //! server only while that client's statement runs there.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
@@ -73,6 +74,10 @@ pub struct ClientEntry {
     /// `address:port`, or `unix`.
     pub peer: Box<str>,
     pub tls: bool,
+    /// `application_name` as given at startup.
+    pub application_name: Box<str>,
+    /// Where it connected to; `None` on a Unix socket.
+    pub local: Option<SocketAddr>,
     pub connected: Instant,
     pub waiter: Arc<Waiter>,
     running: Mutex<Option<Arc<Identity>>>,
@@ -161,6 +166,8 @@ pub struct NewClient {
     pub database: Arc<str>,
     pub peer: Box<str>,
     pub tls: bool,
+    pub application_name: Box<str>,
+    pub local: Option<SocketAddr>,
 }
 
 /// Registered until dropped.
@@ -206,6 +213,8 @@ impl Registry {
             database: new.database,
             peer: new.peer,
             tls: new.tls,
+            application_name: new.application_name,
+            local: new.local,
             connected: Instant::now(),
             waiter: Arc::default(),
             running: Mutex::default(),
@@ -224,6 +233,11 @@ impl Registry {
     /// Every client.
     pub fn all(&self) -> Vec<Arc<ClientEntry>> {
         self.lock().values().cloned().collect()
+    }
+
+    /// The client with this process id.
+    pub fn get(&self, pid: FrontendPid) -> Option<Arc<ClientEntry>> {
+        self.lock().get(&pid).cloned()
     }
 
     pub fn len(&self) -> usize {

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::effective::Effective;
 use super::lease::Lease;
 use super::limits::{Cap, Limits, Slot};
+use super::live::Live;
 use super::manager::{Manager, Pooled};
 use super::open::{Gate, OpenError};
 use super::passthrough::{Learnt, Tries};
@@ -62,6 +63,8 @@ pub struct Pool {
     /// Connections that hold a slot: idle, leased, being opened, being cleaned.
     pub(super) open: Arc<AtomicUsize>,
     pub(super) opening: AtomicUsize,
+    /// The connections that are open, for those who look on.
+    pub live: Arc<Live>,
     /// How to log in, and whether to try.
     pub(super) gate: Mutex<Gate>,
     waiters: Mutex<VecDeque<Arc<Waiter>>>,
@@ -118,6 +121,7 @@ impl Pool {
             limits,
             open: Arc::default(),
             opening: AtomicUsize::new(0),
+            live: Arc::default(),
             gate,
             waiters: Mutex::default(),
             waiting: AtomicUsize::new(0),
@@ -330,6 +334,25 @@ impl Pool {
     pub fn retain_idle(&self, mut keep: impl FnMut(&Pooled) -> bool) -> usize {
         let RetainResult { removed, .. } = self.objects.retain(|pooled, _| keep(pooled));
         removed.len()
+    }
+
+    /// Ids of the idle connections.
+    pub fn idle_ids(&self) -> Vec<u64> {
+        let mut ids = Vec::new();
+        self.retain_idle(|pooled| {
+            ids.push(pooled.backend.id);
+            true
+        });
+        ids
+    }
+
+    /// Whether connections from before the last `RECONNECT` are still open.
+    pub fn has_outdated(&self) -> bool {
+        let generation = self.generation();
+        self.live
+            .all()
+            .iter()
+            .any(|backend| backend.generation < generation)
     }
 
     /// `RECONNECT`: every connection is replaced when it is next free.

@@ -13,7 +13,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod console;
 mod drivers;
+mod http;
 mod shared;
 mod smoke;
 mod support_works;
