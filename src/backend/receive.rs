@@ -128,10 +128,20 @@ pub fn receive(
         if have < end && is_state && header.len <= WHOLE_FRAME_MAX {
             break;
         }
-        let received = backend.expect.receive(header.tag)?;
+        let payload = &input[at + HEADER..have];
+        if header.tag == b::READY_FOR_QUERY && backend.expect.is_skipping() {
+            skip(backend, receiver);
+        }
+        let received = match backend.expect.receive(header.tag) {
+            // A server that ends the connection says so unasked.
+            Err(_) if header.tag == b::ERROR_RESPONSE && b::is_fatal(payload) => Received {
+                owed: Owed::new(Request::Sync, For::Client),
+                done: false,
+            },
+            received => received?,
+        };
         let mut to_client = received.owed.to == For::Client;
         if is_state {
-            let payload = &input[at + HEADER..have];
             to_client |= header.tag == b::ERROR_RESPONSE
                 && (received.owed.to == For::Reparse || b::is_fatal(payload));
             note(backend, header.tag, payload);

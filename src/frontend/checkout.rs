@@ -126,7 +126,12 @@ impl Session {
         let Some(lease) = &self.lease else {
             return Ok(());
         };
-        if !lease.expect.is_at_rest() || lease.passing.remaining > 0 || lease.unsent_of_frame > 0 {
+        if !lease.expect.awaits_more() || lease.passing.remaining > 0 || lease.unsent_of_frame > 0 {
+            return Ok(());
+        }
+        if !lease.expect.is_at_rest() {
+            // The rest of an extended exchange, and above all its Sync, is the client's to send.
+            self.since = Instant::now();
             return Ok(());
         }
         self.in_transaction = lease.status != TransactionStatus::Idle;

@@ -9,6 +9,7 @@ use super::reply;
 use super::session::{End, Phase, Session};
 use crate::backend::cancel;
 use crate::error::{Report, SqlState, UserFacing};
+use crate::pool::Lease;
 use crate::tasks;
 
 /// A limit of the configuration, by its setting.
@@ -62,7 +63,7 @@ impl Session {
                 Limit::CancelWait,
             ),
             Phase::Planning => at(self.since, timeouts.query_timeout, Limit::Query),
-            Phase::Active if self.is_awaiting_client() && !self.in_transaction => {
+            Phase::Active if self.is_awaiting_client() && !self.holds_transaction() => {
                 at(self.since, timeouts.client_idle_timeout, Limit::ClientIdle)
             }
             Phase::Active if self.is_awaiting_client() => earlier(
@@ -84,7 +85,13 @@ impl Session {
     fn is_awaiting_client(&self) -> bool {
         self.lease
             .as_ref()
-            .is_some_and(|lease| lease.expect.is_at_rest())
+            .is_some_and(|lease| lease.expect.awaits_more())
+    }
+
+    /// In a transaction, be it only that of an extended exchange whose Sync is still to come.
+    fn holds_transaction(&self) -> bool {
+        let is_open = |lease: &Lease| !lease.expect.is_at_rest();
+        self.in_transaction || self.lease.as_ref().is_some_and(is_open)
     }
 
     /// Acts on a limit that was reached.

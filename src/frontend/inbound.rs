@@ -260,7 +260,7 @@ impl Session {
 
     pub(super) fn owe(&mut self, owed: Owed) {
         if let Some(lease) = &mut self.lease {
-            if lease.expect.is_at_rest() {
+            if lease.expect.awaits_more() {
                 self.since = Instant::now();
             }
             lease.expect.push(owed);

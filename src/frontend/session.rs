@@ -340,7 +340,10 @@ impl Session {
         if matches!(end, End::ServerGone) {
             return;
         }
-        let own_state = !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session;
+        // Settings a statement under way may have changed are not in the mirror yet.
+        let own_state = !self.pins.is_empty()
+            || self.settings.is_touched()
+            || self.effective.pool.pool_mode == PoolMode::Session;
         let residue = if own_state {
             Residue::SessionState
         } else {

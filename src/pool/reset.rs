@@ -75,7 +75,7 @@ async fn clean(
         if owed == Some(Request::Execute) {
             sync(&mut lease);
         }
-    } else if !lease.expect.is_empty() {
+    } else if !lease.expect.is_at_rest() {
         tasks::spawn(
             "cancel for a client that left",
             cancel::cancel(Arc::clone(&lease.identity), dialer, limit),

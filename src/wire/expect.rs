@@ -6,8 +6,10 @@
 //! answer that nothing asked for means the two ends disagree: the connection must not be used again.
 //!
 //! # Invariants
-//! - After an error in an extended exchange the server skips everything up to the next Sync; so does the queue.
-//! - A backend is at rest only with the queue empty.
+//! - After an error in an extended exchange the server skips everything up to the next Sync, be it sent already or
+//!   not, simple queries included; so does the queue.
+//! - A backend is at rest only with the queue empty and no extended exchange without its Sync: until then the server
+//!   is in a transaction of its own making, or skips what it is sent.
 
 use std::collections::VecDeque;
 
@@ -99,23 +101,45 @@ pub enum Copy {
 pub struct Expect {
     queue: VecDeque<Owed>,
     copy: Copy,
+    /// An extended exchange was begun whose Sync was not sent.
+    open: bool,
+    /// The server skips what it is sent up to the next Sync, which was not sent when it said so.
+    skipping: bool,
 }
 
 impl Expect {
     /// Notes that `owed` was sent, or for [`For::Local`] that it is to be answered in this place.
     pub fn push(&mut self, owed: Owed) {
         match owed.request {
-            Request::Sync if self.copy == Copy::In => {}
-            Request::CopyEnd if self.copy == Copy::In => self.copy = Copy::None,
+            Request::Sync if self.copy == Copy::In => return,
+            Request::CopyEnd if self.copy == Copy::In => {
+                self.copy = Copy::None;
+                return;
+            }
             // Nothing awaits it: the server accepts and ignores it outside COPY.
-            Request::CopyEnd if self.queue.is_empty() => {}
-            _ => self.queue.push_back(owed),
+            Request::CopyEnd if self.queue.is_empty() => return,
+            Request::CopyEnd => {}
+            Request::Sync => self.open = false,
+            // They end an exchange like a Sync, unless they are skipped.
+            Request::Query | Request::FunctionCall => self.open = self.skipping,
+            _ => self.open |= owed.to != For::Local,
         }
+        self.queue.push_back(owed);
     }
 
-    /// Nothing is owed and no COPY is under way.
+    /// Nothing is owed, no COPY is under way and no extended exchange waits for its Sync.
     pub fn is_at_rest(&self) -> bool {
+        self.awaits_more() && !self.open
+    }
+
+    /// Everything sent was answered, but the server may be in the midst of an extended exchange.
+    pub fn awaits_more(&self) -> bool {
         self.queue.is_empty() && self.copy == Copy::None
+    }
+
+    /// The server skips what it is sent up to the next Sync.
+    pub fn is_skipping(&self) -> bool {
+        self.skipping
     }
 
     pub fn copy(&self) -> Copy {
@@ -148,9 +172,8 @@ impl Expect {
             tag,
             b::NOTICE_RESPONSE | b::NOTIFICATION_RESPONSE | b::PARAMETER_STATUS
         ) {
-            let owed = self
-                .front()
-                .unwrap_or(Owed::new(Request::Sync, For::Client));
+            let front = self.front().filter(|_| !self.skipping);
+            let owed = front.unwrap_or(Owed::new(Request::Sync, For::Client));
             return Ok(Received { owed, done: false });
         }
         let owed = self.front().ok_or(Unexpected(tag))?;
@@ -229,6 +252,15 @@ impl Expect {
             index += 1;
             at == 0 || at > until || !matches!(owed.request, Request::Sync | Request::CopyEnd)
         });
+        // The Sync that would have ended the exchange may be among those.
+        let is_extended = self
+            .front()
+            .is_some_and(|owed| owed.request == Request::Execute);
+        self.open |= is_extended && !self.has_sync();
+    }
+
+    fn has_sync(&self) -> bool {
+        self.queue.iter().any(|owed| owed.request == Request::Sync)
     }
 
     fn drop_copy_ends(&mut self) {
@@ -240,24 +272,36 @@ impl Expect {
         }
     }
 
-    /// After an error whose entry is still in front: takes off what the server skips and shows each to `skipped`.
-    /// In a simple exchange nothing is skipped; in an extended one, everything before the next Sync.
+    /// After an error whose entry is still in front, and before the `ReadyForQuery` of a server that skips: takes off
+    /// what the server skips and shows each to `skipped`. In a simple exchange nothing is skipped; in an extended one,
+    /// everything before the next Sync.
     pub fn skip_to_sync(&mut self, mut skipped: impl FnMut(Owed)) {
-        while let Some(owed) = self.front() {
-            if matches!(
+        let is_simple = |owed: Owed| {
+            matches!(
                 owed.request,
                 Request::Sync | Request::Query | Request::FunctionCall
-            ) {
-                break;
+            )
+        };
+        if !self.skipping && self.front().is_none_or(is_simple) {
+            return;
+        }
+        while let Some(owed) = self.front() {
+            if owed.request == Request::Sync {
+                self.skipping = false;
+                return;
             }
             self.queue.pop_front();
             skipped(owed);
         }
+        self.skipping = true;
+        self.open = true;
     }
 
     /// Takes off an entry in front that pgweir answers itself; call until `None` after each answer and each send.
     pub fn take_local(&mut self) -> Option<Request> {
-        let owed = self.front().filter(|owed| owed.to == For::Local)?;
+        let owed = self
+            .front()
+            .filter(|owed| owed.to == For::Local && !self.skipping)?;
         self.queue.pop_front();
         self.drop_copy_ends();
         Some(owed.request)
@@ -265,109 +309,4 @@ impl Expect {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn expect(requests: &[Request]) -> Expect {
-        let mut expect = Expect::default();
-        for &request in requests {
-            expect.push(Owed::new(request, For::Client));
-        }
-        expect
-    }
-
-    fn receive(expect: &mut Expect, tags: &[u8]) {
-        for &tag in tags {
-            expect
-                .receive(tag)
-                .unwrap_or_else(|error| panic!("{error} in {expect:?}"));
-        }
-    }
-
-    #[test]
-    fn a_pipeline_is_at_rest_only_after_its_last_ready_for_query() {
-        use Request as R;
-        let mut e = expect(&[
-            R::Parse,
-            R::Bind,
-            R::DescribePortal,
-            R::Execute,
-            R::Sync,
-            R::Query,
-        ]);
-        receive(&mut e, b"12TDDCZ");
-        assert!(!e.is_at_rest());
-        receive(&mut e, b"TDCZ");
-        assert!(e.is_at_rest());
-    }
-
-    #[test]
-    fn an_error_skips_to_the_next_sync() {
-        use Request as R;
-        let mut e = expect(&[
-            R::Parse,
-            R::Bind,
-            R::Execute,
-            R::Sync,
-            R::Bind,
-            R::Execute,
-            R::Sync,
-        ]);
-        receive(&mut e, b"1E");
-        let mut skipped = Vec::new();
-        e.skip_to_sync(|owed| skipped.push(owed.request));
-        assert_eq!(skipped, [R::Bind, R::Execute]);
-        receive(&mut e, b"Z2CZ");
-        assert!(e.is_at_rest());
-    }
-
-    #[test]
-    fn an_error_in_a_simple_query_waits_for_its_ready_for_query() {
-        let mut e = expect(&[Request::Query]);
-        receive(&mut e, b"TDE");
-        e.skip_to_sync(|owed| panic!("{owed:?} is not skipped"));
-        receive(&mut e, b"Z");
-        assert!(e.is_at_rest());
-    }
-
-    #[test]
-    fn syncs_before_the_end_of_copy_data_are_not_answered() {
-        use Request as R;
-        let mut e = expect(&[R::Bind, R::Execute, R::Sync]);
-        receive(&mut e, b"2G");
-        assert_eq!(e.copy(), Copy::In);
-        e.push(Owed::new(R::Sync, For::Client));
-        e.push(Owed::new(R::CopyEnd, For::Client));
-        e.push(Owed::new(R::Sync, For::Client));
-        receive(&mut e, b"CZ");
-        assert!(e.is_at_rest());
-    }
-
-    #[test]
-    fn copy_data_sent_ahead_of_the_answer_counts_the_same() {
-        use Request as R;
-        let mut e = expect(&[R::Bind, R::Execute, R::Sync, R::CopyEnd, R::Sync]);
-        receive(&mut e, b"2GCZ");
-        assert!(e.is_at_rest());
-    }
-
-    #[test]
-    fn an_answer_nothing_asked_for_is_refused() {
-        let mut e = expect(&[Request::Parse]);
-        assert_eq!(e.receive(b'2'), Err(Unexpected(b'2')));
-        assert_eq!(Expect::default().receive(b'Z'), Err(Unexpected(b'Z')));
-    }
-
-    #[test]
-    fn local_answers_wait_for_their_turn() {
-        use Request as R;
-        let mut e = expect(&[R::Bind]);
-        e.push(Owed::new(R::Close, For::Local));
-        e.push(Owed::new(R::Sync, For::Client));
-        assert_eq!(e.take_local(), None);
-        receive(&mut e, b"2");
-        assert_eq!(e.take_local(), Some(R::Close));
-        receive(&mut e, b"Z");
-        assert!(e.is_at_rest());
-    }
-}
+mod tests;
