@@ -258,20 +258,28 @@ async fn drain(shared: &Arc<Shared>, accepting: Vec<JoinHandle<()>>) {
     accepting.iter().for_each(JoinHandle::abort);
     let limit = shared.config.load().general.shutdown_timeout;
     tracing::info!(clients = shared.registry.len(), "shutting down");
-    let mut interrupt = signal(SignalKind::interrupt()).ok();
-    let again = async {
-        match &mut interrupt {
-            Some(interrupt) => interrupt.recv().await,
-            None => std::future::pending().await,
-        }
-    };
     tokio::select! {
         () = order(shared, Order::Drain) => {}
         () = tokio::time::sleep(limit) => tracing::warn!("shutdown_timeout is over; closing the remaining clients"),
-        _ = again => tracing::warn!("interrupted again; closing the remaining clients"),
+        () = told_again() => tracing::warn!("told to stop again; closing the remaining clients"),
     }
     let _ = tokio::time::timeout(FAREWELL, order(shared, Order::Terminate)).await;
     tracing::info!("stopped");
+}
+
+/// A second SIGTERM or SIGINT.
+async fn told_again() {
+    let again = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    );
+    let (Ok(mut terminate), Ok(mut interrupt)) = again else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
 }
 
 /// Gives `order` to all clients until none is left.

@@ -66,6 +66,8 @@ pub enum Order {
 pub struct ClientEntry {
     pub pid: FrontendPid,
     pub key: [u8; KEY_LEN],
+    /// How much of `key` the client was told.
+    key_len: usize,
     pub user: Arc<str>,
     pub database: Arc<str>,
     /// `address:port`, or `unix`.
@@ -81,6 +83,11 @@ pub struct ClientEntry {
 }
 
 impl ClientEntry {
+    /// The cancel key as the client was told it.
+    pub fn key(&self) -> &[u8] {
+        &self.key[..self.key_len]
+    }
+
     pub fn state(&self) -> ClientState {
         ClientState::from_u8(self.state.load(Ordering::Relaxed))
     }
@@ -148,6 +155,8 @@ pub struct Registry {
 /// What a new client is registered with.
 #[derive(Debug)]
 pub struct NewClient {
+    /// 4 for protocol 3.0, [`KEY_LEN`] for 3.2.
+    pub key_len: usize,
     pub user: Arc<str>,
     pub database: Arc<str>,
     pub peer: Box<str>,
@@ -192,6 +201,7 @@ impl Registry {
         let entry = Arc::new(ClientEntry {
             pid,
             key,
+            key_len: new.key_len.min(KEY_LEN),
             user: new.user,
             database: new.database,
             peer: new.peer,
@@ -224,17 +234,12 @@ impl Registry {
         self.lock().is_empty()
     }
 
-    /// The client a cancel request is for. `key` is compared in constant time, in the length it was given out:
-    /// 4 bytes for protocol 3.0, [`KEY_LEN`] for 3.2.
+    /// The client a cancel request is for. `key` is compared in constant time and in the length it was given out, so
+    /// that a long key can't be guessed by its beginning.
     pub fn find(&self, pid: u32, key: &[u8]) -> Option<Arc<ClientEntry>> {
         use subtle::ConstantTimeEq;
         let entry = Arc::clone(self.lock().get(&FrontendPid(pid))?);
-        let own = match key.len() {
-            4 => &entry.key[..4],
-            KEY_LEN => &entry.key[..],
-            _ => return None,
-        };
-        bool::from(own.ct_eq(key)).then_some(entry)
+        bool::from(entry.key().ct_eq(key)).then_some(entry)
     }
 }
 

@@ -30,17 +30,20 @@ pub enum CancelError {
     Timeout,
 }
 
-/// Asks the server to cancel what `backend` runs and waits until the server has passed it on. Not cancel safe: spawn
-/// it, so that the hold on the backend lasts until the server has closed the connection.
-pub async fn cancel(
+/// Asks the server to cancel what `backend` runs and waits until the server has passed it on. The backend is held
+/// back from the call on, not only once the future is polled: until then it could have gone to somebody else. Not
+/// cancel safe: spawn it, so that the hold lasts until the server has closed the connection.
+pub fn cancel(
     backend: Arc<Identity>,
     dialer: Arc<Dialer>,
     timeout: Duration,
-) -> Result<(), CancelError> {
+) -> impl Future<Output = Result<(), CancelError>> + Send + 'static {
     let held = backend.cancelling();
-    let sent = tokio::time::timeout(timeout, send(&backend, &dialer)).await;
-    drop(held);
-    sent.unwrap_or(Err(CancelError::Timeout))
+    async move {
+        let sent = tokio::time::timeout(timeout, send(&backend, &dialer)).await;
+        drop(held);
+        sent.unwrap_or(Err(CancelError::Timeout))
+    }
 }
 
 async fn send(backend: &Identity, dialer: &Dialer) -> Result<(), CancelError> {

@@ -165,6 +165,12 @@ impl Session {
     /// Serves the client until it leaves or is cut off.
     pub async fn run(mut self) {
         self.entry.set_state(ClientState::Idle);
+        let entry = Arc::clone(&self.entry);
+        poll_fn(|cx| {
+            entry.set_waker(cx.waker());
+            Poll::Ready(())
+        })
+        .await;
         let end = poll_fn(|cx| self.poll(cx)).await;
         self.finish(end).await;
     }

@@ -203,6 +203,17 @@ async fn read_packet(stream: &mut Stream) -> Result<StartupPacket, HandshakeErro
     Ok(startup::read(&packet)?)
 }
 
+/// Tells a client that asks for more than is spoken here what it gets; like a server, before anything else.
+async fn negotiate(stream: &mut Stream, message: &StartupMessage) -> std::io::Result<()> {
+    if message.version <= Version::V3_2 && message.protocol_options.is_empty() {
+        return Ok(());
+    }
+    let mut out = Vec::new();
+    let spoken = message.version.min(Version::V3_2);
+    startup::put_negotiate_protocol_version(&mut out, spoken, &message.protocol_options);
+    stream.write_all(&out).await
+}
+
 /// Checks who the client is and whether it may come in.
 pub async fn admit(
     stream: &mut Stream,
@@ -210,6 +221,7 @@ pub async fn admit(
     address: Option<IpAddr>,
     shared: &Shared,
 ) -> Result<Option<Arc<Pool>>, HandshakeError> {
+    negotiate(stream, message).await?;
     let config = shared.config.load_full();
     let text =
         |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| HandshakeError::Encoding);
@@ -292,7 +304,13 @@ pub async fn begin(
     pool: Arc<Pool>,
     shared: Arc<Shared>,
 ) -> Result<Session, (Option<Stream>, HandshakeError)> {
+    let key_len = if message.version < Version::V3_2 {
+        4
+    } else {
+        KEY_LEN
+    };
     let entry = shared.registry.register(NewClient {
+        key_len,
         user: Arc::clone(&pool.key.user),
         database: Arc::clone(&pool.key.database),
         peer,
@@ -302,7 +320,7 @@ pub async fn begin(
         Ok(prepared) => prepared,
         Err(error) => return Err((Some(stream), error)),
     };
-    if let Err(error) = greet(&mut stream, message, &entry, &prepared.reported).await {
+    if let Err(error) = greet(&mut stream, &entry, &prepared.reported).await {
         return Err((Some(stream), error.into()));
     }
     let settings = Tracker::new(prepared.settings);
@@ -318,21 +336,15 @@ pub async fn begin(
 
 async fn greet(
     stream: &mut Stream,
-    message: &StartupMessage,
     entry: &Registered,
     reported: &Reported,
 ) -> std::io::Result<()> {
     let mut out = Vec::with_capacity(512);
-    let spoken = message.version.min(Version::V3_2);
-    if message.version > Version::V3_2 || !message.protocol_options.is_empty() {
-        startup::put_negotiate_protocol_version(&mut out, spoken, &message.protocol_options);
-    }
     backend::put_authentication_ok(&mut out);
     for (name, value) in reported.iter() {
         backend::put_parameter_status(&mut out, name, value);
     }
-    let key_len = if spoken < Version::V3_2 { 4 } else { KEY_LEN };
-    backend::put_backend_key_data(&mut out, entry.pid.0, &entry.key[..key_len]);
+    backend::put_backend_key_data(&mut out, entry.pid.0, entry.key());
     backend::put_ready_for_query(&mut out, backend::TransactionStatus::Idle);
     stream.write_all(&out).await?;
     stream.flush().await
