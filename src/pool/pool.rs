@@ -164,11 +164,12 @@ impl Pool {
 
     /// Leaves the queue. What was granted in the meantime goes to the next.
     pub fn withdraw(self: &Arc<Self>, waiter: &Arc<Waiter>) {
-        let before = self.waiting();
-        self.with_waiters(|waiters| waiters.retain(|other| !Arc::ptr_eq(other, waiter)));
-        self.limits
-            .waiting
-            .fetch_sub(before.saturating_sub(self.waiting()), Ordering::SeqCst);
+        let gone = self.with_waiters(|waiters| {
+            let before = waiters.len();
+            waiters.retain(|other| !Arc::ptr_eq(other, waiter));
+            before - waiters.len()
+        });
+        self.limits.waiting.fetch_sub(gone, Ordering::SeqCst);
         if let Some(lease) = waiter.withdraw() {
             lease.checkin();
         }

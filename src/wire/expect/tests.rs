@@ -1,0 +1,104 @@
+use super::*;
+
+fn expect(requests: &[Request]) -> Expect {
+    let mut expect = Expect::default();
+    for &request in requests {
+        expect.push(Owed::new(request, For::Client));
+    }
+    expect
+}
+
+fn receive(expect: &mut Expect, tags: &[u8]) {
+    for &tag in tags {
+        expect
+            .receive(tag)
+            .unwrap_or_else(|error| panic!("{error} in {expect:?}"));
+    }
+}
+
+#[test]
+fn a_pipeline_is_at_rest_only_after_its_last_ready_for_query() {
+    use Request as R;
+    let mut e = expect(&[
+        R::Parse,
+        R::Bind,
+        R::DescribePortal,
+        R::Execute,
+        R::Sync,
+        R::Query,
+    ]);
+    receive(&mut e, b"12TDDCZ");
+    assert!(!e.is_at_rest());
+    receive(&mut e, b"TDCZ");
+    assert!(e.is_at_rest());
+}
+
+#[test]
+fn an_error_skips_to_the_next_sync() {
+    use Request as R;
+    let mut e = expect(&[
+        R::Parse,
+        R::Bind,
+        R::Execute,
+        R::Sync,
+        R::Bind,
+        R::Execute,
+        R::Sync,
+    ]);
+    receive(&mut e, b"1E");
+    let mut skipped = Vec::new();
+    e.skip_to_sync(|owed| skipped.push(owed.request));
+    assert_eq!(skipped, [R::Bind, R::Execute]);
+    receive(&mut e, b"Z2CZ");
+    assert!(e.is_at_rest());
+}
+
+#[test]
+fn an_error_in_a_simple_query_waits_for_its_ready_for_query() {
+    let mut e = expect(&[Request::Query]);
+    receive(&mut e, b"TDE");
+    e.skip_to_sync(|owed| panic!("{owed:?} is not skipped"));
+    receive(&mut e, b"Z");
+    assert!(e.is_at_rest());
+}
+
+#[test]
+fn syncs_before_the_end_of_copy_data_are_not_answered() {
+    use Request as R;
+    let mut e = expect(&[R::Bind, R::Execute, R::Sync]);
+    receive(&mut e, b"2G");
+    assert_eq!(e.copy(), Copy::In);
+    e.push(Owed::new(R::Sync, For::Client));
+    e.push(Owed::new(R::CopyEnd, For::Client));
+    e.push(Owed::new(R::Sync, For::Client));
+    receive(&mut e, b"CZ");
+    assert!(e.is_at_rest());
+}
+
+#[test]
+fn copy_data_sent_ahead_of_the_answer_counts_the_same() {
+    use Request as R;
+    let mut e = expect(&[R::Bind, R::Execute, R::Sync, R::CopyEnd, R::Sync]);
+    receive(&mut e, b"2GCZ");
+    assert!(e.is_at_rest());
+}
+
+#[test]
+fn an_answer_nothing_asked_for_is_refused() {
+    let mut e = expect(&[Request::Parse]);
+    assert_eq!(e.receive(b'2'), Err(Unexpected(b'2')));
+    assert_eq!(Expect::default().receive(b'Z'), Err(Unexpected(b'Z')));
+}
+
+#[test]
+fn local_answers_wait_for_their_turn() {
+    use Request as R;
+    let mut e = expect(&[R::Bind]);
+    e.push(Owed::new(R::Close, For::Local));
+    e.push(Owed::new(R::Sync, For::Client));
+    assert_eq!(e.take_local(), None);
+    receive(&mut e, b"2");
+    assert_eq!(e.take_local(), Some(R::Close));
+    receive(&mut e, b"Z");
+    assert!(e.is_at_rest());
+}
