@@ -220,13 +220,14 @@ impl Pool {
         self.objects.manager().generation.load(Ordering::SeqCst)
     }
 
-    /// Whether a connection given back is closed to make room for another pool under a shared cap: if a client there
-    /// has waited longer than [`YIELD_AFTER`] and longer than the first here.
+    /// Whether a connection given back is closed to make room for another pool under a cap shared with this one: if a
+    /// client there has waited longer than [`YIELD_AFTER`] and longer than the first here.
     pub(super) fn must_yield(&self) -> bool {
-        let Some(starved) = self.limits.starved_since() else {
-            return false;
-        };
-        starved.elapsed() > YIELD_AFTER && self.oldest_wait().is_none_or(|own| starved < own)
+        self.limits.is_starved(|starved| {
+            starved.since.elapsed() > YIELD_AFTER
+                && starved.cap.is_shared_by(&starved.key, &self.key)
+                && self.oldest_wait().is_none_or(|own| starved.since < own)
+        })
     }
 
     /// Clients in the queue.
