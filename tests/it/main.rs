@@ -14,6 +14,7 @@
 mod support;
 
 mod drivers;
+mod pooling;
 mod shared;
 mod smoke;
 mod support_works;
