@@ -15,6 +15,8 @@ mod support;
 
 mod drivers;
 mod pooling;
+mod server_failures;
+mod session_state;
 mod shared;
 mod smoke;
 mod support_works;
