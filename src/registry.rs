@@ -62,6 +62,18 @@ pub enum Order {
     Terminate = 2,
 }
 
+/// What a cancel request finds.
+#[derive(Debug, Default)]
+enum Running {
+    #[default]
+    Nothing,
+    /// A backend that is being prepared for the client's statement; a request is kept until it is.
+    Soon {
+        canceled: bool,
+    },
+    On(Arc<Identity>),
+}
+
 /// One live client.
 #[derive(Debug)]
 pub struct ClientEntry {
@@ -80,7 +92,7 @@ pub struct ClientEntry {
     pub local: Option<SocketAddr>,
     pub connected: Instant,
     pub waiter: Arc<Waiter>,
-    running: Mutex<Option<Arc<Identity>>>,
+    running: Mutex<Running>,
     state: AtomicU8,
     order: AtomicU8,
     waker: Mutex<Option<Waker>>,
@@ -103,30 +115,48 @@ impl ClientEntry {
 
     /// The backend a cancel request would go to now.
     pub fn running(&self) -> Option<Arc<Identity>> {
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        match &*self.running.lock().unwrap_or_else(PoisonError::into_inner) {
+            Running::On(backend) => Some(Arc::clone(backend)),
+            Running::Nothing | Running::Soon { .. } => None,
+        }
     }
 
-    /// From here on, until [`Self::clear_running`], a cancel request reaches `backend`.
-    pub fn set_running(&self, backend: Arc<Identity>) {
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(backend);
+    fn change_running(&self, running: Running) -> Running {
+        let mut lock = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *lock, running)
+    }
+
+    /// From here on, until [`Self::set_running`], a cancel request is kept.
+    pub fn set_running_soon(&self) {
+        self.change_running(Running::Soon { canceled: false });
+    }
+
+    /// From here on, until [`Self::clear_running`], a cancel request reaches `backend`. True if there was one already.
+    pub fn set_running(&self, backend: Arc<Identity>) -> bool {
+        matches!(
+            self.change_running(Running::On(backend)),
+            Running::Soon { canceled: true }
+        )
     }
 
     /// From here on a cancel request finds nothing to cancel.
     pub fn clear_running(&self) {
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.change_running(Running::Nothing);
     }
 
     /// Takes the hold on the running backend under the lock, so that it can't be given back between the two.
     pub fn hold_for_cancel(
         &self,
     ) -> Option<(Arc<Identity>, crate::backend::connection::Cancelling)> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running
-            .as_ref()
-            .map(|identity| (Arc::clone(identity), identity.cancelling()))
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *running {
+            Running::On(identity) => Some((Arc::clone(identity), identity.cancelling())),
+            Running::Soon { canceled } => {
+                *canceled = true;
+                None
+            }
+            Running::Nothing => None,
+        }
     }
 
     pub fn order(&self) -> Order {

@@ -414,6 +414,7 @@ mod tests {
             .store(7, std::sync::atomic::Ordering::Relaxed);
         let registry = Arc::new(Registry::default());
         let entry = registry.register(NewClient {
+            key_len: 4,
             user: "bob".into(),
             database: "app".into(),
             peer: "127.0.0.1:5000".into(),

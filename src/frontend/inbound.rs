@@ -254,7 +254,12 @@ impl Session {
                 return Ok(());
             }
             f::FLUSH | f::COPY_DATA => {}
-            f::FUNCTION_CALL => self.expect(Request::FunctionCall),
+            f::FUNCTION_CALL => {
+                if !f::calls_large_object_function(frame.payload) {
+                    self.pins.insert(PinReason::OpaqueState);
+                }
+                self.expect(Request::FunctionCall);
+            }
             f::COPY_DONE | f::COPY_FAIL => self.expect(Request::CopyEnd),
             f::TERMINATE => return Err(End::ClientGone),
             tag => return Err(unknown_type(tag)),

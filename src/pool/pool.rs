@@ -170,11 +170,12 @@ impl Pool {
 
     /// Leaves the queue. What was granted in the meantime goes to the next.
     pub fn withdraw(self: &Arc<Self>, waiter: &Arc<Waiter>) {
-        let before = self.waiting();
-        self.with_waiters(|waiters| waiters.retain(|other| !Arc::ptr_eq(other, waiter)));
-        self.limits
-            .waiting
-            .fetch_sub(before.saturating_sub(self.waiting()), Ordering::SeqCst);
+        let gone = self.with_waiters(|waiters| {
+            let before = waiters.len();
+            waiters.retain(|other| !Arc::ptr_eq(other, waiter));
+            before - waiters.len()
+        });
+        self.limits.waiting.fetch_sub(gone, Ordering::SeqCst);
         if let Some(lease) = waiter.withdraw() {
             lease.checkin();
         }
@@ -225,13 +226,14 @@ impl Pool {
         self.objects.manager().generation.load(Ordering::SeqCst)
     }
 
-    /// Whether a connection given back is closed to make room for another pool under a shared cap: if a client there
-    /// has waited longer than [`YIELD_AFTER`] and longer than the first here.
+    /// Whether a connection given back is closed to make room for another pool under a cap shared with this one: if a
+    /// client there has waited longer than [`YIELD_AFTER`] and longer than the first here.
     pub(super) fn must_yield(&self) -> bool {
-        let Some(starved) = self.limits.starved_since() else {
-            return false;
-        };
-        starved.elapsed() > YIELD_AFTER && self.oldest_wait().is_none_or(|own| starved < own)
+        self.limits.is_starved(|starved| {
+            starved.since.elapsed() > YIELD_AFTER
+                && starved.cap.is_shared_by(&starved.key, &self.key)
+                && self.oldest_wait().is_none_or(|own| starved.since < own)
+        })
     }
 
     /// Clients in the queue.

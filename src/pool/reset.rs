@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::backend::cancel;
 use crate::backend::connect::Dialer;
+use crate::backend::connection::Backend;
 use crate::backend::query;
 use crate::backend::receive::{self, Discard};
 use crate::tasks;
@@ -76,21 +77,13 @@ async fn clean(
     dialer: Arc<Dialer>,
     limit: Duration,
 ) -> io::Result<Lease> {
-    if lease.expect.copy() == Copy::In {
-        let mut fail = Vec::new();
-        frontend::put_copy_fail(&mut fail, b"client disconnected");
-        // In an extended exchange only a Sync ends the error.
-        let owed = lease.expect.front().map(|owed| owed.request);
-        lease.outbox.push(&fail);
-        lease.expect.push(Owed::new(Request::CopyEnd, For::Client));
-        if owed == Some(Request::Execute) {
-            sync(&mut lease);
+    if !lease.expect.is_at_rest() && lease.expect.copy() != Copy::In {
+        if !lease.expect.awaits_more() {
+            tasks::spawn(
+                "cancel for a client that left",
+                cancel::cancel(Arc::clone(&lease.identity), dialer, limit),
+            );
         }
-    } else if !lease.expect.is_at_rest() {
-        tasks::spawn(
-            "cancel for a client that left",
-            cancel::cancel(Arc::clone(&lease.identity), dialer, limit),
-        );
         sync(&mut lease);
     }
     poll_fn(|cx| poll_drain(&mut lease, cx)).await?;
@@ -113,16 +106,34 @@ async fn clean(
     }
 }
 
+/// Ends a COPY FROM STDIN, whose data nobody sends any more. A cancel request doesn't: the server waits for the data.
+fn fail_copy(backend: &mut Backend) {
+    let mut fail = Vec::new();
+    frontend::put_copy_fail(&mut fail, b"client disconnected");
+    let request = backend.expect.front().map(|owed| owed.request);
+    backend.outbox.push(&fail);
+    backend
+        .expect
+        .push(Owed::new(Request::CopyEnd, For::Client));
+    // In an extended exchange only a Sync ends the error, and the server ignores those sent before.
+    if request == Some(Request::Execute) {
+        sync(backend);
+    }
+}
+
 /// Asks for the end of an extended exchange whose Sync the client did not send.
-fn sync(lease: &mut Lease) {
-    lease.outbox.push(&frontend::SYNC_FRAME);
-    lease.expect.push(Owed::new(Request::Sync, For::Client));
+fn sync(backend: &mut Backend) {
+    backend.outbox.push(&frontend::SYNC_FRAME);
+    backend.expect.push(Owed::new(Request::Sync, For::Client));
 }
 
 /// Reads and drops what the server still owes.
 fn poll_drain(lease: &mut Lease, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
     let backend = &mut **lease;
     while !backend.is_at_rest() {
+        if backend.expect.copy() == Copy::In {
+            fail_copy(backend);
+        }
         if !backend.outbox.is_empty()
             && let Poll::Ready(sent) = backend.outbox.poll_send(&mut backend.stream, cx)
         {

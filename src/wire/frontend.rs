@@ -32,6 +32,19 @@ pub fn query_text(payload: &[u8]) -> Result<&[u8], FrameError> {
     }
 }
 
+/// Whether a FunctionCall message calls one of the server's large-object functions, which leave nothing in the session
+/// after the transaction. It names its function by number only; these numbers are part of libpq (`fe-lobj.c`).
+pub fn calls_large_object_function(payload: &[u8]) -> bool {
+    const LARGE_OBJECT: [u32; 15] = [
+        715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171,
+    ];
+    const TRUNCATE_64: u32 = 3172;
+    payload.first_chunk().is_some_and(|oid| {
+        let oid = u32::from_be_bytes(*oid);
+        oid == TRUNCATE_64 || LARGE_OBJECT.contains(&oid)
+    })
+}
+
 /// A Parse message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parse<'a> {
