@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use tokio::time::Instant;
-
 use super::reply;
 use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
@@ -40,7 +38,8 @@ impl Session {
         let Poll::Ready(outcome) = self.entry.waiter.poll(cx) else {
             return Ok(false);
         };
-        let waited = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let waited =
+            u64::try_from(self.now.duration_since(self.since).as_micros()).unwrap_or(u64::MAX);
         self.pool
             .counters
             .wait_micros
@@ -135,7 +134,7 @@ impl Session {
         }
         if !lease.expect.is_at_rest() {
             // The rest of an extended exchange, and above all its Sync, is the client's to send.
-            self.since = Instant::now();
+            self.since = self.now;
             return Ok(());
         }
         self.in_transaction = lease.status != TransactionStatus::Idle;
@@ -146,10 +145,10 @@ impl Session {
         }
         if self.in_transaction {
             // From here on the client is the one who is awaited.
-            self.since = Instant::now();
+            self.since = self.now;
             return Ok(());
         }
-        self.transaction_since = Instant::now();
+        self.transaction_since = self.now;
         if self.settings.is_touched() {
             let mut gather = Gather::take();
             self.probe(&mut gather);
@@ -165,7 +164,7 @@ impl Session {
     fn release(&mut self) {
         let keeps = !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session;
         if keeps {
-            self.since = Instant::now();
+            self.since = self.now;
             return;
         }
         self.entry.clear_running();

@@ -123,7 +123,7 @@ impl Session {
             }
             Limit::Query => {
                 self.timed_out = true;
-                self.since = Instant::now();
+                self.since = self.now;
                 self.cancel_running();
                 Ok(())
             }

@@ -4,8 +4,6 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::task::Context;
 
-use tokio::time::Instant;
-
 use super::reply;
 use super::session::{End, Phase, Running, Session};
 use crate::config::model::{OnSessionState, PoolMode};
@@ -275,7 +273,7 @@ impl Session {
     pub(super) fn owe(&mut self, owed: Owed) {
         if let Some(lease) = &mut self.lease {
             if lease.expect.awaits_more() {
-                self.since = Instant::now();
+                self.since = self.now;
             }
             lease.expect.push(owed);
         }

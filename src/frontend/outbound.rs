@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use tokio::time::Instant;
-
 use super::reply;
 use super::session::{End, Session};
 use crate::backend::connection::Backend;
@@ -120,7 +118,7 @@ impl Relay<'_> {
 
     fn finish_statement(&mut self) {
         if let Some(running) = self.session.running.pop_front() {
-            let took = running.started.elapsed();
+            let took = self.session.now.duration_since(running.started);
             running.known.took(took);
             let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             self.session
@@ -144,7 +142,10 @@ impl Relay<'_> {
                         .counters
                         .transactions
                         .fetch_add(1, Ordering::Relaxed);
-                    let took = self.session.transaction_since.elapsed();
+                    let took = self
+                        .session
+                        .now
+                        .duration_since(self.session.transaction_since);
                     let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
                     self.session
                         .pool
@@ -271,7 +272,7 @@ impl Session {
 
     fn server_gone(&mut self, error: &ReceiveError) -> End {
         self.drop_backend();
-        self.since = Instant::now();
+        self.since = self.now;
         let report = Report::fatal(SqlState::CONNECTION_FAILURE, error.to_string());
         End::Fatal(Box::new(report))
     }

@@ -112,6 +112,8 @@ pub struct Session {
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
     pub(super) running: std::collections::VecDeque<Running>,
+    /// The time of the present poll: the clock is read once for all that happens in it.
+    pub(super) now: Instant,
     /// Since when the session is in its phase, and in its transaction.
     pub(super) since: Instant,
     pub(super) transaction_since: Instant,
@@ -159,6 +161,7 @@ impl Session {
             copies_in: false,
             bound: None,
             running: std::collections::VecDeque::new(),
+            now,
             since: now,
             transaction_since: now,
             blocked_since: None,
@@ -184,7 +187,7 @@ impl Session {
 
     /// The one place where the phase changes.
     pub(super) fn enter(&mut self, phase: Phase) {
-        let now = Instant::now();
+        let now = self.now;
         if self.phase == Phase::Idle && phase != Phase::Idle {
             self.transaction_since = now;
         }
@@ -198,6 +201,7 @@ impl Session {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        self.now = Instant::now();
         for _ in 0..TURNS_MAX {
             match self.turn(cx) {
                 Ok(true) => {}
@@ -230,7 +234,7 @@ impl Session {
                 sent?;
                 moved = true;
             } else if self.outbox.len() < before || self.blocked_since.is_none() {
-                self.blocked_since = Some(Instant::now());
+                self.blocked_since = Some(self.now);
             }
         }
         if let Some(lease) = &mut self.lease
@@ -317,7 +321,8 @@ impl Session {
             if sleep.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            if Instant::now() >= at {
+            self.now = Instant::now();
+            if self.now >= at {
                 if let Err(end) = self.reach(limit, cx) {
                     return Poll::Ready(end);
                 }

@@ -127,6 +127,7 @@ fn evict_longest_idle(pools: &Pools, needy: &Arc<Pool>, cap: Cap) -> bool {
 
 /// Closes what is too old or idle too long, and keeps `min_idle` open where there are clients.
 fn keep_house(pools: &Arc<Pools>) {
+    let now = Instant::now();
     for pool in pools.all() {
         let effective = pool.effective.load();
         let manager = pool.objects.manager();
@@ -142,7 +143,7 @@ fn keep_house(pools: &Arc<Pools>) {
             let may_go = (idle_too_long && keep_open > 0) || too_many > 0;
             too_many = too_many.saturating_sub(usize::from(may_go));
             keep_open = keep_open.saturating_sub(usize::from(may_go));
-            !may_go && !manager.is_outdated(backend)
+            !may_go && !manager.is_outdated(backend, now)
         });
         let wanted = if pool.clients.load(Ordering::Relaxed) > 0 {
             effective.pool.min_idle
