@@ -86,13 +86,20 @@ impl Session {
             return Pace::None;
         };
         let want = self.settings.current();
-        if crate::session::settings::same(&lease.mirror.settings, want) {
+        let is_foreign = |session| session != self.entry.pid.0;
+        let resets = lease.mirror.unknown_to.is_some_and(is_foreign);
+        if !resets && crate::session::settings::same(&lease.mirror.settings, want) {
             reply::tell_changes(&mut self.told, &lease.mirror.reported, &mut self.outbox);
             self.entry.set_running(Arc::clone(&lease.identity));
             return Pace::None;
         }
         let mut text = Vec::new();
-        let pace = plan::settings(&lease.mirror.settings, want, &mut text);
+        let pace = if resets {
+            lease.mirror.unknown_to = None;
+            plan::anew(&lease.mirror.settings, want, &mut text)
+        } else {
+            plan::settings(&lease.mirror.settings, want, &mut text)
+        };
         gather.own(|out| frontend::put_query(out, &text));
         lease.expect.push(Owed::new(Request::Query, For::Plan));
         // A cancel request that hit the plan would have the client's statement run with other settings.

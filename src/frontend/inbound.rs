@@ -344,8 +344,14 @@ impl Session {
             match effect {
                 Effect::Setting { name, local: false } => self.settings.touch(name.as_bytes()),
                 Effect::ResetSetting(name) => self.settings.reset(name.as_bytes()),
-                Effect::ResetAll => self.settings.reset_known(),
+                Effect::ResetAll | Effect::DiscardAll => self.settings.reset_known(),
                 Effect::SettingsUnknown => self.settings.touch_anything(),
+                Effect::OpaqueCode if self.effective.pool.pool_mode != PoolMode::Session => {
+                    self.settings.touch_opaque();
+                    if let Some(lease) = &mut self.lease {
+                        lease.mirror.unknown_to = Some(self.entry.pid.0);
+                    }
+                }
                 _ => {}
             }
         }

@@ -28,7 +28,7 @@ use crate::pool::reset::{self, Residue};
 use crate::pool::{Lease, Pool};
 use crate::registry::{ClientState, Order, Registered};
 use crate::session::mirror::Reported;
-use crate::session::settings::Tracker;
+use crate::session::settings::{Row, Tracker};
 use crate::session::statements::Names;
 use crate::shared::{Prepared, Shared};
 use crate::sql::known::Known;
@@ -79,6 +79,14 @@ pub(super) struct Running {
     pub started: Instant,
 }
 
+/// The answer to a question about the session's state, as far as it has come.
+#[derive(Debug, Default)]
+pub(super) struct ProbeAnswer {
+    pub rows: Vec<Row>,
+    /// The server would not answer it, and would not if it were asked again.
+    pub refused: bool,
+}
+
 /// One client's connection after login.
 #[derive(Debug)]
 #[allow(
@@ -99,6 +107,7 @@ pub struct Session {
     /// Bytes the client has not taken.
     pub(super) outbox: Outbox,
     pub(super) settings: Tracker,
+    pub(super) probe: ProbeAnswer,
     /// What the client was told by `ParameterStatus`.
     pub(super) told: Arc<Reported>,
     pub(super) names: Names<Arc<Known>>,
@@ -153,6 +162,7 @@ impl Session {
             inbox: Held::default(),
             outbox: Outbox::default(),
             settings: start.settings,
+            probe: ProbeAnswer::default(),
             told: start.told,
             names: Names::default(),
             pins: PinSet::EMPTY,

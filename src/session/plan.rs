@@ -74,6 +74,25 @@ pub fn settings(have: &Settings, want: &Settings, text: &mut Vec<u8>) -> Pace {
     pace
 }
 
+/// As [`settings`], where the backend may also have settings nobody knows of.
+pub fn anew(have: &Settings, want: &Settings, text: &mut Vec<u8>) -> Pace {
+    // RESET ALL leaves the identity alone, and needs the login user's for what only a superuser may change.
+    if [ROLE, SESSION_AUTHORIZATION]
+        .iter()
+        .any(|name| have.get(name).is_some())
+    {
+        text.extend_from_slice(b"RESET SESSION AUTHORIZATION;RESET ROLE;");
+    }
+    text.extend_from_slice(b"RESET ALL;");
+    let pace = settings(&Settings::default(), want, text);
+    let may_fail = TIMEOUTS.iter().any(|name| have.get(name).is_some());
+    if may_fail || pace == Pace::Awaited {
+        Pace::Awaited
+    } else {
+        Pace::Ahead
+    }
+}
+
 fn put_set(text: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     text.extend_from_slice(b"SELECT pg_catalog.set_config(");
     put_literal(text, name);
@@ -134,6 +153,20 @@ mod tests {
              SELECT pg_catalog.set_config('role','b',false);"
         );
         assert_eq!(text(&[("role", "a")], &[]).0, Pace::Ahead);
+    }
+
+    #[test]
+    fn a_backend_with_unknown_settings_is_reset_first() {
+        let mut out = Vec::new();
+        let have = set(&[("a", "1"), ("role", "r")]);
+        let pace = anew(&have, &set(&[("b", "2")]), &mut out);
+        assert_eq!(pace, Pace::Ahead);
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;\
+             SELECT pg_catalog.set_config('b','2',false);"
+        );
+        assert_eq!(anew(&set(&[]), &set(&[]), &mut Vec::new()), Pace::Ahead);
     }
 
     #[test]

@@ -134,7 +134,9 @@ fn concerns_session(effect: &Effect) -> bool {
         Effect::Setting { local: false, .. }
             | Effect::ResetSetting(_)
             | Effect::ResetAll
+            | Effect::DiscardAll
             | Effect::SettingsUnknown
+            | Effect::OpaqueCode
     )
 }
 

@@ -32,7 +32,7 @@ pub fn query_text(payload: &[u8]) -> Result<&[u8], FrameError> {
     }
 }
 
-/// Whether a FunctionCall message calls one of the server's large-object functions, which leave nothing in the session
+/// Whether a `FunctionCall` message calls one of the server's large-object functions, which leave nothing in the session
 /// after the transaction. It names its function by number only; these numbers are part of libpq (`fe-lobj.c`).
 pub fn calls_large_object_function(payload: &[u8]) -> bool {
     const LARGE_OBJECT: [u32; 15] = [
