@@ -21,13 +21,13 @@ use tokio::time::Instant;
 use crate::admin::console::Console;
 
 use crate::auth::scram::MockSecret;
-use crate::frontend::shared::Shared;
 use crate::pool::auth_query::AuthQuery;
 use crate::pool::{Pools, steward};
 use crate::registry::Order;
 use crate::reload::{Parts, ReloadError, Reloader, Source};
 use crate::server::{self, Listener};
 use crate::session::statements::Global;
+use crate::shared::Shared;
 use crate::sql::known::KnownStatements;
 use crate::{http, tasks, telemetry};
 

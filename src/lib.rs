@@ -16,6 +16,7 @@ pub mod registry;
 pub mod reload;
 pub mod server;
 pub mod session;
+pub mod shared;
 pub mod sql;
 pub mod tasks;
 pub mod telemetry;

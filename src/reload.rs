@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
-use crate::backend::dial::Dialer;
+use crate::backend::connect::Dialer;
 use crate::config::model::Config;
 use crate::config::{self, Overrides, Problems};
-use crate::frontend::shared::{Access, AccessError, Shared};
 use crate::net::tls::{ClientTlsContext, TlsConfigError};
+use crate::shared::{Access, AccessError, Shared};
 use crate::telemetry;
 
 /// Where the configuration comes from, to read it again.

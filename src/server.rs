@@ -14,12 +14,12 @@ use crate::backend::cancel;
 use crate::error::UserFacing;
 use crate::frontend::replication;
 use crate::frontend::session::Session;
-use crate::frontend::shared::Shared;
 use crate::frontend::startup::{self, Arrival, HandshakeError};
 use crate::net::connect::SocketOptions;
 use crate::net::stream::Stream;
 use crate::pool::Pool;
 use crate::registry;
+use crate::shared::Shared;
 use crate::tasks;
 use crate::wire::backend::put_report;
 use crate::wire::startup::StartupMessage;
@@ -168,14 +168,13 @@ async fn log_in(
             None
         }
         Arrival::Startup(mut stream, message) => {
-            let admitted = match room(counted) {
-                Err(error) => Err(error),
-                Ok(()) => {
-                    let admit = startup::admit(&mut stream, &message, origin.address, &shared);
-                    tokio::time::timeout_at(deadline, admit)
-                        .await
-                        .unwrap_or(Err(HandshakeError::Timeout))
-                }
+            let admitted = if let Err(error) = room(counted) {
+                Err(error)
+            } else {
+                let admit = startup::admit(&mut stream, &message, origin.address, &shared);
+                tokio::time::timeout_at(deadline, admit)
+                    .await
+                    .unwrap_or(Err(HandshakeError::Timeout))
             };
             match admitted {
                 Err(error) => {

@@ -1,7 +1,7 @@
 //! stub
-use crate::frontend::shared::Shared;
 use crate::net::stream::Stream;
 use crate::reload::Reloader;
+use crate::shared::Shared;
 use crate::wire::startup::StartupMessage;
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -86,9 +86,9 @@ fn greet(addresses: &Addresses) {
         ));
     }
     say("\nTry:");
-    TRY_THESE
-        .iter()
-        .for_each(|statement| say(&format!("  {statement}")));
+    for statement in TRY_THESE {
+        say(&format!("  {statement}"));
+    }
     say("\nCtrl-C stops everything and removes it.");
 }
 

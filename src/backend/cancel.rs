@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::connect::Dialer;
 use super::connection::Identity;
-use super::dial::Dialer;
 use crate::net::connect::ConnectError;
 use crate::wire::startup::put_cancel_request;
 

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::Context;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -149,9 +149,6 @@ impl Backend {
     /// the connection or reports something nobody is there to hear; either way it is not to be used.
     pub fn poll_quiet(&mut self, cx: &mut Context<'_>) -> bool {
         let mut buffer = ReadBuffer::take();
-        match buffer.poll_fill(&mut self.stream, cx) {
-            Poll::Pending => true,
-            Poll::Ready(_) => false,
-        }
+        buffer.poll_fill(&mut self.stream, cx).is_pending()
     }
 }

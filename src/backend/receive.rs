@@ -224,5 +224,7 @@ fn skip(backend: &mut Backend, receiver: &mut impl Receiver) {
             _ => {}
         }
     }
-    skipped.into_iter().for_each(|owed| receiver.skipped(owed));
+    for owed in skipped {
+        receiver.skipped(owed);
+    }
 }

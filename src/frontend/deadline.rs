@@ -125,23 +125,23 @@ impl Session {
                 self.cancel_running();
                 Ok(())
             }
-            Limit::CancelWait => self.cut(SqlState::QUERY_CANCELED, "query", "query_timeout"),
-            Limit::Transaction => self.cut(
+            Limit::CancelWait => Self::cut(SqlState::QUERY_CANCELED, "query", "query_timeout"),
+            Limit::Transaction => Self::cut(
                 SqlState::TRANSACTION_TIMEOUT,
                 "transaction",
                 "transaction_timeout",
             ),
-            Limit::IdleTransaction => self.cut(
+            Limit::IdleTransaction => Self::cut(
                 SqlState::IDLE_IN_TRANSACTION_TIMEOUT,
                 "idle-in-transaction",
                 "idle_transaction_timeout",
             ),
-            Limit::ClientIdle => self.cut(
+            Limit::ClientIdle => Self::cut(
                 SqlState::IDLE_SESSION_TIMEOUT,
                 "idle-session",
                 "client_idle_timeout",
             ),
-            Limit::ClientWrite => self.cut(
+            Limit::ClientWrite => Self::cut(
                 SqlState::CONNECTION_FAILURE,
                 "client write",
                 "client_write_timeout",
@@ -150,7 +150,7 @@ impl Session {
     }
 
     /// Cuts the client off; a statement under way is cancelled by the cleaning of its backend.
-    fn cut(&self, code: SqlState, what: &'static str, setting: &'static str) -> Result<(), End> {
+    fn cut(code: SqlState, what: &'static str, setting: &'static str) -> Result<(), End> {
         let report = Report::fatal(
             code,
             format!("terminating connection due to {what} timeout"),

@@ -10,10 +10,10 @@ use std::sync::atomic::Ordering;
 
 use super::inbound::Frame;
 use super::session::{End, Session};
-use super::shared::Prepared;
 use crate::error::{Report, SqlState};
 use crate::net::buffer::Gather;
 use crate::session::statements::{NAMES_MAX, SERVER_NAME_PREFIX};
+use crate::shared::Prepared;
 use crate::sql::state::PinReason;
 use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frame::{FrameError, HEADER};
@@ -155,7 +155,7 @@ impl Session {
             }
             None if bind.statement.starts_with(SERVER_NAME_PREFIX) => {
                 gather.own(|out| {
-                    f::put_bind_head(out, bind.portal, &disowned(bind.statement), rest_len)
+                    f::put_bind_head(out, bind.portal, &disowned(bind.statement), rest_len);
                 });
                 gather.input(rest);
             }

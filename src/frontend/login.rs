@@ -12,7 +12,6 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use super::authenticate::{self, AuthError, Proof};
-use super::shared::Shared;
 use crate::auth::hba::{ConnectionFacts, HbaMethod, HbaRefusal};
 use crate::auth::scram::ScramKeys;
 use crate::auth::secrets::{LookupError, SecretSource, UserSecret};
@@ -23,6 +22,7 @@ use crate::net::stream::Stream;
 use crate::pool::Pool;
 use crate::pool::open::{self, OpenError, Opened};
 use crate::pool::passthrough::Learnt;
+use crate::shared::Shared;
 use crate::wire::startup::StartupMessage;
 
 /// Why a client was not let in.
@@ -80,7 +80,7 @@ pub struct Applicant<'a> {
 /// How one connection is to prove itself.
 #[derive(Debug)]
 struct Method {
-    method: AuthMethod,
+    exchange: AuthMethod,
     map: Option<String>,
     /// A plain-text password checked against the userlist or `auth_query`.
     checks_cleartext: bool,
@@ -118,7 +118,7 @@ pub async fn authenticate(
     if how.checks_cleartext {
         return check_cleartext(&mut applicant, shared, pool).await;
     }
-    match how.method {
+    match how.exchange {
         AuthMethod::Trust => Ok(()),
         AuthMethod::Cert => {
             let common_name = applicant.stream.peer_common_name();
@@ -140,7 +140,7 @@ pub async fn authenticate(
             Ok(())
         }
         AuthMethod::ScramSha256 | AuthMethod::Md5 => {
-            by_secret(&mut applicant, how.method, shared, pool).await
+            by_secret(&mut applicant, how.exchange, shared, pool).await
         }
         AuthMethod::Passthrough => match pool {
             Some(pool) => passthrough(&mut applicant, shared, pool).await,
@@ -154,8 +154,8 @@ pub async fn authenticate(
 
 fn method(applicant: &Applicant<'_>, shared: &Shared) -> Result<Method, Denied> {
     let config = shared.config.load();
-    let of = |method| Method {
-        method,
+    let of = |exchange| Method {
+        exchange,
         map: None,
         checks_cleartext: false,
     };

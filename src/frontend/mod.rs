@@ -15,5 +15,4 @@ mod prepare;
 pub mod replication;
 mod reply;
 pub mod session;
-pub mod shared;
 pub mod startup;

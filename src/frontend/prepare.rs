@@ -18,7 +18,7 @@ use crate::wire::startup::{StartupMessage, read_options};
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct Prepared {
+pub(super) struct Prepared {
     pub settings: Arc<Settings>,
     pub reported: Arc<Reported>,
 }

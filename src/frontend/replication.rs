@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 
-use super::shared::Shared;
 use super::startup::HandshakeError;
 use crate::net::stream::Stream;
 use crate::pool::Pool;
 use crate::pool::open;
+use crate::shared::Shared;
 use crate::wire::backend;
 use crate::wire::startup::StartupMessage;
 

@@ -22,7 +22,7 @@ pub(super) fn report(outbox: &mut Outbox, report: &Report) {
 /// `ReadyForQuery` outside a transaction.
 pub(super) fn ready(outbox: &mut Outbox) {
     put(outbox, |out| {
-        backend::put_ready_for_query(out, TransactionStatus::Idle)
+        backend::put_ready_for_query(out, TransactionStatus::Idle);
     });
 }
 
@@ -41,7 +41,7 @@ pub(super) fn tell_changes(told: &mut Arc<Reported>, now: &Arc<Reported>, outbox
         .filter(|(name, value)| told.get(name) != Some(*value))
     {
         put(outbox, |out| {
-            backend::put_parameter_status(out, name, value)
+            backend::put_parameter_status(out, name, value);
         });
     }
     *told = Arc::clone(now);

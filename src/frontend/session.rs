@@ -19,7 +19,6 @@ use std::time::Duration;
 use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep};
 
-use super::shared::{Prepared, Shared};
 use crate::config::model::PoolMode;
 use crate::error::Report;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
@@ -31,6 +30,7 @@ use crate::registry::{ClientState, Order, Registered};
 use crate::session::mirror::Reported;
 use crate::session::settings::Tracker;
 use crate::session::statements::Names;
+use crate::shared::{Prepared, Shared};
 use crate::sql::known::Known;
 use crate::sql::state::PinSet;
 use crate::wire::limits::{OUTBOX_MAX, WHOLE_FRAME_MAX};
@@ -80,6 +80,10 @@ pub(super) struct Running {
 
 /// One client's connection after login.
 #[derive(Debug)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "independent facts; the lifecycle is `phase`"
+)]
 pub struct Session {
     pub(super) stream: Stream,
     pub(super) shared: Arc<Shared>,

@@ -10,7 +10,6 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::login::{self, Applicant, Denied};
-use super::shared::Shared;
 use crate::backend::login::LoginError;
 use crate::config::model::SslMode;
 use crate::error::{ErrorKind, Report, SqlState, UserFacing};
@@ -22,6 +21,7 @@ use crate::pool::waiter::CheckoutError;
 use crate::registry::{KEY_LEN, NewClient, Registered};
 use crate::session::mirror::Reported;
 use crate::session::settings::Tracker;
+use crate::shared::Shared;
 use crate::wire::backend;
 use crate::wire::startup::{self, StartupError, StartupMessage, StartupPacket, Version};
 
@@ -169,7 +169,7 @@ pub async fn arrive(
                 }
             }
             Ok(StartupPacket::Ssl | StartupPacket::GssEnc) => {
-                stream = answer(stream, *b"N").await?
+                stream = answer(stream, *b"N").await?;
             }
         }
     }

@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
-use crate::frontend::shared::Shared;
+use crate::shared::Shared;
 use crate::tasks;
 
 type Reply = Response<Full<Bytes>>;

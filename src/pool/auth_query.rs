@@ -64,15 +64,15 @@ impl AuthQuery {
             .remove(user);
     }
 
-    fn remembered(&self, user: &str, config: &Config) -> Option<Option<UserSecret>> {
+    fn remembered(&self, user: &str, config: &Config) -> Option<Answer> {
         let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         let (at, secret) = answers.get(user)?;
-        (at.elapsed() < config.auth.cache_ttl).then(|| secret.clone())
+        (at.elapsed() < config.auth.cache_ttl).then(|| (*at, secret.clone()))
     }
 
     async fn ask(&self, user: &str, database: &str) -> Result<Option<UserSecret>, LookupError> {
         let config = self.config.load_full();
-        if let Some(secret) = self.remembered(user, &config) {
+        if let Some((_, secret)) = self.remembered(user, &config) {
             return Ok(secret);
         }
         let Some(text) = &config.auth.auth_query else {

@@ -34,6 +34,7 @@ pub struct NotReady;
 /// What deadpool asks about the connections of one pool.
 #[derive(Debug)]
 pub struct Manager {
+    #[allow(clippy::vec_box, reason = "the boxes go on to deadpool as they are")]
     ready: Mutex<Vec<Box<Pooled>>>,
     pub effective: Arc<ArcSwap<Effective>>,
     /// Raised by `RECONNECT`; older connections are not used again.
@@ -82,7 +83,7 @@ impl Manager {
             return false;
         };
         let share = u32::try_from(backend.id.wrapping_mul(2_654_435_761) % 100).unwrap_or(0);
-        backend.opened.elapsed() >= lifetime - lifetime / 1000 * share
+        backend.opened.elapsed() >= lifetime.saturating_sub(lifetime / 1000 * share)
     }
 }
 

@@ -11,14 +11,11 @@ use super::effective::Effective;
 use super::limits::Slot;
 use super::manager::Pooled;
 use super::pool::Pool;
-use crate::backend::connection::{Backend, Identity};
-use crate::backend::dial::Dialer;
-use crate::backend::login::{self, Credentials, LoggedIn, LoginError, ProtocolVersion};
+use crate::backend::connect::{ConnectError, Dialer, Login, ReachError};
+use crate::backend::connection::Backend;
+use crate::backend::login::{Credentials, LoggedIn, LoginError};
 use crate::backend::query;
 use crate::error::{ErrorKind, Report, SqlState, UserFacing};
-use crate::net::connect::{ConnectError, Encryption};
-use crate::net::stream::Stream;
-use crate::session::mirror::{Mirror, Reported};
 
 /// The first pause after a failed attempt; it doubles up to `server_login_retry`.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
@@ -36,6 +33,15 @@ pub enum OpenError {
     ConnectQuery(#[from] query::QueryError),
     #[error("opening a server connection took longer than {0:?} (server_connect_timeout)")]
     Timeout(Duration),
+}
+
+impl From<ReachError> for OpenError {
+    fn from(error: ReachError) -> Self {
+        match error {
+            ReachError::Connect(error) => Self::Connect(error),
+            ReachError::Login(error) => Self::Login(error),
+        }
+    }
 }
 
 impl OpenError {
@@ -128,55 +134,6 @@ pub async fn open(
     generation: u64,
 ) -> Result<Opened, OpenError> {
     let limit = effective.timeouts.server_connect_timeout;
-    let attempt = Box::pin(async {
-        let (stream, logged_in) = reach(effective, credentials, dialer).await?;
-        let mut reported = Reported::default();
-        for (name, value) in &logged_in.parameters {
-            reported.set(name, value);
-        }
-        let mirror = Mirror::new(Arc::new(reported), effective.pool.max_prepared_statements);
-        let (node, key) = (effective.primary.clone(), logged_in.cancel_key.clone());
-        let identity = Identity::new(node, logged_in.pid, key, Encryption::same_as(&stream));
-        let mut backend = Backend::new(stream, identity, mirror, generation);
-        if let Some(text) = &effective.pool.connect_query {
-            query::on_backend(&mut backend, text.as_bytes()).await?;
-        }
-        Ok(Opened { backend, logged_in })
-    });
-    tokio::time::timeout(limit, attempt)
-        .await
-        .unwrap_or(Err(OpenError::Timeout(limit)))
-}
-
-/// Connects and logs in; where `sslmode` knows a second way and the server refused the first, the second.
-async fn reach(
-    effective: &Effective,
-    credentials: &Credentials,
-    dialer: &Dialer,
-) -> Result<(Stream, LoggedIn), OpenError> {
-    let mut encryption = dialer.first();
-    loop {
-        let mut stream = dialer.connect(&effective.primary, encryption).await?;
-        match log_in(&mut stream, effective, credentials).await {
-            Ok(logged_in) => return Ok((stream, logged_in)),
-            Err(LoginError::Server(error)) => match Encryption::second(dialer.sslmode(), &stream) {
-                Some(second)
-                    if second != encryption && error.code == SqlState::INVALID_AUTHORIZATION =>
-                {
-                    encryption = second;
-                }
-                _ => return Err(LoginError::Server(error).into()),
-            },
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-async fn log_in(
-    stream: &mut Stream,
-    effective: &Effective,
-    credentials: &Credentials,
-) -> Result<LoggedIn, LoginError> {
     let mut startup: Vec<(&[u8], &[u8])> = vec![
         (b"user", effective.login_user.as_bytes()),
         (b"database", effective.dbname.as_bytes()),
@@ -187,7 +144,23 @@ async fn log_in(
             .iter()
             .map(|(name, value)| (name.as_bytes(), value.as_bytes())),
     );
-    login::login(stream, ProtocolVersion::V3_0, &startup, credentials).await
+    let login = Login {
+        node: &effective.primary,
+        startup: &startup,
+        credentials,
+        max_prepared: effective.pool.max_prepared_statements,
+        generation,
+    };
+    let attempt = Box::pin(async {
+        let (mut backend, logged_in) = dialer.log_in(login).await?;
+        if let Some(text) = &effective.pool.connect_query {
+            query::on_backend(&mut backend, text.as_bytes()).await?;
+        }
+        Ok(Opened { backend, logged_in })
+    });
+    tokio::time::timeout(limit, attempt)
+        .await
+        .unwrap_or(Err(OpenError::Timeout(limit)))
 }
 
 impl Pool {
@@ -204,7 +177,7 @@ impl Pool {
                 let error = Arc::new(error);
                 tracing::warn!(pool = %self.key, %error, "could not open a server connection");
                 self.with_gate(|gate| {
-                    gate.failed(Arc::clone(&error), effective.timeouts.server_login_retry)
+                    gate.failed(Arc::clone(&error), effective.timeouts.server_login_retry);
                 });
                 if !error.is_passing() {
                     self.set_baseline(None);

@@ -95,6 +95,7 @@ pub struct Counters {
 }
 
 impl Pool {
+    #[allow(clippy::missing_panics_doc, reason = "proved not to")]
     pub fn new(key: PoolKey, effective: Effective, limits: Arc<Limits>) -> Arc<Self> {
         let gate = Mutex::new(Gate::new(&effective));
         let effective = Arc::new(ArcSwap::from_pointee(effective));

@@ -11,13 +11,13 @@ use arc_swap::ArcSwap;
 use super::effective::Effective;
 use super::limits::Limits;
 use super::pool::{Pool, PoolKey};
-use crate::backend::dial::Dialer;
+use crate::backend::connect::Dialer;
 use crate::config::model::Config;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Pools {
-    pools: RwLock<HashMap<PoolKey, Arc<Pool>>>,
+    by_key: RwLock<HashMap<PoolKey, Arc<Pool>>>,
     pub(super) limits: Arc<Limits>,
     pub dialer: ArcSwap<Dialer>,
 }
@@ -25,7 +25,7 @@ pub struct Pools {
 impl Pools {
     pub fn new(dialer: Arc<Dialer>) -> Arc<Self> {
         Arc::new(Self {
-            pools: RwLock::default(),
+            by_key: RwLock::default(),
             limits: Arc::default(),
             dialer: ArcSwap::new(dialer),
         })
@@ -42,7 +42,7 @@ impl Pools {
             user: user.into(),
         };
         if let Some(pool) = self
-            .pools
+            .by_key
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .get(&key)
@@ -50,7 +50,7 @@ impl Pools {
             return Some(Arc::clone(pool));
         }
         let effective = Effective::of(config, database, user)?;
-        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
         let pool = pools
             .entry(key.clone())
             .or_insert_with(|| Pool::new(key, effective, Arc::clone(&self.limits)));
@@ -59,7 +59,7 @@ impl Pools {
 
     /// Every pool.
     pub fn all(&self) -> Vec<Arc<Pool>> {
-        self.pools
+        self.by_key
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .values()
@@ -103,7 +103,7 @@ impl Pools {
 
     /// Drops pools nobody uses.
     pub fn forget_unused(&self) {
-        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|_, pool| {
             pool.clients.load(Ordering::SeqCst) > 0
                 || pool.open() > 0

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::backend::cancel;
-use crate::backend::dial::Dialer;
+use crate::backend::connect::Dialer;
 use crate::backend::query;
 use crate::backend::receive::{self, Discard};
 use crate::tasks;
@@ -50,7 +50,7 @@ pub fn give_back(lease: Lease, residue: Residue, dialer: &Arc<Dialer>, limit: Du
         match cleaned {
             Ok(Ok(lease)) => lease.checkin(),
             Ok(Err(error)) => {
-                tracing::debug!(%error, "closed a server connection that could not be cleaned")
+                tracing::debug!(%error, "closed a server connection that could not be cleaned");
             }
             Err(_) => tracing::debug!(
                 "closed a server connection that was not clean within cancel_wait_timeout"

@@ -2,7 +2,7 @@
 
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use std::collections::VecDeque;
 
@@ -32,10 +32,17 @@ pub struct Statement<T> {
     pub known: T,
 }
 
+#[derive(Debug)]
+struct Contents<T> {
+    table: HashTable<Arc<Statement<T>>>,
+    /// Size at which statements that nobody names are looked for again.
+    sweep_at: usize,
+}
+
 /// All statements by content.
 #[derive(Debug)]
 pub struct Global<T> {
-    table: Mutex<HashTable<Arc<Statement<T>>>>,
+    contents: Mutex<Contents<T>>,
     hasher: foldhash::fast::RandomState,
     next_id: AtomicU64,
 }
@@ -43,7 +50,10 @@ pub struct Global<T> {
 impl<T> Default for Global<T> {
     fn default() -> Self {
         Self {
-            table: Mutex::default(),
+            contents: Mutex::new(Contents {
+                table: HashTable::new(),
+                sweep_at: UNUSED_MAX,
+            }),
             hasher: foldhash::fast::RandomState::default(),
             next_id: AtomicU64::new(1),
         }
@@ -62,12 +72,15 @@ impl<T> Global<T> {
         let is_it = |s: &Arc<Statement<T>>| {
             s.body.as_ref() == body && s.search_path.as_deref() == search_path
         };
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(statement) = table.find(hash, is_it) {
+        let mut contents = self.lock();
+        if let Some(statement) = contents.table.find(hash, is_it) {
             return Arc::clone(statement);
         }
-        if table.len() >= UNUSED_MAX && table.len() == table.capacity() {
-            table.retain(|statement| Arc::strong_count(statement) > 1);
+        if contents.table.len() >= contents.sweep_at {
+            contents
+                .table
+                .retain(|statement| Arc::strong_count(statement) > 1);
+            contents.sweep_at = UNUSED_MAX.max(2 * contents.table.len());
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let name = [SERVER_NAME_PREFIX, id.to_string().as_bytes()]
@@ -85,15 +98,18 @@ impl<T> Global<T> {
             self.hasher
                 .hash_one((s.body.as_ref(), s.search_path.as_deref()))
         };
-        table.insert_unique(hash, Arc::clone(&statement), rehash);
+        contents
+            .table
+            .insert_unique(hash, Arc::clone(&statement), rehash);
         statement
     }
 
+    fn lock(&self) -> MutexGuard<'_, Contents<T>> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn len(&self) -> usize {
-        self.table
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.lock().table.len()
     }
 
     pub fn is_empty(&self) -> bool {
