@@ -14,6 +14,8 @@
 mod support;
 
 mod drivers;
+mod passthrough;
 mod shared;
 mod smoke;
+mod stored_secrets;
 mod support_works;
