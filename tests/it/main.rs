@@ -14,6 +14,7 @@
 mod support;
 
 mod drivers;
+mod encryption;
 mod passthrough;
 mod shared;
 mod smoke;
