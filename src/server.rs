@@ -168,14 +168,13 @@ async fn log_in(
             None
         }
         Arrival::Startup(mut stream, message) => {
-            let admitted = match room(counted) {
-                Err(error) => Err(error),
-                Ok(()) => {
-                    let admit = startup::admit(&mut stream, &message, origin.address, &shared);
-                    tokio::time::timeout_at(deadline, admit)
-                        .await
-                        .unwrap_or(Err(HandshakeError::Timeout))
-                }
+            let admitted = if let Err(error) = room(counted) {
+                Err(error)
+            } else {
+                let admit = startup::admit(&mut stream, &message, origin.address, &shared);
+                tokio::time::timeout_at(deadline, admit)
+                    .await
+                    .unwrap_or(Err(HandshakeError::Timeout))
             };
             match admitted {
                 Err(error) => {

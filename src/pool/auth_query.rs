@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use thiserror::Error;
 use tokio::time::Instant;
 
 use super::effective::Effective;
@@ -13,7 +14,7 @@ use super::open::{self, OpenError};
 use super::pools::Pools;
 use crate::auth::secrets::{Lookup, LookupError, SecretSource, UserSecret};
 use crate::backend::connection::Backend;
-use crate::backend::login::Credentials;
+use crate::backend::login::{Credentials, LoginError};
 use crate::backend::query::{self, QueryError, Row};
 use crate::config::model::Config;
 use crate::error::{ErrorKind, Report, SqlState, UserFacing};
@@ -50,10 +51,7 @@ impl AuthQuery {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
-        self.connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.lock_connections().clear();
     }
 
     /// Forgets what is known of `user`: a proof failed, and the password may have been changed since it was asked for.
@@ -94,20 +92,41 @@ impl AuthQuery {
         Ok(secret)
     }
 
-    /// Runs the query on the kept connection, and on a new one if that one was lost.
+    /// Runs the query in `database`, or where the server has none of that name in the URL's: who may log in is told
+    /// before what exists.
     async fn run(
         &self,
         config: &Config,
         database: &str,
         text: &[u8],
     ) -> Result<Vec<Row>, LookupError> {
-        let connection = {
-            let mut connections = self
-                .connections
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(connections.entry(database.to_owned()).or_default())
+        let Some(mut effective) = Effective::of(config, database, "") else {
+            return Err(failed(&OpenError::NoDatabase(database.to_owned())));
         };
+        match self.run_in(&effective, config, text).await {
+            Err(AskError::Open(error)) if is_missing_database(&error) => {
+                let named = effective.primary.dbname.clone();
+                effective.dbname = named.unwrap_or_else(|| "postgres".to_owned());
+                self.run_in(&effective, config, text).await
+            }
+            outcome => outcome,
+        }
+        .map_err(|error| match error {
+            AskError::Open(error) => failed(&error),
+            AskError::Query(error) => query_failed(&error),
+        })
+    }
+
+    /// Runs the query on the kept connection, and on a new one if that one was lost.
+    async fn run_in(
+        &self,
+        effective: &Effective,
+        config: &Config,
+        text: &[u8],
+    ) -> Result<Vec<Row>, AskError> {
+        let node = &effective.primary;
+        let key = format!("{}:{}/{}", node.host, node.port, effective.dbname);
+        let connection = Arc::clone(self.lock_connections().entry(key.clone()).or_default());
         let mut kept = connection.lock().await;
         if let Some(mut backend) = kept.take()
             && let Ok(rows) = query::on_backend(&mut backend, text).await
@@ -115,46 +134,55 @@ impl AuthQuery {
             *kept = Some(backend);
             return Ok(rows);
         }
-        let mut backend = self
-            .open(config, database)
-            .await
-            .map_err(|error| failed(&error))?;
-        let rows = query::on_backend(&mut backend, text)
-            .await
-            .map_err(|error| query_failed(&error))?;
+        let opened = self.open(effective.clone(), config).await;
+        let mut backend = opened.inspect_err(|_| {
+            // Names that clients make up leave nothing behind.
+            self.lock_connections().remove(&key);
+        })?;
+        let rows = query::on_backend(&mut backend, text).await?;
         *kept = Some(backend);
         Ok(rows)
     }
 
-    async fn open(&self, config: &Config, database: &str) -> Result<Backend, OpenError> {
+    fn lock_connections(&self) -> std::sync::MutexGuard<'_, HashMap<String, Connection>> {
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn open(&self, mut effective: Effective, config: &Config) -> Result<Backend, OpenError> {
         let auth = &config.auth;
-        let (mut effective, credentials) = match Effective::of(config, database, "") {
-            Some(effective) => {
-                let node = effective.primary.clone();
-                let password = auth.auth_password.clone().or_else(|| {
-                    auth.auth_user
-                        .as_ref()
-                        .is_none_or(|user| Some(user) == node.user.as_ref())
-                        .then_some(())?;
-                    node.password.clone()
-                });
-                (
-                    effective,
-                    password.map_or(Credentials::None, Credentials::Password),
-                )
-            }
-            None => return Err(OpenError::NoDatabase(database.to_owned())),
-        };
+        let node = &effective.primary;
+        let is_nodes_own = auth
+            .auth_user
+            .as_ref()
+            .is_none_or(|user| Some(user) == node.user.as_ref());
+        let nodes_own = node.password.clone().filter(|_| is_nodes_own);
+        let password = auth.auth_password.clone().or(nodes_own);
+        let credentials = password.map_or(Credentials::None, Credentials::Password);
         effective.login_user = auth
             .auth_user
             .clone()
-            .or_else(|| effective.primary.user.clone())
+            .or_else(|| node.user.clone())
             .unwrap_or_else(|| "postgres".to_owned());
         let dialer = self.pools.dialer.load_full();
         Ok(open::open(&effective, &credentials, &dialer, 0)
             .await?
             .backend)
     }
+}
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+enum AskError {
+    #[error("{0}")]
+    Open(#[from] OpenError),
+    #[error("{0}")]
+    Query(#[from] QueryError),
+}
+
+fn is_missing_database(error: &OpenError) -> bool {
+    matches!(error, OpenError::Login(LoginError::Server(error)) if error.code == SqlState::INVALID_CATALOG_NAME)
 }
 
 impl SecretSource for AuthQuery {

@@ -1,0 +1,214 @@
+//! Replication connections pass through on a server connection of their own.
+
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use pgweir::demo::cluster::{Server, ServerOptions, binaries};
+
+use crate::support::client::{Client, Login};
+use crate::support::pgweir::{Options, Pgweir};
+use crate::support::wait::wait_until;
+
+fn server() -> Server {
+    ServerOptions::default()
+        .set("wal_level", "logical")
+        .start()
+        .unwrap()
+}
+
+fn program(name: &str, pgweir: &Pgweir) -> Command {
+    let mut command = Command::new(binaries().unwrap().join(name));
+    command
+        .env("PGHOST", "127.0.0.1")
+        .env("PGPORT", pgweir.address.port().to_string())
+        .env("PGUSER", "postgres")
+        .env("PGPASSWORD", "p")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+#[track_caller]
+fn succeeds(output: &Output) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+}
+
+fn back_up(pgweir: &Pgweir, target: &Path) -> Output {
+    program("pg_basebackup", pgweir)
+        .args(["-X", "stream", "--checkpoint=fast", "--no-sync", "-D"])
+        .arg(target)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_base_backup_with_streamed_wal_is_taken_through_pgweir() {
+    let server = server();
+    server
+        .sql(
+            "postgres",
+            "CREATE TABLE t AS SELECT generate_series(1, 100000) a",
+        )
+        .unwrap();
+    let pgweir = Options::new(&server).flag("--pool-size", "1").start();
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("backup");
+    succeeds(&back_up(&pgweir, &target));
+    let verified = Command::new(binaries().unwrap().join("pg_verifybackup"))
+        .arg(&target)
+        .output()
+        .unwrap();
+    succeeds(&verified);
+}
+
+#[test]
+fn the_server_judges_a_replication_password_by_its_own_rules() {
+    // No rule lets `repl` into any database, and there is none called "replication".
+    let server = ServerOptions::default()
+        .hba("host replication repl 127.0.0.1/32 scram-sha-256\n")
+        .start()
+        .unwrap();
+    server
+        .sql(
+            "postgres",
+            "CREATE ROLE repl LOGIN REPLICATION PASSWORD 'p'",
+        )
+        .unwrap();
+    let pgweir = Options::new(&server).flag("--auth", "passthrough").start();
+    let folder = tempfile::tempdir().unwrap();
+    let back_up = |target: &str, password: &str| {
+        program("pg_basebackup", &pgweir)
+            .env("PGUSER", "repl")
+            .env("PGPASSWORD", password)
+            .args(["-X", "stream", "--checkpoint=fast", "--no-sync", "-D"])
+            .arg(folder.path().join(target))
+            .output()
+            .unwrap()
+    };
+    succeeds(&back_up("first", "p"));
+    let refused = back_up("second", "q");
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        errors.contains("password authentication failed for user \"repl\""),
+        "{errors}"
+    );
+}
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn wal_is_received_while_it_is_written() {
+    let server = server();
+    let pgweir = Options::new(&server).start();
+    let folder = tempfile::tempdir().unwrap();
+    let receiver = program("pg_receivewal", &pgweir)
+        .args(["--no-sync", "-D"])
+        .arg(folder.path())
+        .spawn()
+        .unwrap();
+    let _receiver = Running(receiver);
+    wait_until("the receiver to stream", || {
+        let streaming = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
+        server.sql("postgres", streaming).unwrap() == "1"
+    });
+    server.sql("postgres", "CREATE TABLE t (a int)").unwrap();
+    let segment = server
+        .sql(
+            "postgres",
+            "SELECT pg_walfile_name(pg_current_wal_lsn()); SELECT pg_switch_wal()",
+        )
+        .unwrap();
+    let segment = segment.lines().next().unwrap();
+    wait_until("the segment to be complete", || {
+        folder.path().join(segment).exists()
+    });
+}
+
+#[test]
+fn changes_are_decoded_through_a_logical_slot() {
+    let server = server();
+    server
+        .sql("postgres", "CREATE TABLE t (a int, b text)")
+        .unwrap();
+    let pgweir = Options::new(&server).start();
+    let slot = |arguments: &[&str]| {
+        let mut command = program("pg_recvlogical", &pgweir);
+        command
+            .args(["--dbname", "postgres", "--slot", "slot"])
+            .args(arguments);
+        command
+    };
+    let create = ["--create-slot", "--plugin", "pgoutput"];
+    succeeds(&slot(&create).output().unwrap());
+    server
+        .sql(
+            "postgres",
+            "CREATE PUBLICATION p FOR TABLE t; INSERT INTO t VALUES (1, 'needle')",
+        )
+        .unwrap();
+    let end = server
+        .sql("postgres", "SELECT pg_current_wal_lsn()")
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("changes");
+    let options = ["-o", "proto_version=1", "-o", "publication_names=p"];
+    let stream = slot(&["--start", "--no-loop", "--endpos", &end, "-f"])
+        .arg(&file)
+        .args(options)
+        .output()
+        .unwrap();
+    succeeds(&stream);
+    let changes = std::fs::read(&file).unwrap();
+    assert!(changes.windows(6).any(|window| window == b"needle"));
+    succeeds(&slot(&["--drop-slot"]).output().unwrap());
+}
+
+#[tokio::test]
+async fn commands_and_statements_of_a_walsender_are_answered() {
+    let server = server();
+    let pgweir = Options::new(&server).start();
+    for value in ["database", "true", "on", "1"] {
+        let login = Login::new("postgres", "postgres").with("replication", value);
+        let mut client = pgweir.client_as(&login).await;
+        let reply = client.query("IDENTIFY_SYSTEM").await.ok();
+        assert_eq!(reply.columns, ["systemid", "timeline", "xlogpos", "dbname"]);
+        if value == "database" {
+            assert_eq!(client.value("SELECT 1").await, "1");
+        }
+        client.terminate().await;
+    }
+    // Not one: it is an ordinary client.
+    let login = Login::new("postgres", "postgres").with("replication", "off");
+    let mut client = pgweir.client_as(&login).await;
+    assert_eq!(client.query("IDENTIFY_SYSTEM").await.sqlstate(), "42601");
+    // None of theirs is left open once they are gone.
+    wait_until("walsenders to be gone", || {
+        let left = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'";
+        server.sql("postgres", left).unwrap() == "0"
+    });
+}
+
+#[tokio::test]
+async fn a_replication_client_is_refused_in_the_servers_words() {
+    let server = server();
+    server.sql("postgres", "CREATE ROLE plain LOGIN").unwrap();
+    let pgweir = Options::new(&server).start();
+    for login in [
+        Login::new("plain", "postgres").with("replication", "true"),
+        Login::new("postgres", "nowhere").with("replication", "database"),
+        Login::new("postgres", "postgres").with("replication", "perhaps"),
+    ] {
+        let direct = Client::connect_as(server.address(), &login).await;
+        let through = Client::connect_as(pgweir.address, &login).await;
+        assert_eq!(through.err(), direct.err(), "{login:?}");
+    }
+}
