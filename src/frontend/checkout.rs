@@ -53,6 +53,8 @@ impl Session {
                 gather.give();
             }
             Err(error) => {
+                // A client whose waiting was ended from outside still has its place in the queue.
+                self.pool.withdraw(&self.entry.waiter);
                 self.enter(Phase::Idle);
                 self.refuse(&error.report(), cx)?;
             }
@@ -64,7 +66,6 @@ impl Session {
     /// Makes `lease` this session's: adds the messages that bring it to the session's settings. False if their answer
     /// must be awaited.
     fn begin(&mut self, lease: Lease, gather: &mut Gather) -> bool {
-        self.entry.set_running(Arc::clone(&lease.identity));
         self.in_transaction = false;
         self.lease = Some(lease);
         self.pool
@@ -88,12 +89,15 @@ impl Session {
         let want = self.settings.current();
         if crate::session::settings::same(&lease.mirror.settings, want) {
             reply::tell_changes(&mut self.told, &lease.mirror.reported, &mut self.outbox);
+            self.entry.set_running(Arc::clone(&lease.identity));
             return Pace::None;
         }
         let mut text = Vec::new();
         let pace = plan::settings(&lease.mirror.settings, want, &mut text);
         gather.own(|out| frontend::put_query(out, &text));
         lease.expect.push(Owed::new(Request::Query, For::Plan));
+        // A cancel request that hit the plan would have the client's statement run with other settings.
+        self.entry.set_running_soon();
         lease.mirror.settings = Arc::clone(want);
         lease.mirror.unnamed = None;
         pace

@@ -254,7 +254,12 @@ impl Session {
                 return Ok(());
             }
             f::FLUSH | f::COPY_DATA => {}
-            f::FUNCTION_CALL => self.expect(Request::FunctionCall),
+            f::FUNCTION_CALL => {
+                if !f::calls_large_object_function(frame.payload) {
+                    self.pins.insert(PinReason::OpaqueState);
+                }
+                self.expect(Request::FunctionCall);
+            }
             f::COPY_DONE | f::COPY_FAIL => self.expect(Request::CopyEnd),
             f::TERMINATE => return Err(End::ClientGone),
             tag => return Err(unknown_type(tag)),
@@ -350,8 +355,7 @@ impl Session {
     }
 
     fn pin(&mut self, known: &Known) -> Result<(), End> {
-        let class = &known.class;
-        if class.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
+        if known.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
             return Ok(());
         }
         if self.effective.pool.on_session_state == OnSessionState::Reject {
@@ -362,7 +366,7 @@ impl Session {
             .hint("Use pool.on_session_state = \"pin\" or a pool in session mode.");
             return Err(End::Fatal(Box::new(report)));
         }
-        self.pins = self.pins.union(class.pins);
+        self.pins = self.pins.union(known.pins);
         Ok(())
     }
 }

@@ -70,7 +70,8 @@ impl Receiver for Relay<'_> {
 
     fn skipped(&mut self, owed: Owed) {
         self.undone += usize::from(owed.renames);
-        if owed.request == Request::Execute {
+        let is_counted = matches!(owed.request, Request::Execute | Request::Query);
+        if is_counted && owed.to == For::Client {
             self.session.running.pop_front();
         }
     }
@@ -78,6 +79,9 @@ impl Receiver for Relay<'_> {
 
 impl Relay<'_> {
     fn error(&mut self, owed: Owed, payload: &[u8]) -> bool {
+        if owed.request == Request::Parse && owed.renames && owed.statement == 0 {
+            self.session.names.fail_unnamed();
+        }
         self.plan_failed |= owed.to == For::Plan;
         self.dying |= b::is_fatal(payload);
         if let Some(running) = self.session.running.front() {
@@ -155,7 +159,13 @@ impl Relay<'_> {
                 self.session.settings.learn(&rows, user);
                 self.learnt = true;
             }
-            For::Probe | For::Plan | For::Reparse | For::Evict | For::Local => {}
+            For::Plan => {
+                let identity = &backend.identity;
+                if self.session.entry.set_running(Arc::clone(identity)) {
+                    self.session.cancel(identity);
+                }
+            }
+            For::Probe | For::Reparse | For::Evict | For::Local => {}
         }
     }
 }

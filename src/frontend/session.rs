@@ -33,6 +33,7 @@ use crate::session::statements::Names;
 use crate::shared::{Prepared, Shared};
 use crate::sql::known::Known;
 use crate::sql::state::PinSet;
+use crate::wire::expect::For;
 use crate::wire::limits::{OUTBOX_MAX, WHOLE_FRAME_MAX};
 
 /// Turns taken in one poll before other tasks get theirs.
@@ -316,10 +317,12 @@ impl Session {
             if sleep.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            if Instant::now() >= at
-                && let Err(end) = self.reach(limit, cx)
-            {
-                return Poll::Ready(end);
+            if Instant::now() >= at {
+                if let Err(end) = self.reach(limit, cx) {
+                    return Poll::Ready(end);
+                }
+                // The phase may have changed, and what is awaited now has no waker yet.
+                cx.waker().wake_by_ref();
             }
         }
     }
@@ -367,11 +370,12 @@ impl Session {
         if matches!(end, End::ServerGone) {
             return;
         }
-        // Settings a statement under way may have changed are not in the mirror yet.
-        let own_state = !self.pins.is_empty()
-            || self.settings.is_touched()
-            || self.effective.pool.pool_mode == PoolMode::Session;
-        let residue = if own_state {
+        let residue = if self.effective.pool.pool_mode == PoolMode::Session {
+            Residue::SessionState
+        } else if !self.pins.is_empty() {
+            Residue::Pinned
+        } else if self.settings.is_touched() || lease.expect.owes(For::Plan) {
+            // Settings a statement under way may have changed are not in the mirror yet; those of a plan under way are.
             Residue::SessionState
         } else {
             Residue::None

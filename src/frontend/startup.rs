@@ -18,7 +18,7 @@ use crate::net::tls::{ClientTlsContext, Negotiation, TlsError};
 use crate::pool::Pool;
 use crate::pool::open::OpenError;
 use crate::pool::waiter::CheckoutError;
-use crate::registry::{KEY_LEN, NewClient, Registered};
+use crate::registry::{NewClient, Registered};
 use crate::session::mirror::Reported;
 use crate::session::settings::Tracker;
 use crate::shared::Shared;
@@ -315,17 +315,14 @@ pub async fn begin(
     pool: Arc<Pool>,
     shared: Arc<Shared>,
 ) -> Result<Session, (Option<Stream>, HandshakeError)> {
-    let key_len = if message.version < Version::V3_2 {
-        4
-    } else {
-        KEY_LEN
-    };
     let entry = shared.registry.register(NewClient {
-        key_len,
+        key_len: message.cancel_key_len(),
         user: Arc::clone(&pool.key.user),
         database: Arc::clone(&pool.key.database),
         peer,
         tls: stream.is_tls(),
+        application_name: message.application_name(),
+        local: stream.local_addr(),
     });
     let prepared = match prepare::prepare(&pool, message, &entry.waiter).await {
         Ok(prepared) => prepared,

@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use super::effective::Effective;
 use super::limits::Slot;
+use super::live::Listed;
 use crate::backend::connection::Backend;
 
 /// A connection and its place under the limits.
@@ -24,6 +25,14 @@ pub struct Pooled {
     pub backend: Backend,
     /// Given back when the connection is dropped; nothing reads it.
     pub slot: Slot,
+    /// Its line in the pool's list, gone with it.
+    pub listed: Listed,
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        self.backend.say_goodbye();
+    }
 }
 
 /// No connection stands ready; one has to be opened.

@@ -178,6 +178,8 @@ impl Tracker {
     pub fn touch_anything(&mut self) {
         let names = std::mem::take(self.names());
         self.touched = Touched::Anything(names);
+        // `pg_settings` shows neither of these.
+        self.touch(b"session_authorization");
         self.touch_known();
     }
 

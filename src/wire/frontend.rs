@@ -17,6 +17,9 @@ pub const COPY_FAIL: u8 = b'f';
 pub const TERMINATE: u8 = b'X';
 pub const PASSWORD: u8 = b'p';
 
+/// A whole Terminate message.
+pub const TERMINATE_FRAME: [u8; 5] = *b"X\0\0\0\x04";
+
 /// A whole Sync message.
 pub const SYNC_FRAME: [u8; 5] = *b"S\0\0\0\x04";
 
@@ -27,6 +30,19 @@ pub fn query_text(payload: &[u8]) -> Result<&[u8], FrameError> {
         Some(text) if rest.is_empty() => Ok(text),
         _ => Err(FrameError::Malformed('Q')),
     }
+}
+
+/// Whether a FunctionCall message calls one of the server's large-object functions, which leave nothing in the session
+/// after the transaction. It names its function by number only; these numbers are part of libpq (`fe-lobj.c`).
+pub fn calls_large_object_function(payload: &[u8]) -> bool {
+    const LARGE_OBJECT: [u32; 15] = [
+        715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171,
+    ];
+    const TRUNCATE_64: u32 = 3172;
+    payload.first_chunk().is_some_and(|oid| {
+        let oid = u32::from_be_bytes(*oid);
+        oid == TRUNCATE_64 || LARGE_OBJECT.contains(&oid)
+    })
 }
 
 /// A Parse message.

@@ -13,7 +13,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod console;
 mod drivers;
+mod http;
+mod pooling;
+mod server_failures;
+mod session_state;
 mod shared;
 mod smoke;
 mod support_works;
