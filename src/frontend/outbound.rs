@@ -256,7 +256,10 @@ impl Session {
         let received = receive::take_in(backend, new, |backend, input| {
             let used = receive::receive(backend, input, &mut relay)?;
             let Session { outbox, stream, .. } = &mut *relay.session;
-            outbox.send(stream, cx, &mut relay.gather, input)?;
+            // The server is not to blame for a client that does not take its answer.
+            if outbox.send(stream, cx, &mut relay.gather, input).is_err() {
+                relay.end.get_or_insert(End::ClientGone);
+            }
             Ok(used)
         });
         let Relay {
@@ -275,9 +278,13 @@ impl Session {
         if let Err(error) = received {
             return Err(self.server_gone(&error));
         }
-        if let Some(end) = end {
-            self.drop_backend();
-            return Err(end);
+        match end {
+            None => {}
+            Some(End::ClientGone) => return Err(End::ClientGone),
+            Some(end) => {
+                self.drop_backend();
+                return Err(end);
+            }
         }
         Ok(())
     }
