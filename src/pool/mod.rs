@@ -28,5 +28,5 @@ pub mod steward;
 pub mod waiter;
 
 pub use lease::Lease;
-pub use pool::{Pool, PoolKey};
+pub use pool::{ClientPlace, Pool, PoolKey};
 pub use pools::Pools;

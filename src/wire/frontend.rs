@@ -17,6 +17,33 @@ pub const COPY_FAIL: u8 = b'f';
 pub const TERMINATE: u8 = b'X';
 pub const PASSWORD: u8 = b'p';
 
+/// Whether a client may send a message of type `tag` in a session.
+pub fn is_known(tag: u8) -> bool {
+    matches!(
+        tag,
+        QUERY
+            | PARSE
+            | BIND
+            | DESCRIBE
+            | EXECUTE
+            | CLOSE
+            | SYNC
+            | FLUSH
+            | FUNCTION_CALL
+            | COPY_DATA
+            | COPY_DONE
+            | COPY_FAIL
+            | TERMINATE
+    )
+}
+
+/// Whether a message of type `tag` may be as long as its sender likes; others have [`SMALL_MESSAGE_MAX`].
+///
+/// [`SMALL_MESSAGE_MAX`]: super::limits::SMALL_MESSAGE_MAX
+pub fn may_be_large(tag: u8) -> bool {
+    matches!(tag, QUERY | PARSE | BIND | FUNCTION_CALL | COPY_DATA)
+}
+
 /// A whole Sync message.
 pub const SYNC_FRAME: [u8; 5] = *b"S\0\0\0\x04";
 
