@@ -69,3 +69,9 @@ check: rust ## Formatting, lints, documentation, licences
 clean: ## Remove what was built and installed in this folder
 	cargo clean
 	rm -rf $(VENV) tests/node_modules
+
+# --- PostgreSQL's own regression suite, direct and through pgweir, outputs compared ---
+
+.PHONY: conformance
+conformance: build packages ## PostgreSQL's regression suite through pgweir, compared with a direct run
+	tests/conformance.sh

@@ -117,10 +117,8 @@ pub async fn serve(
         addresses.http = Some(local);
         tasks::spawn("http", http::serve(listener, Arc::clone(&shared), metrics));
     }
-    let console = Arc::new(Console {
-        shared: Arc::clone(&shared),
-        reloader: Arc::clone(&reloader),
-    });
+    let console = Arc::new(Console::new(Arc::clone(&shared), Arc::clone(&reloader)));
+    tasks::spawn("stats", Arc::clone(&console).keep_stats());
     let (accepting, _socket) = listen(&shared, &console, &mut addresses.listen).await?;
     shared.ready.store(true, Ordering::SeqCst);
     ready(&addresses);

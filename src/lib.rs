@@ -18,6 +18,7 @@ pub mod server;
 pub mod session;
 pub mod shared;
 pub mod sql;
+pub mod status;
 pub mod tasks;
 pub mod telemetry;
 pub mod wire;

@@ -4,6 +4,7 @@
 //! server only while that client's statement runs there.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
@@ -61,6 +62,18 @@ pub enum Order {
     Terminate = 2,
 }
 
+/// What a cancel request finds.
+#[derive(Debug, Default)]
+enum Running {
+    #[default]
+    Nothing,
+    /// A backend that is being prepared for the client's statement; a request is kept until it is.
+    Soon {
+        canceled: bool,
+    },
+    On(Arc<Identity>),
+}
+
 /// One live client.
 #[derive(Debug)]
 pub struct ClientEntry {
@@ -73,9 +86,13 @@ pub struct ClientEntry {
     /// `address:port`, or `unix`.
     pub peer: Box<str>,
     pub tls: bool,
+    /// `application_name` as given at startup.
+    pub application_name: Box<str>,
+    /// Where it connected to; `None` on a Unix socket.
+    pub local: Option<SocketAddr>,
     pub connected: Instant,
     pub waiter: Arc<Waiter>,
-    running: Mutex<Option<Arc<Identity>>>,
+    running: Mutex<Running>,
     state: AtomicU8,
     order: AtomicU8,
     waker: Mutex<Option<Waker>>,
@@ -98,30 +115,48 @@ impl ClientEntry {
 
     /// The backend a cancel request would go to now.
     pub fn running(&self) -> Option<Arc<Identity>> {
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        match &*self.running.lock().unwrap_or_else(PoisonError::into_inner) {
+            Running::On(backend) => Some(Arc::clone(backend)),
+            Running::Nothing | Running::Soon { .. } => None,
+        }
     }
 
-    /// From here on, until [`Self::clear_running`], a cancel request reaches `backend`.
-    pub fn set_running(&self, backend: Arc<Identity>) {
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(backend);
+    fn change_running(&self, running: Running) -> Running {
+        let mut lock = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *lock, running)
+    }
+
+    /// From here on, until [`Self::set_running`], a cancel request is kept.
+    pub fn set_running_soon(&self) {
+        self.change_running(Running::Soon { canceled: false });
+    }
+
+    /// From here on, until [`Self::clear_running`], a cancel request reaches `backend`. True if there was one already.
+    pub fn set_running(&self, backend: Arc<Identity>) -> bool {
+        matches!(
+            self.change_running(Running::On(backend)),
+            Running::Soon { canceled: true }
+        )
     }
 
     /// From here on a cancel request finds nothing to cancel.
     pub fn clear_running(&self) {
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.change_running(Running::Nothing);
     }
 
     /// Takes the hold on the running backend under the lock, so that it can't be given back between the two.
     pub fn hold_for_cancel(
         &self,
     ) -> Option<(Arc<Identity>, crate::backend::connection::Cancelling)> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running
-            .as_ref()
-            .map(|identity| (Arc::clone(identity), identity.cancelling()))
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *running {
+            Running::On(identity) => Some((Arc::clone(identity), identity.cancelling())),
+            Running::Soon { canceled } => {
+                *canceled = true;
+                None
+            }
+            Running::Nothing => None,
+        }
     }
 
     pub fn order(&self) -> Order {
@@ -161,6 +196,8 @@ pub struct NewClient {
     pub database: Arc<str>,
     pub peer: Box<str>,
     pub tls: bool,
+    pub application_name: Box<str>,
+    pub local: Option<SocketAddr>,
 }
 
 /// Registered until dropped.
@@ -206,6 +243,8 @@ impl Registry {
             database: new.database,
             peer: new.peer,
             tls: new.tls,
+            application_name: new.application_name,
+            local: new.local,
             connected: Instant::now(),
             waiter: Arc::default(),
             running: Mutex::default(),
@@ -224,6 +263,11 @@ impl Registry {
     /// Every client.
     pub fn all(&self) -> Vec<Arc<ClientEntry>> {
         self.lock().values().cloned().collect()
+    }
+
+    /// The client with this process id.
+    pub fn get(&self, pid: FrontendPid) -> Option<Arc<ClientEntry>> {
+        self.lock().get(&pid).cloned()
     }
 
     pub fn len(&self) -> usize {

@@ -28,6 +28,8 @@ pub enum ReloadError {
     Access(#[from] AccessError),
     #[error("{0}")]
     Tls(#[from] TlsConfigError),
+    #[error("{0} cannot be changed without a restart")]
+    NeedsRestart(String),
 }
 
 /// Everything that is made from the configuration's files.
@@ -60,34 +62,55 @@ impl Source {
 /// Reloads one at a time.
 #[derive(Debug)]
 pub struct Reloader {
-    source: Source,
-    turn: Mutex<()>,
+    source: Mutex<Source>,
 }
 
 impl Reloader {
     pub fn new(source: Source) -> Self {
         Self {
-            source,
-            turn: Mutex::new(()),
+            source: Mutex::new(source),
         }
     }
 
     /// Reads the configuration again and takes it over. A bad one changes nothing.
     pub fn reload(&self, shared: &Shared) -> Result<(), ReloadError> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let parts = self.source.read()?;
-        let before: Arc<Config> = shared.config.load_full();
-        for change in config::diff(&before, &parts.config) {
-            tracing::info!(key = %change.key, effect = change.effect.as_str(), "configuration changed");
+        let source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = source.read().map(|parts| take_over(parts, shared));
+        telemetry::metrics::reloaded(outcome.is_ok());
+        outcome
+    }
+
+    /// Sets one key over what the file says, until the process ends, and takes the configuration over as
+    /// [`Self::reload`] does. A key that only holds after a restart is refused.
+    pub fn set(&self, key: &str, value: &str, shared: &Shared) -> Result<(), ReloadError> {
+        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = source.clone();
+        next.overrides.set("SET", key, value);
+        let parts = next.read()?;
+        let changes = config::diff(&shared.config.load(), &parts.config);
+        if let Some(change) = changes
+            .into_iter()
+            .find(|change| change.key == key && change.effect == config::Effect::Restart)
+        {
+            return Err(ReloadError::NeedsRestart(change.key));
         }
-        telemetry::tracing::reload(&parts.config.log);
-        shared.config.store(Arc::new(parts.config));
-        shared.access.store(Arc::new(parts.access));
-        shared.client_tls.store(Arc::new(parts.client_tls));
-        shared.pools.dialer.store(Arc::new(parts.dialer));
-        shared.secrets.clear();
-        shared.pools.reload(&shared.config.load());
-        tracing::info!("configuration reloaded");
+        take_over(parts, shared);
+        *source = next;
         Ok(())
     }
+}
+
+fn take_over(parts: Parts, shared: &Shared) {
+    let before: Arc<Config> = shared.config.load_full();
+    for change in config::diff(&before, &parts.config) {
+        tracing::info!(key = %change.key, effect = change.effect.as_str(), "configuration changed");
+    }
+    telemetry::tracing::reload(&parts.config.log);
+    shared.config.store(Arc::new(parts.config));
+    shared.access.store(Arc::new(parts.access));
+    shared.client_tls.store(Arc::new(parts.client_tls));
+    shared.pools.dialer.store(Arc::new(parts.dialer));
+    shared.secrets.clear();
+    shared.pools.reload(&shared.config.load());
+    tracing::info!("configuration reloaded");
 }

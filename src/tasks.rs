@@ -6,10 +6,11 @@
 use std::future::Future;
 
 use tokio::task::JoinHandle;
-use tracing::Instrument;
 
-/// Spawns `future` under `name`. The runtime drops it at the end of the process; work that must finish first is
-/// awaited by whoever holds the returned handle.
+/// Spawns `future`. The runtime drops it at the end of the process; work that must finish first is awaited by whoever
+/// holds the returned handle.
+///
+/// The name is told once, in the log at level `trace`: a span around every poll would be paid for by every statement.
 #[allow(
     clippy::disallowed_methods,
     reason = "this is the one place that spawns"
@@ -19,5 +20,7 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    tokio::spawn(future.instrument(tracing::debug_span!("task", name)))
+    let handle = tokio::spawn(future);
+    tracing::trace!(name, id = %handle.id(), "task");
+    handle
 }

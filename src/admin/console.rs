@@ -1,23 +1,155 @@
-//! stub
-use crate::net::stream::Stream;
-use crate::reload::Reloader;
-use crate::shared::Shared;
-use crate::wire::startup::StartupMessage;
+//! Letting a client into the console, and seeing it out.
+
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+
+use super::command::Role;
+use super::dialogue::{Dialogue, End};
+use super::rows::{PGBOUNCER_VERSION, View};
+use super::show::Show;
+use super::table::Row;
+use crate::config::model::AuthMethod;
+use crate::error::{Report, SqlState};
+use crate::net::stream::Stream;
+use crate::registry::{ClientState, NewClient, Registered};
+use crate::reload::Reloader;
+use crate::shared::Shared;
+use crate::status::Snapshot;
+use crate::status::stats::History;
+use crate::wire::backend::{self, TransactionStatus};
+use crate::wire::startup::StartupMessage;
+
+/// How long the last words to a client may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// What the console acts on.
 #[derive(Debug)]
 pub struct Console {
     pub shared: Arc<Shared>,
     pub reloader: Arc<Reloader>,
+    history: History,
 }
+
 impl Console {
+    pub fn new(shared: Arc<Shared>, reloader: Arc<Reloader>) -> Self {
+        Self {
+            shared,
+            reloader,
+            history: History::default(),
+        }
+    }
+
+    /// Ends the periods that averages are of; runs until dropped.
+    pub async fn keep_stats(self: Arc<Self>) {
+        self.history.keep(&self.shared.pools).await;
+    }
+
     /// Serves an authenticated console client until it leaves.
     pub async fn serve(
         &self,
-        _stream: Stream,
-        _message: &StartupMessage,
-        _address: Option<IpAddr>,
+        mut stream: Stream,
+        message: &StartupMessage,
+        address: Option<IpAddr>,
     ) {
+        // The login has checked that both are UTF-8.
+        let user = String::from_utf8_lossy(&message.user);
+        let database = String::from_utf8_lossy(&message.database);
+        let Some(role) = self.role(&user, address) else {
+            let refusal = Report::fatal(
+                SqlState::INSUFFICIENT_PRIVILEGE,
+                format!("permission denied for database \"{database}\""),
+            )
+            .detail(format!("User \"{user}\" is not a user of the console."))
+            .hint("Name it in general.admin_users or general.stats_users.");
+            part(&mut stream, &refusal).await;
+            return;
+        };
+        let peer = stream.peer_addr().map(|peer| peer.to_string());
+        let entry = self.shared.registry.register(NewClient {
+            key_len: message.cancel_key_len(),
+            user: (*user).into(),
+            database: (*database).into(),
+            peer: peer.unwrap_or_else(|| "unix".to_owned()).into(),
+            tls: stream.is_tls(),
+            application_name: message.application_name(),
+            local: stream.local_addr(),
+        });
+        entry.set_state(ClientState::Idle);
+        let mut out = Vec::new();
+        greet(&mut out, &entry);
+        let mut dialogue = Dialogue::new(self, role, entry, stream, out);
+        let Err(end) = Box::pin(dialogue.run()).await;
+        if let End::Fatal(report) = end {
+            part(dialogue.stream(), &report).await;
+        }
     }
+
+    /// What the user may do, if it may come in.
+    fn role(&self, user: &str, address: Option<IpAddr>) -> Option<Role> {
+        let config = self.shared.config.load();
+        let general = &config.general;
+        let is_near = address.is_none_or(|address| address.is_loopback());
+        let is_listed = |users: &[String]| users.iter().any(|listed| listed == user);
+        if is_listed(&general.admin_users) || (config.auth.method == AuthMethod::Trust && is_near) {
+            Some(Role::Admin)
+        } else if is_listed(&general.stats_users) {
+            Some(Role::Stats)
+        } else {
+            None
+        }
+    }
+
+    /// The rows of a table, now.
+    pub(super) fn rows(&self, show: Show) -> Vec<Row> {
+        let shared = &self.shared;
+        let snapshot = Snapshot::take(
+            shared.config.load_full(),
+            &shared.pools,
+            &shared.registry,
+            shared.connections.load(Ordering::SeqCst),
+        );
+        let stats = self.history.stats(&shared.pools);
+        View {
+            snapshot: &snapshot,
+            stats: &stats,
+        }
+        .rows(show)
+    }
+}
+
+/// Says why, and closes.
+async fn part(stream: &mut Stream, report: &Report) {
+    let mut out = Vec::new();
+    backend::put_report(&mut out, report);
+    let farewell = async {
+        stream.write_all(&out).await?;
+        stream.shutdown().await
+    };
+    // A client that is gone already can't be told.
+    let _ = tokio::time::timeout(FAREWELL, farewell).await;
+}
+
+fn greet(out: &mut Vec<u8>, entry: &Registered) {
+    backend::put_authentication_ok(out);
+    let version = format!("{PGBOUNCER_VERSION}/pgweir {}", env!("CARGO_PKG_VERSION"));
+    let parameters = [
+        ("server_version", version.as_str()),
+        ("client_encoding", "UTF8"),
+        ("server_encoding", "UTF8"),
+        ("DateStyle", "ISO"),
+        ("TimeZone", "GMT"),
+        ("standard_conforming_strings", "on"),
+        ("integer_datetimes", "on"),
+        ("is_superuser", "on"),
+        ("application_name", &entry.application_name),
+    ];
+    for (name, value) in parameters {
+        backend::put_parameter_status(out, name.as_bytes(), value.as_bytes());
+    }
+    backend::put_backend_key_data(out, entry.pid.0, entry.key());
+    backend::put_ready_for_query(out, TransactionStatus::Idle);
 }

@@ -4,10 +4,12 @@
 //! - A backend is handed to another client only if [`Backend::is_clean`]; anything else is cleaned first or dropped.
 //! - `expect` has an entry for every answer under way, whoever asked.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::Context;
 
+use tokio::io::AsyncWrite;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -18,6 +20,7 @@ use crate::net::stream::Stream;
 use crate::session::mirror::Mirror;
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::Expect;
+use crate::wire::frontend::TERMINATE_FRAME;
 
 /// What others may know and do of a backend while a session uses it: who it is on the server, and whether a cancel
 /// request to it is under way.
@@ -143,6 +146,15 @@ impl Backend {
     /// At rest and outside a transaction: what a pool may keep.
     pub fn is_clean(&self) -> bool {
         self.is_at_rest() && self.status == TransactionStatus::Idle
+    }
+
+    /// Tells the server that the connection is over, if that can be said at once; the server notices a close anyway,
+    /// but logs it as unexpected.
+    pub fn say_goodbye(&mut self) {
+        if self.is_at_rest() {
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            let _ = Pin::new(&mut self.stream).poll_write(&mut cx, &TERMINATE_FRAME);
+        }
     }
 
     /// Looks, without waiting, whether an idle connection has anything to say. A server that speaks unasked is closing

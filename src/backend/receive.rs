@@ -199,11 +199,28 @@ fn note(backend: &mut Backend, tag: u8, payload: &[u8]) {
             }
         }
         b::COMMAND_COMPLETE => match payload {
-            b"DISCARD ALL\0" => backend.mirror.reset(),
-            b"DEALLOCATE ALL\0" => backend.mirror.forget_all(),
+            b"DISCARD ALL\0" => {
+                backend.mirror.reset();
+                remember_pipelined(backend);
+            }
+            b"DEALLOCATE ALL\0" => {
+                backend.mirror.forget_all();
+                remember_pipelined(backend);
+            }
             _ => {}
         },
         _ => {}
+    }
+}
+
+/// After all statements were forgotten: those whose Parse was sent behind will be there.
+fn remember_pipelined(backend: &mut Backend) {
+    let parsed = backend
+        .expect
+        .iter()
+        .filter(|owed| owed.request == Request::Parse && owed.statement != 0);
+    for owed in parsed {
+        backend.mirror.prepare(owed.statement);
     }
 }
 
@@ -213,10 +230,8 @@ fn skip(backend: &mut Backend, receiver: &mut impl Receiver) {
     backend.expect.skip_to_sync(|owed| skipped.push(owed));
     for owed in skipped.iter().rev() {
         match owed.request {
-            Request::Parse if owed.to != For::Local => {
-                backend.mirror.forget(owed.statement);
-                backend.mirror.unnamed = None;
-            }
+            Request::Parse if owed.statement != 0 => backend.mirror.forget(owed.statement),
+            Request::Parse => backend.mirror.unnamed = None,
             // It was to make room and is still there. The next use of the room closes another one.
             Request::Close if owed.to == For::Evict => {
                 backend.mirror.prepare(owed.statement);

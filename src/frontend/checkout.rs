@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use tokio::time::Instant;
-
 use super::reply;
 use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
@@ -40,7 +38,8 @@ impl Session {
         let Poll::Ready(outcome) = self.entry.waiter.poll(cx) else {
             return Ok(false);
         };
-        let waited = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let waited =
+            u64::try_from(self.now.duration_since(self.since).as_micros()).unwrap_or(u64::MAX);
         self.pool
             .counters
             .wait_micros
@@ -53,6 +52,8 @@ impl Session {
                 gather.give();
             }
             Err(error) => {
+                // A client whose waiting was ended from outside still has its place in the queue.
+                self.pool.withdraw(&self.entry.waiter);
                 self.enter(Phase::Idle);
                 self.refuse(&error.report(), cx)?;
             }
@@ -64,7 +65,6 @@ impl Session {
     /// Makes `lease` this session's: adds the messages that bring it to the session's settings. False if their answer
     /// must be awaited.
     fn begin(&mut self, lease: Lease, gather: &mut Gather) -> bool {
-        self.entry.set_running(Arc::clone(&lease.identity));
         self.in_transaction = false;
         self.lease = Some(lease);
         self.pool
@@ -86,14 +86,24 @@ impl Session {
             return Pace::None;
         };
         let want = self.settings.current();
-        if crate::session::settings::same(&lease.mirror.settings, want) {
+        let is_foreign = |session| session != self.entry.pid.0;
+        let resets = lease.mirror.unknown_to.is_some_and(is_foreign);
+        if !resets && crate::session::settings::same(&lease.mirror.settings, want) {
             reply::tell_changes(&mut self.told, &lease.mirror.reported, &mut self.outbox);
+            self.entry.set_running(Arc::clone(&lease.identity));
             return Pace::None;
         }
         let mut text = Vec::new();
-        let pace = plan::settings(&lease.mirror.settings, want, &mut text);
+        let pace = if resets {
+            lease.mirror.unknown_to = None;
+            plan::anew(&lease.mirror.settings, want, &mut text)
+        } else {
+            plan::settings(&lease.mirror.settings, want, &mut text)
+        };
         gather.own(|out| frontend::put_query(out, &text));
         lease.expect.push(Owed::new(Request::Query, For::Plan));
+        // A cancel request that hit the plan would have the client's statement run with other settings.
+        self.entry.set_running_soon();
         lease.mirror.settings = Arc::clone(want);
         lease.mirror.unnamed = None;
         pace
@@ -131,7 +141,7 @@ impl Session {
         }
         if !lease.expect.is_at_rest() {
             // The rest of an extended exchange, and above all its Sync, is the client's to send.
-            self.since = Instant::now();
+            self.since = self.now;
             return Ok(());
         }
         self.in_transaction = lease.status != TransactionStatus::Idle;
@@ -142,10 +152,10 @@ impl Session {
         }
         if self.in_transaction {
             // From here on the client is the one who is awaited.
-            self.since = Instant::now();
+            self.since = self.now;
             return Ok(());
         }
-        self.transaction_since = Instant::now();
+        self.transaction_since = self.now;
         if self.settings.is_touched() {
             let mut gather = Gather::take();
             self.probe(&mut gather);
@@ -161,7 +171,7 @@ impl Session {
     fn release(&mut self) {
         let keeps = !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session;
         if keeps {
-            self.since = Instant::now();
+            self.since = self.now;
             return;
         }
         self.entry.clear_running();

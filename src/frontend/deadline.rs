@@ -1,5 +1,6 @@
 //! The timeouts of a session: which one is next, and what happens when it is reached.
 
+use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tokio::time::Instant;
 use super::reply;
 use super::session::{End, Phase, Session};
 use crate::backend::cancel;
+use crate::backend::connection::Identity;
 use crate::error::{Report, SqlState, UserFacing};
 use crate::pool::Lease;
 use crate::tasks;
@@ -121,7 +123,7 @@ impl Session {
             }
             Limit::Query => {
                 self.timed_out = true;
-                self.since = Instant::now();
+                self.since = self.now;
                 self.cancel_running();
                 Ok(())
             }
@@ -162,13 +164,15 @@ impl Session {
     /// Asks the server to cancel what it runs for this client.
     pub(super) fn cancel_running(&self) {
         if let Some(lease) = &self.lease {
-            let dialer = self.shared.pools.dialer.load_full();
-            let limit = self.effective.timeouts.cancel_wait_timeout;
-            tasks::spawn(
-                "cancel",
-                cancel::cancel(std::sync::Arc::clone(&lease.identity), dialer, limit),
-            );
+            self.cancel(&lease.identity);
         }
+    }
+
+    /// Asks the server to cancel what `backend` runs.
+    pub(super) fn cancel(&self, backend: &Arc<Identity>) {
+        let dialer = self.shared.pools.dialer.load_full();
+        let limit = self.effective.timeouts.cancel_wait_timeout;
+        tasks::spawn("cancel", cancel::cancel(Arc::clone(backend), dialer, limit));
     }
 }
 

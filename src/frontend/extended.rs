@@ -61,7 +61,7 @@ impl Session {
             known.lookup(parse.text, options)
         });
         if parse.name.is_empty() {
-            self.owe(renames(Request::Parse, For::Client, statement.id));
+            self.owe(renames(Request::Parse, For::Client, 0));
             if let Some(lease) = &mut self.lease {
                 lease.mirror.unnamed = Some(statement.id);
             }
@@ -127,10 +127,7 @@ impl Session {
             if lease.mirror.unnamed != Some(statement.id) {
                 lease.mirror.unnamed = Some(statement.id);
                 gather.own(|out| f::put_parse(out, b"", &statement.body));
-                self.owe(Owed {
-                    statement: statement.id,
-                    ..Owed::new(Request::Parse, For::Reparse)
-                });
+                self.owe(Owed::new(Request::Parse, For::Reparse));
             }
         } else if !lease.mirror.has(statement.id) {
             self.give_statement(statement, For::Reparse, gather);

@@ -4,8 +4,6 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::task::Context;
 
-use tokio::time::Instant;
-
 use super::reply;
 use super::session::{End, Phase, Running, Session};
 use crate::config::model::{OnSessionState, PoolMode};
@@ -255,7 +253,12 @@ impl Session {
                 self.probe(gather);
                 return Ok(());
             }
-            f::FUNCTION_CALL => self.expect(Request::FunctionCall),
+            f::FUNCTION_CALL => {
+                if !f::calls_large_object_function(frame.payload) {
+                    self.pins.insert(PinReason::OpaqueState);
+                }
+                self.expect(Request::FunctionCall);
+            }
             f::COPY_DONE | f::COPY_FAIL => self.expect(Request::CopyEnd),
             f::TERMINATE => return Err(End::ClientGone),
             _ => {}
@@ -271,7 +274,7 @@ impl Session {
     pub(super) fn owe(&mut self, owed: Owed) {
         if let Some(lease) = &mut self.lease {
             if lease.expect.awaits_more() {
-                self.since = Instant::now();
+                self.since = self.now;
             }
             lease.expect.push(owed);
         }
@@ -342,8 +345,14 @@ impl Session {
             match effect {
                 Effect::Setting { name, local: false } => self.settings.touch(name.as_bytes()),
                 Effect::ResetSetting(name) => self.settings.reset(name.as_bytes()),
-                Effect::ResetAll => self.settings.reset_known(),
+                Effect::ResetAll | Effect::DiscardAll => self.settings.reset_known(),
                 Effect::SettingsUnknown => self.settings.touch_anything(),
+                Effect::OpaqueCode if self.effective.pool.pool_mode != PoolMode::Session => {
+                    self.settings.touch_opaque();
+                    if let Some(lease) = &mut self.lease {
+                        lease.mirror.unknown_to = Some(self.entry.pid.0);
+                    }
+                }
                 _ => {}
             }
         }
@@ -351,8 +360,7 @@ impl Session {
     }
 
     fn pin(&mut self, known: &Known) -> Result<(), End> {
-        let class = &known.class;
-        if class.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
+        if known.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
             return Ok(());
         }
         if self.effective.pool.on_session_state == OnSessionState::Reject {
@@ -363,7 +371,7 @@ impl Session {
             .hint("Use pool.on_session_state = \"pin\" or a pool in session mode.");
             return Err(End::Fatal(Box::new(report)));
         }
-        self.pins = self.pins.union(class.pins);
+        self.pins = self.pins.union(known.pins);
         Ok(())
     }
 }

@@ -5,30 +5,29 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use tokio::time::Instant;
-
 use super::reply;
-use super::session::{End, Session};
+use super::session::{End, ProbeAnswer, Session};
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
 use crate::error::{Report, SqlState};
 use crate::net::buffer::{Gather, ReadBuffer};
+use crate::session::leftovers;
+use crate::session::mirror::Mirror;
+use crate::session::settings::Row;
+use crate::sql::state::{PinReason, PinSet};
 use crate::wire::backend::{self as b, TransactionStatus};
 use crate::wire::expect::{For, Owed, Received, Request};
 use crate::wire::limits::OUTBOX_MAX;
-
-/// A (name, value) row of a probe.
-type SettingRow = (Vec<u8>, Option<Vec<u8>>);
 
 /// The session's part in receiving.
 struct Relay<'a> {
     gather: Gather,
     session: &'a mut Session,
-    rows: Vec<SettingRow>,
     undone: usize,
-    learnt: bool,
-    plan_failed: bool,
-    dying: bool,
+    /// What the backend has, if it was asked.
+    learnt: Vec<Row>,
+    /// Why the session ends once the client has what came so far.
+    end: Option<End>,
 }
 
 impl Receiver for Relay<'_> {
@@ -52,6 +51,10 @@ impl Receiver for Relay<'_> {
             b::ERROR_RESPONSE => return self.error(owed, payload),
             b::PARAMETER_STATUS if owed.to == For::Client => {
                 self.session.told = Arc::clone(&backend.mirror.reported);
+                // It may have been set where no text tells, such as in a function or a trigger.
+                if let Some((name, _)) = b::parameter_status(payload) {
+                    self.session.settings.touch(name);
+                }
             }
             b::COMMAND_COMPLETE if owed.to == For::Client => self.complete(owed, payload),
             b::EMPTY_QUERY_RESPONSE | b::PORTAL_SUSPENDED if owed.request == Request::Execute => {
@@ -60,7 +63,8 @@ impl Receiver for Relay<'_> {
             b::READY_FOR_QUERY => self.ready(backend, owed),
             b::DATA_ROW if owed.to == For::Probe => {
                 if let Some([Some(name), value]) = b::columns(payload).as_deref() {
-                    self.rows.push((name.to_vec(), value.map(<[u8]>::to_vec)));
+                    let row = (name.to_vec(), value.map(<[u8]>::to_vec));
+                    self.session.probe.rows.push(row);
                 }
             }
             _ => {}
@@ -70,7 +74,8 @@ impl Receiver for Relay<'_> {
 
     fn skipped(&mut self, owed: Owed) {
         self.undone += usize::from(owed.renames);
-        if owed.request == Request::Execute {
+        let is_counted = matches!(owed.request, Request::Execute | Request::Query);
+        if is_counted && owed.to == For::Client {
             self.session.running.pop_front();
         }
     }
@@ -78,8 +83,17 @@ impl Receiver for Relay<'_> {
 
 impl Relay<'_> {
     fn error(&mut self, owed: Owed, payload: &[u8]) -> bool {
-        self.plan_failed |= owed.to == For::Plan;
-        self.dying |= b::is_fatal(payload);
+        if owed.request == Request::Parse && owed.renames && owed.statement == 0 {
+            self.session.names.fail_unnamed();
+        }
+        if b::is_fatal(payload) {
+            self.end = Some(End::ServerGone);
+        } else if owed.to == For::Plan {
+            self.end.get_or_insert_with(|| plan_failed(payload));
+        } else if owed.to == For::Probe {
+            // A cancel request that the client meant for its own statement may have come late.
+            self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
+        }
         if let Some(running) = self.session.running.front() {
             running.known.failed();
         }
@@ -100,8 +114,7 @@ impl Relay<'_> {
         match payload {
             b"DISCARD ALL\0" => {
                 self.session.names.forget_all();
-                self.session.settings.reset_all();
-                self.session.pins = crate::sql::state::PinSet::EMPTY;
+                self.session.pins = PinSet::EMPTY;
             }
             b"DEALLOCATE ALL\0" => self.session.names.forget_all(),
             _ => {}
@@ -116,7 +129,7 @@ impl Relay<'_> {
 
     fn finish_statement(&mut self) {
         if let Some(running) = self.session.running.pop_front() {
-            let took = running.started.elapsed();
+            let took = self.session.now.duration_since(running.started);
             running.known.took(took);
             let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             self.session
@@ -140,7 +153,10 @@ impl Relay<'_> {
                         .counters
                         .transactions
                         .fetch_add(1, Ordering::Relaxed);
-                    let took = self.session.transaction_since.elapsed();
+                    let took = self
+                        .session
+                        .now
+                        .duration_since(self.session.transaction_since);
                     let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
                     self.session
                         .pool
@@ -149,15 +165,57 @@ impl Relay<'_> {
                         .fetch_add(micros, Ordering::Relaxed);
                 }
             }
-            For::Probe if backend.status == TransactionStatus::Idle && !self.rows.is_empty() => {
-                let rows = std::mem::take(&mut self.rows);
-                let user = self.session.effective.login_user.as_bytes();
-                self.session.settings.learn(&rows, user);
-                self.learnt = true;
+            For::Probe => {
+                self.tell(backend);
+                self.learn(backend);
             }
-            For::Probe | For::Plan | For::Reparse | For::Evict | For::Local => {}
+            For::Plan => {
+                self.tell(backend);
+                let identity = &backend.identity;
+                if self.session.entry.set_running(Arc::clone(identity)) {
+                    self.session.cancel(identity);
+                }
+            }
+            For::Reparse | For::Evict | For::Local => {}
         }
     }
+
+    /// Tells the client what pgweir's own statements have changed.
+    fn tell(&mut self, backend: &Backend) {
+        let (told, now) = (&mut self.session.told, &backend.mirror.reported);
+        self.gather.own(|out| reply::put_changes(told, now, out));
+    }
+
+    /// Takes in the answer to a question about the session's state, if it was asked outside a transaction.
+    fn learn(&mut self, backend: &Backend) {
+        let ProbeAnswer { mut rows, refused } = std::mem::take(&mut self.session.probe);
+        if backend.status != TransactionStatus::Idle {
+            return;
+        }
+        if refused {
+            // Nothing is known of what the session has left on this backend: it stays there.
+            self.session.settings.give_up();
+            self.session.pins.insert(PinReason::SettingsUnknown);
+        } else if !rows.is_empty() {
+            self.session.pins = self.session.pins.union(leftovers::take(&mut rows));
+            let user = self.session.effective.login_user.as_bytes();
+            self.session.settings.learn(&rows, user);
+            self.learnt = rows;
+        }
+    }
+}
+
+/// The client's statement was not to run with other settings than the session's.
+fn plan_failed(error: &[u8]) -> End {
+    let report = Report::fatal(
+        SqlState::CONNECTION_FAILURE,
+        "could not restore the session's settings",
+    );
+    let reason = b::error_field(error, b'M').unwrap_or_default();
+    let reason = String::from_utf8_lossy(reason);
+    End::Fatal(Box::new(
+        report.detail(format!("The server said: {reason}")),
+    ))
 }
 
 impl Session {
@@ -190,11 +248,9 @@ impl Session {
         let mut relay = Relay {
             gather: Gather::take(),
             session: self,
-            rows: Vec::new(),
             undone: 0,
-            learnt: false,
-            plan_failed: false,
-            dying: false,
+            learnt: Vec::new(),
+            end: None,
         };
         let backend = &mut *lease;
         let received = receive::take_in(backend, new, |backend, input| {
@@ -207,33 +263,35 @@ impl Session {
             gather,
             undone,
             learnt,
-            plan_failed,
-            dying,
+            end,
             ..
         } = relay;
         gather.give();
         self.names.undo(undone);
-        // What was learnt is what the backend has.
-        if learnt {
-            lease.mirror.settings = Arc::clone(self.settings.current());
+        if !learnt.is_empty() {
+            self.reflect(&mut lease.mirror, &learnt);
         }
         self.lease = Some(lease);
         if let Err(error) = received {
             return Err(self.server_gone(&error));
         }
-        if dying {
+        if let Some(end) = end {
             self.drop_backend();
-            return Err(End::ServerGone);
-        }
-        if plan_failed {
-            self.drop_backend();
-            let report = Report::fatal(
-                SqlState::CONNECTION_FAILURE,
-                "could not restore the session's settings",
-            );
-            return Err(End::Fatal(Box::new(report)));
+            return Err(end);
         }
         Ok(())
+    }
+
+    /// What was learnt is what the backend has. As a rule that is what the session has, and the two share it.
+    fn reflect(&self, mirror: &mut Mirror, learnt: &[Row]) {
+        let user = self.effective.login_user.as_bytes();
+        let next = mirror.settings.with(learnt, user);
+        let current = self.settings.current();
+        mirror.settings = if next == **current {
+            Arc::clone(current)
+        } else {
+            Arc::new(next)
+        };
     }
 
     /// Puts the answers in place that pgweir gives itself and that are due at once.
@@ -261,7 +319,7 @@ impl Session {
 
     fn server_gone(&mut self, error: &ReceiveError) -> End {
         self.drop_backend();
-        self.since = Instant::now();
+        self.since = self.now;
         let report = Report::fatal(SqlState::CONNECTION_FAILURE, error.to_string());
         End::Fatal(Box::new(report))
     }

@@ -33,6 +33,13 @@ pub(super) fn close_complete(outbox: &mut Outbox) {
 
 /// Tells the client which reported values differ from those it knows.
 pub(super) fn tell_changes(told: &mut Arc<Reported>, now: &Arc<Reported>, outbox: &mut Outbox) {
+    if !Arc::ptr_eq(told, now) {
+        put(outbox, |out| put_changes(told, now, out));
+    }
+}
+
+/// As [`tell_changes`], into a buffer.
+pub(super) fn put_changes(told: &mut Arc<Reported>, now: &Arc<Reported>, out: &mut Vec<u8>) {
     if Arc::ptr_eq(told, now) {
         return;
     }
@@ -40,9 +47,7 @@ pub(super) fn tell_changes(told: &mut Arc<Reported>, now: &Arc<Reported>, outbox
         .iter()
         .filter(|(name, value)| told.get(name) != Some(*value))
     {
-        put(outbox, |out| {
-            backend::put_parameter_status(out, name, value);
-        });
+        backend::put_parameter_status(out, name, value);
     }
     *told = Arc::clone(now);
 }

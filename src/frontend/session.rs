@@ -27,11 +27,12 @@ use crate::pool::reset::{self, Residue};
 use crate::pool::{ClientPlace, Lease, Pool};
 use crate::registry::{ClientState, Order, Registered};
 use crate::session::mirror::Reported;
-use crate::session::settings::Tracker;
+use crate::session::settings::{Row, Tracker};
 use crate::session::statements::Names;
 use crate::shared::{Prepared, Shared};
 use crate::sql::known::Known;
 use crate::sql::state::PinSet;
+use crate::wire::expect::For;
 use crate::wire::limits::{OUTBOX_MAX, WHOLE_FRAME_MAX};
 
 /// Turns taken in one poll before other tasks get theirs.
@@ -77,6 +78,14 @@ pub(super) struct Running {
     pub started: Instant,
 }
 
+/// The answer to a question about the session's state, as far as it has come.
+#[derive(Debug, Default)]
+pub(super) struct ProbeAnswer {
+    pub rows: Vec<Row>,
+    /// The server would not answer it, and would not if it were asked again.
+    pub refused: bool,
+}
+
 /// One client's connection after login.
 #[derive(Debug)]
 #[allow(
@@ -98,6 +107,7 @@ pub struct Session {
     /// Bytes the client has not taken.
     pub(super) outbox: Outbox,
     pub(super) settings: Tracker,
+    pub(super) probe: ProbeAnswer,
     /// What the client was told by `ParameterStatus`.
     pub(super) told: Arc<Reported>,
     pub(super) names: Names<Arc<Known>>,
@@ -111,6 +121,8 @@ pub struct Session {
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
     pub(super) running: std::collections::VecDeque<Running>,
+    /// The time of the present poll: the clock is read once for all that happens in it.
+    pub(super) now: Instant,
     /// Since when the session is in its phase, and in its transaction.
     pub(super) since: Instant,
     pub(super) transaction_since: Instant,
@@ -151,6 +163,7 @@ impl Session {
             inbox: Held::default(),
             outbox: Outbox::default(),
             settings: start.settings,
+            probe: ProbeAnswer::default(),
             told: start.told,
             names: Names::default(),
             pins: PinSet::EMPTY,
@@ -159,6 +172,7 @@ impl Session {
             copies_in: false,
             bound: None,
             running: std::collections::VecDeque::new(),
+            now,
             since: now,
             transaction_since: now,
             blocked_since: None,
@@ -184,7 +198,7 @@ impl Session {
 
     /// The one place where the phase changes.
     pub(super) fn enter(&mut self, phase: Phase) {
-        let now = Instant::now();
+        let now = self.now;
         if self.phase == Phase::Idle && phase != Phase::Idle {
             self.transaction_since = now;
         }
@@ -198,6 +212,7 @@ impl Session {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        self.now = Instant::now();
         for _ in 0..TURNS_MAX {
             match self.turn(cx) {
                 Ok(true) => {}
@@ -230,7 +245,7 @@ impl Session {
                 sent?;
                 moved = true;
             } else if self.outbox.len() < before || self.blocked_since.is_none() {
-                self.blocked_since = Some(Instant::now());
+                self.blocked_since = Some(self.now);
             }
         }
         if let Some(lease) = &mut self.lease
@@ -317,10 +332,13 @@ impl Session {
             if sleep.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            if Instant::now() >= at
-                && let Err(end) = self.reach(limit, cx)
-            {
-                return Poll::Ready(end);
+            self.now = Instant::now();
+            if self.now >= at {
+                if let Err(end) = self.reach(limit, cx) {
+                    return Poll::Ready(end);
+                }
+                // The phase may have changed, and what is awaited now has no waker yet.
+                cx.waker().wake_by_ref();
             }
         }
     }
@@ -367,11 +385,12 @@ impl Session {
         if matches!(end, End::ServerGone) {
             return;
         }
-        // Settings a statement under way may have changed are not in the mirror yet.
-        let own_state = !self.pins.is_empty()
-            || self.settings.is_touched()
-            || self.effective.pool.pool_mode == PoolMode::Session;
-        let residue = if own_state {
+        let residue = if self.effective.pool.pool_mode == PoolMode::Session {
+            Residue::SessionState
+        } else if !self.pins.is_empty() {
+            Residue::Pinned
+        } else if self.settings.is_touched() || lease.expect.owes(For::Plan) {
+            // Settings a statement under way may have changed are not in the mirror yet; those of a plan under way are.
             Residue::SessionState
         } else {
             Residue::None

@@ -19,7 +19,7 @@ use crate::pool::open::OpenError;
 use crate::pool::pools::NoPlace;
 use crate::pool::waiter::CheckoutError;
 use crate::pool::{ClientPlace, Pool};
-use crate::registry::{KEY_LEN, NewClient, Registered};
+use crate::registry::{NewClient, Registered};
 use crate::session::mirror::Reported;
 use crate::session::settings::Tracker;
 use crate::shared::Shared;
@@ -289,17 +289,14 @@ pub async fn begin(
     shared: Arc<Shared>,
 ) -> Result<Session, (Option<Stream>, HandshakeError)> {
     let pool = place.pool();
-    let key_len = if message.version < Version::V3_2 {
-        4
-    } else {
-        KEY_LEN
-    };
     let entry = shared.registry.register(NewClient {
-        key_len,
+        key_len: message.cancel_key_len(),
         user: Arc::clone(&pool.key.user),
         database: Arc::clone(&pool.key.database),
         peer,
         tls: stream.is_tls(),
+        application_name: message.application_name(),
+        local: stream.local_addr(),
     });
     let prepared = match prepare::prepare(pool, message, &entry.waiter).await {
         Ok(prepared) => prepared,

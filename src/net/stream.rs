@@ -4,7 +4,7 @@
 //! await (DESIGN, hot path).
 
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -80,6 +80,29 @@ impl Stream {
             Self::Tcp(_) | Self::TlsConnected(_) => return Ok(None),
         };
         Ok(Some(unix.peer_cred()?.uid()))
+    }
+
+    /// Address and port of this end; `None` on a Unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.tcp()?.local_addr().ok()
+    }
+
+    /// Address and port of the other end; `None` on a Unix socket.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.tcp()?.peer_addr().ok()
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        let plain = match self {
+            Self::Tcp(tcp) => return Some(tcp),
+            Self::Unix(_) => return None,
+            Self::TlsAccepted(tls) => tls.get_ref().0,
+            Self::TlsConnected(tls) => tls.get_ref().0,
+        };
+        match plain {
+            Plain::Tcp(tcp) => Some(tcp),
+            Plain::Unix(_) => None,
+        }
     }
 
     /// Takes the transport out to start TLS on it; `None` if TLS runs already.

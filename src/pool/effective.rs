@@ -21,6 +21,11 @@ pub struct Effective {
 }
 
 impl Effective {
+    /// Whether `database` is configured, by its name or by the fallback.
+    pub fn exists(config: &Config, database: &str) -> bool {
+        config.databases.contains_key(database) || config.databases.contains_key("*")
+    }
+
     /// `None` where no database of that name is configured and there is no fallback.
     pub fn of(config: &Config, database: &str, user: &str) -> Option<Self> {
         let named = config.databases.get(database);

@@ -33,16 +33,17 @@ impl Lease {
     /// Gives the connection back. One that is not clean, or that a cancel request is under way to, is not given back
     /// here: see [`super::reset::give_back`].
     pub fn checkin(mut self) {
+        let now = Instant::now();
         if !self.is_clean()
             || self.identity.is_being_cancelled()
-            || self.pool.objects.manager().is_outdated(&self)
+            || self.pool.objects.manager().is_outdated(&self, now)
         {
             return;
         }
         if self.pool.must_yield() {
             return;
         }
-        self.released = Instant::now();
+        self.released = now;
         drop(self.object.take());
         self.pool.serve();
     }

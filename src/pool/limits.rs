@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::pool::PoolKey;
 use crate::config::model::PoolSettings;
 
 /// The counters.
@@ -21,7 +22,16 @@ pub struct Limits {
     pub waiting: AtomicUsize,
     /// Whether `starved` holds anything: keeps the lock off the path of every checkin.
     has_starved: AtomicBool,
-    starved: Mutex<Option<Instant>>,
+    starved: Mutex<Vec<Starved>>,
+}
+
+/// A pool that a shared cap keeps from opening the connection its clients wait for.
+#[derive(Clone, Debug)]
+pub struct Starved {
+    pub key: PoolKey,
+    pub cap: Cap,
+    /// Since when the first of its clients waits.
+    pub since: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +50,15 @@ pub enum Cap {
 }
 
 impl Cap {
+    /// Whether connections of pools `a` and `b` count together under this cap.
+    pub fn is_shared_by(self, a: &PoolKey, b: &PoolKey) -> bool {
+        match self {
+            Self::Total => true,
+            Self::Database => a.database == b.database,
+            Self::User => a.user == b.user,
+        }
+    }
+
     /// The setting's name.
     pub fn setting(self) -> &'static str {
         match self {
@@ -98,18 +117,22 @@ impl Limits {
         })
     }
 
-    /// Since when the longest-waiting client of a pool waits that a shared cap keeps from opening a connection.
-    pub fn starved_since(&self) -> Option<Instant> {
-        if !self.has_starved.load(Ordering::Relaxed) {
-            return None;
-        }
-        *self.starved.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether some starved pool is as `is_it` wants it.
+    pub fn is_starved(&self, is_it: impl FnMut(&Starved) -> bool) -> bool {
+        self.has_starved.load(Ordering::Relaxed)
+            && self
+                .starved
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .iter()
+                .any(is_it)
     }
 
-    /// The steward's finding for [`Self::starved_since`].
-    pub(super) fn set_starved(&self, since: Option<Instant>) {
-        *self.starved.lock().unwrap_or_else(PoisonError::into_inner) = since;
-        self.has_starved.store(since.is_some(), Ordering::Relaxed);
+    /// The steward's finding for [`Self::is_starved`].
+    pub(super) fn set_starved(&self, starved: Vec<Starved>) {
+        self.has_starved
+            .store(!starved.is_empty(), Ordering::Relaxed);
+        *self.starved.lock().unwrap_or_else(PoisonError::into_inner) = starved;
     }
 
     /// Server connections of all pools.

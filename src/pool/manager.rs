@@ -16,7 +16,9 @@ use thiserror::Error;
 
 use super::effective::Effective;
 use super::limits::Slot;
+use super::live::Listed;
 use crate::backend::connection::Backend;
+use tokio::time::Instant;
 
 /// A connection and its place under the limits.
 #[derive(Debug)]
@@ -24,6 +26,14 @@ pub struct Pooled {
     pub backend: Backend,
     /// Given back when the connection is dropped; nothing reads it.
     pub slot: Slot,
+    /// Its line in the pool's list, gone with it.
+    pub listed: Listed,
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        self.backend.say_goodbye();
+    }
 }
 
 /// No connection stands ready; one has to be opened.
@@ -73,17 +83,21 @@ impl Manager {
             .pop()
     }
 
+    fn is_before_reconnect(&self, backend: &Backend) -> bool {
+        backend.generation < self.generation.load(Ordering::Relaxed)
+    }
+
     /// Whether a connection is too old or from before a `RECONNECT`. The lifetime is shortened by up to a tenth,
     /// each connection by its own share, so that those opened together do not end together.
-    pub fn is_outdated(&self, backend: &Backend) -> bool {
-        if backend.generation < self.generation.load(Ordering::Relaxed) {
+    pub fn is_outdated(&self, backend: &Backend, now: Instant) -> bool {
+        if self.is_before_reconnect(backend) {
             return true;
         }
         let Some(lifetime) = self.effective.load().timeouts.server_lifetime else {
             return false;
         };
         let share = u32::try_from(backend.id.wrapping_mul(2_654_435_761) % 100).unwrap_or(0);
-        backend.opened.elapsed() >= lifetime.saturating_sub(lifetime / 1000 * share)
+        now.duration_since(backend.opened) >= lifetime.saturating_sub(lifetime / 1000 * share)
     }
 }
 
@@ -100,7 +114,8 @@ impl managed::Manager for Manager {
         if !backend.is_clean() {
             return Err(RecycleError::message("not clean"));
         }
-        if self.is_outdated(backend) {
+        // Age is looked at when a connection is given back and by the steward: once a second will do for an idle one.
+        if self.is_before_reconnect(backend) {
             return Err(RecycleError::message("outdated"));
         }
         if poll_fn(|cx| Poll::Ready(backend.poll_quiet(cx))).await {

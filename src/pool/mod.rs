@@ -13,8 +13,10 @@ pub mod auth_query;
 pub mod effective;
 pub mod lease;
 pub mod limits;
+pub mod live;
 pub mod manager;
 pub mod open;
+pub mod orders;
 pub mod passthrough;
 #[allow(
     clippy::module_inception,

@@ -193,9 +193,11 @@ impl Pool {
     pub fn adopt(self: &Arc<Self>, backend: Backend, slot: Slot) {
         self.with_gate(Gate::succeeded);
         self.set_baseline(Some(Arc::clone(&backend.mirror.reported)));
-        self.objects
-            .manager()
-            .put_ready(Box::new(Pooled { backend, slot }));
+        self.objects.manager().put_ready(Box::new(Pooled {
+            listed: self.live.list(&backend),
+            backend,
+            slot,
+        }));
         self.settle_ready();
         self.serve();
     }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::effective::Effective;
 use super::lease::Lease;
 use super::limits::{Cap, Limits, Slot};
+use super::live::Live;
 use super::manager::{Manager, Pooled};
 use super::open::{Gate, OpenError};
 use super::passthrough::{Learnt, Tries};
@@ -62,6 +63,8 @@ pub struct Pool {
     /// Connections that hold a slot: idle, leased, being opened, being cleaned.
     pub(super) open: Arc<AtomicUsize>,
     pub(super) opening: AtomicUsize,
+    /// The connections that are open, for those who look on.
+    pub live: Arc<Live>,
     /// How to log in, and whether to try.
     pub(super) gate: Mutex<Gate>,
     waiters: Mutex<VecDeque<Arc<Waiter>>>,
@@ -143,6 +146,7 @@ impl Pool {
             limits,
             open: Arc::default(),
             opening: AtomicUsize::new(0),
+            live: Arc::default(),
             gate,
             waiters: Mutex::default(),
             waiting: AtomicUsize::new(0),
@@ -191,11 +195,12 @@ impl Pool {
 
     /// Leaves the queue. What was granted in the meantime goes to the next.
     pub fn withdraw(self: &Arc<Self>, waiter: &Arc<Waiter>) {
-        let before = self.waiting();
-        self.with_waiters(|waiters| waiters.retain(|other| !Arc::ptr_eq(other, waiter)));
-        self.limits
-            .waiting
-            .fetch_sub(before.saturating_sub(self.waiting()), Ordering::SeqCst);
+        let gone = self.with_waiters(|waiters| {
+            let before = waiters.len();
+            waiters.retain(|other| !Arc::ptr_eq(other, waiter));
+            before - waiters.len()
+        });
+        self.limits.waiting.fetch_sub(gone, Ordering::SeqCst);
         if let Some(lease) = waiter.withdraw() {
             lease.checkin();
         }
@@ -246,13 +251,14 @@ impl Pool {
         self.objects.manager().generation.load(Ordering::SeqCst)
     }
 
-    /// Whether a connection given back is closed to make room for another pool under a shared cap: if a client there
-    /// has waited longer than [`YIELD_AFTER`] and longer than the first here.
+    /// Whether a connection given back is closed to make room for another pool under a cap shared with this one: if a
+    /// client there has waited longer than [`YIELD_AFTER`] and longer than the first here.
     pub(super) fn must_yield(&self) -> bool {
-        let Some(starved) = self.limits.starved_since() else {
-            return false;
-        };
-        starved.elapsed() > YIELD_AFTER && self.oldest_wait().is_none_or(|own| starved < own)
+        self.limits.is_starved(|starved| {
+            starved.since.elapsed() > YIELD_AFTER
+                && starved.cap.is_shared_by(&starved.key, &self.key)
+                && self.oldest_wait().is_none_or(|own| starved.since < own)
+        })
     }
 
     /// Clients in the queue.
@@ -355,6 +361,25 @@ impl Pool {
     pub fn retain_idle(&self, mut keep: impl FnMut(&Pooled) -> bool) -> usize {
         let RetainResult { removed, .. } = self.objects.retain(|pooled, _| keep(pooled));
         removed.len()
+    }
+
+    /// Ids of the idle connections.
+    pub fn idle_ids(&self) -> Vec<u64> {
+        let mut ids = Vec::new();
+        self.retain_idle(|pooled| {
+            ids.push(pooled.backend.id);
+            true
+        });
+        ids
+    }
+
+    /// Whether connections from before the last `RECONNECT` are still open.
+    pub fn has_outdated(&self) -> bool {
+        let generation = self.generation();
+        self.live
+            .all()
+            .iter()
+            .any(|backend| backend.generation < generation)
     }
 
     /// `RECONNECT`: every connection is replaced when it is next free.

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 
 use super::effective::Effective;
 use super::limits::Limits;
+use super::orders::OrderBook;
 use super::pool::{ClientPlace, Pool, PoolKey};
 use crate::backend::connect::Dialer;
 use crate::config::model::Config;
@@ -20,6 +21,8 @@ pub struct Pools {
     by_key: RwLock<HashMap<PoolKey, Arc<Pool>>>,
     pub(super) limits: Arc<Limits>,
     pub dialer: ArcSwap<Dialer>,
+    /// What the console ordered; taken before `pools`.
+    pub(super) orders: Mutex<OrderBook>,
     /// Held while clients are counted and one is added, so that two can't take the last place.
     admitting: Mutex<()>,
 }
@@ -38,13 +41,13 @@ impl Pools {
             limits: Arc::default(),
             dialer: ArcSwap::new(dialer),
             admitting: Mutex::default(),
+            orders: Mutex::default(),
         })
     }
 
     /// The pool for `database` and `user`; `None` where `config` has no such database and no fallback.
     pub fn get(&self, config: &Config, database: &str, user: &str) -> Option<Arc<Pool>> {
-        let is_known = |name: &str| config.databases.contains_key(name);
-        if !is_known(database) && !is_known("*") {
+        if !Effective::exists(config, database) {
             return None;
         }
         let key = PoolKey {
@@ -60,10 +63,13 @@ impl Pools {
             return Some(Arc::clone(pool));
         }
         let effective = Effective::of(config, database, user)?;
+        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pools = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
-        let pool = pools
-            .entry(key.clone())
-            .or_insert_with(|| Pool::new(key, effective, Arc::clone(&self.limits)));
+        let pool = pools.entry(key.clone()).or_insert_with(|| {
+            let pool = Pool::new(key, effective, Arc::clone(&self.limits));
+            orders.give(&pool);
+            pool
+        });
         Some(Arc::clone(pool))
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::backend::cancel;
 use crate::backend::connect::Dialer;
+use crate::backend::connection::Backend;
 use crate::backend::query;
 use crate::backend::receive::{self, Discard};
 use crate::tasks;
@@ -25,8 +26,14 @@ use super::lease::Lease;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Residue {
     None,
-    /// Temporary tables, advisory locks, LISTEN …: everything is discarded.
+    /// The pool's mode gives a client its own session: everything is discarded.
     SessionState,
+    /// The session was pinned by temporary tables, advisory locks, LISTEN, loaded libraries …
+    ///
+    /// # Why the connection is closed
+    /// `DISCARD ALL` leaves traces that another client could see: the temporary schema, loaded libraries, the caches
+    /// of extensions, the seed of `random()`. Closing it costs what the client's own connection would have cost.
+    Pinned,
 }
 
 /// Gives a lease back: at once if the connection is clean, else by a task that cleans it within `limit`.
@@ -35,8 +42,13 @@ pub fn give_back(lease: Lease, residue: Residue, dialer: &Arc<Dialer>, limit: Du
         lease.checkin();
         return;
     }
+    if residue == Residue::Pinned && lease.expect.is_at_rest() {
+        drop(lease);
+        return;
+    }
     // A half-sent message can't be ended, and COPY BOTH ends only with the connection.
-    if lease.unsent_of_frame > 0 || lease.expect.copy() == Copy::Both {
+    if residue == Residue::Pinned || lease.unsent_of_frame > 0 || lease.expect.copy() == Copy::Both
+    {
         let dialer = Arc::clone(dialer);
         tasks::spawn("cancel and close", async move {
             let _ = cancel::cancel(Arc::clone(&lease.identity), dialer, limit).await;
@@ -65,22 +77,16 @@ async fn clean(
     dialer: Arc<Dialer>,
     limit: Duration,
 ) -> io::Result<Lease> {
-    if lease.expect.copy() == Copy::In {
-        let mut fail = Vec::new();
-        frontend::put_copy_fail(&mut fail, b"client disconnected");
-        // In an extended exchange only a Sync ends the error.
-        let owed = lease.expect.front().map(|owed| owed.request);
-        lease.outbox.push(&fail);
-        lease.expect.push(Owed::new(Request::CopyEnd, For::Client));
-        if owed == Some(Request::Execute) {
-            sync(&mut lease);
+    if !lease.expect.is_at_rest() && lease.expect.copy() != Copy::In {
+        if !lease.expect.awaits_more() {
+            tasks::spawn(
+                "cancel for a client that left",
+                cancel::cancel(Arc::clone(&lease.identity), dialer, limit),
+            );
         }
-    } else if !lease.expect.is_at_rest() {
-        tasks::spawn(
-            "cancel for a client that left",
-            cancel::cancel(Arc::clone(&lease.identity), dialer, limit),
-        );
-        sync(&mut lease);
+        if lease.expect.is_open() {
+            roll_back_exchange(&mut lease);
+        }
     }
     poll_fn(|cx| poll_drain(&mut lease, cx)).await?;
     lease.identity.cancels_done().await;
@@ -102,16 +108,50 @@ async fn clean(
     }
 }
 
-/// Asks for the end of an extended exchange whose Sync the client did not send.
-fn sync(lease: &mut Lease) {
-    lease.outbox.push(&frontend::SYNC_FRAME);
-    lease.expect.push(Owed::new(Request::Sync, For::Client));
+/// Ends a COPY FROM STDIN, whose data nobody sends any more. A cancel request doesn't: the server waits for the data.
+fn fail_copy(backend: &mut Backend) {
+    let mut fail = Vec::new();
+    frontend::put_copy_fail(&mut fail, b"client disconnected");
+    let request = backend.expect.front().map(|owed| owed.request);
+    backend.outbox.push(&fail);
+    backend
+        .expect
+        .push(Owed::new(Request::CopyEnd, For::Client));
+    // In an extended exchange only a Sync ends the error, and the server ignores those sent before.
+    if request == Some(Request::Execute) {
+        sync(backend);
+    }
+}
+
+/// Ends an extended exchange whose Sync the client did not send. A Sync alone would commit what the client, who is
+/// gone, did not ask to be committed; a simple ROLLBACK would be skipped if the server skips.
+fn roll_back_exchange(backend: &mut Backend) {
+    let mut batch = Vec::new();
+    frontend::put_parse(&mut batch, b"", b"ROLLBACK\0\0\0");
+    frontend::put_bind_head(&mut batch, b"", b"", 6);
+    batch.extend_from_slice(&[0; 6]);
+    frontend::put_execute(&mut batch, b"");
+    backend.outbox.push(&batch);
+    backend.mirror.unnamed = None;
+    for request in [Request::Parse, Request::Bind, Request::Execute] {
+        backend.expect.push(Owed::new(request, For::Client));
+    }
+    sync(backend);
+}
+
+/// Asks for the end of an extended exchange.
+fn sync(backend: &mut Backend) {
+    backend.outbox.push(&frontend::SYNC_FRAME);
+    backend.expect.push(Owed::new(Request::Sync, For::Client));
 }
 
 /// Reads and drops what the server still owes.
 fn poll_drain(lease: &mut Lease, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
     let backend = &mut **lease;
     while !backend.is_at_rest() {
+        if backend.expect.copy() == Copy::In {
+            fail_copy(backend);
+        }
         if !backend.outbox.is_empty()
             && let Poll::Ready(sent) = backend.outbox.poll_send(&mut backend.stream, cx)
         {

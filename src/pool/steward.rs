@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::limits::{Cap, Slot};
+use super::limits::{Cap, Slot, Starved};
 use super::pool::Pool;
 use super::pools::Pools;
 use crate::tasks;
@@ -48,12 +48,13 @@ fn open_where_needed(pools: &Arc<Pools>) {
         .filter_map(|pool| Some((pool.oldest_wait()?, pool)))
         .collect();
     needy.sort_by_key(|(since, _)| *since);
-    let mut starved = None;
+    let mut starved = Vec::new();
     for (since, pool) in needy {
         let blocked = open_for(pools, &pool, since);
         pool.set_blocked_by(blocked);
-        if blocked.is_some() {
-            starved = starved.or(Some(since));
+        if let Some(cap) = blocked {
+            let key = pool.key.clone();
+            starved.push(Starved { key, cap, since });
         }
     }
     pools.limits.set_starved(starved);
@@ -97,11 +98,7 @@ fn start_opening(pools: &Arc<Pools>, pool: &Arc<Pool>, slot: Slot) {
 
 /// Closes the longest-idle connection of another pool that counts under `cap`; false if there is none.
 fn evict_longest_idle(pools: &Pools, needy: &Arc<Pool>, cap: Cap) -> bool {
-    let counts = |other: &Arc<Pool>| match cap {
-        Cap::Total => true,
-        Cap::Database => other.key.database == needy.key.database,
-        Cap::User => other.key.user == needy.key.user,
-    };
+    let counts = |other: &Arc<Pool>| cap.is_shared_by(&needy.key, &other.key);
     let others = pools
         .all()
         .into_iter()
@@ -130,6 +127,7 @@ fn evict_longest_idle(pools: &Pools, needy: &Arc<Pool>, cap: Cap) -> bool {
 
 /// Closes what is too old or idle too long, and keeps `min_idle` open where there are clients.
 fn keep_house(pools: &Arc<Pools>) {
+    let now = Instant::now();
     for pool in pools.all() {
         let effective = pool.effective.load();
         let manager = pool.objects.manager();
@@ -145,7 +143,7 @@ fn keep_house(pools: &Arc<Pools>) {
             let may_go = (idle_too_long && keep_open > 0) || too_many > 0;
             too_many = too_many.saturating_sub(usize::from(may_go));
             keep_open = keep_open.saturating_sub(usize::from(may_go));
-            !may_go && !manager.is_outdated(backend)
+            !may_go && !manager.is_outdated(backend, now)
         });
         let wanted = if pool.clients.load(Ordering::Relaxed) > 0 {
             effective.pool.min_idle

@@ -82,8 +82,8 @@ impl Waiter {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Starts to wait. Only the session calls it, and only while away.
-    pub(super) fn start(&self) {
+    /// Starts to wait. Only its own session calls it, and only while away.
+    pub fn start(&self) {
         self.with(|state| {
             *state = State::Waiting {
                 since: Instant::now(),
@@ -150,7 +150,7 @@ impl Waiter {
     }
 
     /// Stops waiting. A connection granted meanwhile is returned and has to be checked in.
-    pub(super) fn withdraw(&self) -> Option<Lease> {
+    pub fn withdraw(&self) -> Option<Lease> {
         match self.with(std::mem::take) {
             State::Granted(lease) => Some(lease),
             State::Away | State::Waiting { .. } | State::Failed(_) => None,

@@ -46,6 +46,9 @@ impl Reported {
 pub struct Mirror {
     /// Settings pgweir has put there for the session that uses it or used it last.
     pub settings: Arc<Settings>,
+    /// The session whose code may have set what the server does not list: custom settings of no extension. They stay
+    /// for that session and are reset for any other.
+    pub unknown_to: Option<u32>,
     /// What it last reported.
     pub reported: Arc<Reported>,
     /// Global statements it has, least recently used first to go.
@@ -63,6 +66,7 @@ impl Mirror {
         prepared.resize(capacity);
         Self {
             settings: Arc::default(),
+            unknown_to: None,
             reported,
             prepared,
             unnamed: None,
@@ -97,6 +101,7 @@ impl Mirror {
     pub fn reset(&mut self) {
         self.forget_all();
         self.settings = Arc::default();
+        self.unknown_to = None;
     }
 
     pub fn prepared_len(&self) -> usize {

@@ -9,13 +9,17 @@ pub enum Pace {
     None,
     /// In the same write as the client's statement: it can't fail but by the server's end.
     Ahead,
-    /// Its answer is awaited first: a role may have been dropped or its membership revoked meanwhile, and the
-    /// client's statement must not run as somebody else.
+    /// Its answer is awaited first, because it may fail, and the client's statement must not run as somebody else or
+    /// with other settings: a role may have been dropped or its membership revoked meanwhile, and a timeout that the
+    /// backend still has may end the plan itself.
     Awaited,
 }
 
 const ROLE: &[u8] = b"role";
 const SESSION_AUTHORIZATION: &[u8] = b"session_authorization";
+
+/// Settings that can end a statement of pgweir's own.
+const TIMEOUTS: [&[u8]; 2] = [b"statement_timeout", b"transaction_timeout"];
 
 fn is_identity(name: &[u8]) -> bool {
     name == ROLE || name == SESSION_AUTHORIZATION
@@ -30,7 +34,11 @@ pub fn settings(have: &Settings, want: &Settings, text: &mut Vec<u8>) -> Pace {
     if have == want {
         return Pace::None;
     }
-    let mut pace = Pace::Ahead;
+    let mut pace = if TIMEOUTS.iter().any(|name| have.get(name).is_some()) {
+        Pace::Awaited
+    } else {
+        Pace::Ahead
+    };
     let identity_differs = [ROLE, SESSION_AUTHORIZATION]
         .iter()
         .any(|name| have.get(name) != want.get(name));
@@ -64,6 +72,25 @@ pub fn settings(have: &Settings, want: &Settings, text: &mut Vec<u8>) -> Pace {
         }
     }
     pace
+}
+
+/// As [`settings`], where the backend may also have settings nobody knows of.
+pub fn anew(have: &Settings, want: &Settings, text: &mut Vec<u8>) -> Pace {
+    // RESET ALL leaves the identity alone, and needs the login user's for what only a superuser may change.
+    if [ROLE, SESSION_AUTHORIZATION]
+        .iter()
+        .any(|name| have.get(name).is_some())
+    {
+        text.extend_from_slice(b"RESET SESSION AUTHORIZATION;RESET ROLE;");
+    }
+    text.extend_from_slice(b"RESET ALL;");
+    let pace = settings(&Settings::default(), want, text);
+    let may_fail = TIMEOUTS.iter().any(|name| have.get(name).is_some());
+    if may_fail || pace == Pace::Awaited {
+        Pace::Awaited
+    } else {
+        Pace::Ahead
+    }
 }
 
 fn put_set(text: &mut Vec<u8>, name: &[u8], value: &[u8]) {
@@ -126,5 +153,26 @@ mod tests {
              SELECT pg_catalog.set_config('role','b',false);"
         );
         assert_eq!(text(&[("role", "a")], &[]).0, Pace::Ahead);
+    }
+
+    #[test]
+    fn a_backend_with_unknown_settings_is_reset_first() {
+        let mut out = Vec::new();
+        let have = set(&[("a", "1"), ("role", "r")]);
+        let pace = anew(&have, &set(&[("b", "2")]), &mut out);
+        assert_eq!(pace, Pace::Ahead);
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;\
+             SELECT pg_catalog.set_config('b','2',false);"
+        );
+        assert_eq!(anew(&set(&[]), &set(&[]), &mut Vec::new()), Pace::Ahead);
+    }
+
+    #[test]
+    fn a_plan_that_a_timeout_may_end_is_awaited() {
+        let (have, want) = ([("statement_timeout", "1ms")], [("x", "1")]);
+        assert_eq!(text(&have, &want).0, Pace::Awaited);
+        assert_eq!(text(&want, &have).0, Pace::Ahead);
     }
 }

@@ -8,17 +8,28 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Settings whose life ends with the transaction: they are never carried.
-const TRANSACTION_SCOPED: [&[u8]; 3] = [
+use super::leftovers;
+
+/// Settings that are never carried: the life of the first three ends with the transaction, the others can't be set
+/// and are only reported.
+const NOT_CARRIED: [&[u8]; 8] = [
     b"transaction_isolation",
     b"transaction_read_only",
     b"transaction_deferrable",
+    b"in_hot_standby",
+    b"integer_datetimes",
+    b"is_superuser",
+    b"server_encoding",
+    b"server_version",
 ];
 
 /// A name and its value.
 type Entry = (Box<[u8]>, Box<[u8]>);
 
 type NameSet = BTreeSet<Box<[u8]>>;
+
+/// A name and its value, as the server answers a [`Probe`].
+pub type Row = (Vec<u8>, Option<Vec<u8>>);
 
 /// A set of settings that differ from the server's own, sorted by name. Shared by all sessions that have the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -60,6 +71,26 @@ impl Settings {
             (Err(_), None) => {}
         }
     }
+
+    /// These settings with what the server answered to a [`Probe`], oldest first. `login_user` is whom the backend
+    /// logged in as: being that user is no setting.
+    #[must_use]
+    pub fn with(&self, rows: &[Row], login_user: &[u8]) -> Self {
+        let mut next = self.clone();
+        for (name, value) in rows {
+            let name = canonical_name(name);
+            if NOT_CARRIED.contains(&name.as_slice()) {
+                continue;
+            }
+            let is_default = match name.as_slice() {
+                b"role" => value.as_deref() == Some(b"none"),
+                b"session_authorization" => value.as_deref() == Some(login_user),
+                _ => false,
+            };
+            next.set(&name, value.as_deref().filter(|_| !is_default));
+        }
+        next
+    }
 }
 
 /// Two sets hold the same; the same `Arc` is the common case and costs one comparison.
@@ -80,7 +111,11 @@ pub struct Tracker {
     /// In force outside a transaction: what a backend must have.
     current: Arc<Settings>,
     touched: Touched,
-    /// Names that were reset on the server and go back to their startup values, which the server does not know.
+    /// The present transaction may have left more than settings: see [`leftovers`].
+    asks_leftovers: bool,
+    /// Names that the present transaction may have reset.
+    reset: NameSet,
+    /// Those of them that go back to a startup value, which the server does not know, and were not put back yet.
     restore: NameSet,
 }
 
@@ -107,6 +142,8 @@ impl Tracker {
             current: Arc::clone(&startup),
             startup,
             touched: Touched::Nothing,
+            asks_leftovers: false,
+            reset: NameSet::new(),
             restore: NameSet::new(),
         }
     }
@@ -127,7 +164,7 @@ impl Tracker {
     /// The present transaction may have set or reset `name` for the session.
     pub fn touch(&mut self, name: &[u8]) {
         let name = canonical_name(name);
-        if TRANSACTION_SCOPED.contains(&name.as_slice()) {
+        if NOT_CARRIED.contains(&name.as_slice()) {
             return;
         }
         self.names().insert(name.clone().into_boxed_slice());
@@ -140,55 +177,81 @@ impl Tracker {
     /// `RESET name` is being sent.
     pub fn reset(&mut self, name: &[u8]) {
         self.touch(name);
-        let name = canonical_name(name);
-        if self.startup.get(&name).is_some() {
-            self.restore.insert(name.into_boxed_slice());
+        self.note_reset(canonical_name(name).into_boxed_slice());
+    }
+
+    /// `RESET ALL` or `DISCARD ALL` is being sent.
+    pub fn reset_known(&mut self) {
+        self.touch_known();
+        let known: Vec<Box<[u8]>> = self.known().map(Into::into).collect();
+        for name in known {
+            self.note_reset(name);
         }
     }
 
-    /// `RESET ALL` is being sent.
-    pub fn reset_known(&mut self) {
-        self.touch_known();
-        self.restore = self.startup.iter().map(|(name, _)| name.into()).collect();
+    fn note_reset(&mut self, name: Box<[u8]>) {
+        if self.startup.get(&name).is_some() {
+            self.restore.insert(name.clone());
+        }
+        self.reset.insert(name);
     }
 
-    /// The statements that put startup values back after what was reset, once.
+    /// Names of the settings the session has or started with.
+    fn known(&self) -> impl Iterator<Item = &[u8]> {
+        self.current
+            .iter()
+            .chain(self.startup.iter())
+            .map(|(name, _)| name)
+    }
+
+    /// The statements that put startup values back where they were reset, once. Their rows have one column, which tells
+    /// them from the answers to a [`Probe`]. A setting with a session value was not reset: the statement failed.
     pub fn take_restore(&mut self) -> Option<Vec<u8>> {
         if self.restore.is_empty() {
             return None;
         }
         let mut text = Vec::new();
         for name in std::mem::take(&mut self.restore) {
-            let lead = if text.is_empty() {
-                &b"SELECT "[..]
-            } else {
-                b", "
-            };
-            text.extend_from_slice(lead);
-            text.extend_from_slice(b"pg_catalog.set_config(");
+            text.extend_from_slice(b"SELECT pg_catalog.set_config(");
             put_literal(&mut text, &name);
             text.push(b',');
             put_literal(&mut text, self.startup.get(&name).unwrap_or_default());
-            text.extend_from_slice(b",false)");
+            text.extend_from_slice(
+                b",false) WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_settings ",
+            );
+            text.extend_from_slice(b"WHERE source = 'session' AND pg_catalog.lower(name) = ");
+            put_literal(&mut text, &name);
+            text.extend_from_slice(b");");
         }
         Some(text)
+    }
+
+    /// The present transaction runs code whose doings nobody can tell from its text.
+    pub fn touch_opaque(&mut self) {
+        self.touch_anything();
+        self.asks_leftovers = true;
+    }
+
+    /// The server would not answer: nothing is known of the present transaction, and it is not asked again.
+    pub fn give_up(&mut self) {
+        self.touched = Touched::Nothing;
+        self.asks_leftovers = false;
+        self.reset = NameSet::new();
+        self.restore = NameSet::new();
     }
 
     /// The present transaction may have changed settings nobody knows the names of.
     pub fn touch_anything(&mut self) {
         let names = std::mem::take(self.names());
         self.touched = Touched::Anything(names);
+        // `pg_settings` shows neither of these.
+        self.touch(b"session_authorization");
         self.touch_known();
     }
 
     /// Every setting the session has may have been reset (`RESET ALL`).
     pub fn touch_known(&mut self) {
-        let known: Vec<Box<[u8]>> = self
-            .current
-            .iter()
-            .chain(self.startup.iter())
-            .map(|(name, _)| name.into())
-            .collect();
+        let known: Vec<Box<[u8]>> = self.known().map(Into::into).collect();
         if !known.is_empty() {
             self.names().extend(known);
         }
@@ -213,46 +276,57 @@ impl Tracker {
             Touched::Anything(names) => (names, true),
         };
         let mut text = Vec::with_capacity(64 + 64 * names.len());
-        for name in names {
+        let mut add = |question: &dyn Fn(&mut Vec<u8>)| {
             let lead = if text.is_empty() {
                 &b"SELECT "[..]
             } else {
                 b" UNION ALL SELECT "
             };
             text.extend_from_slice(lead);
-            put_literal(&mut text, name);
-            text.extend_from_slice(b"::pg_catalog.text, pg_catalog.current_setting(");
-            put_literal(&mut text, name);
-            text.extend_from_slice(b", true)");
+            question(&mut text);
+        };
+        for name in names {
+            add(&|text| {
+                put_literal(text, name);
+                text.extend_from_slice(b"::pg_catalog.text, pg_catalog.current_setting(");
+                put_literal(text, name);
+                text.extend_from_slice(b", true)");
+            });
+        }
+        if !self.reset.is_empty() {
+            add(&|text| self.put_reset(text));
         }
         if anything {
-            if !text.is_empty() {
-                text.extend_from_slice(b" UNION ALL ");
-            }
-            text.extend_from_slice(
-                b"SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session'",
-            );
+            add(&|text| {
+                text.extend_from_slice(
+                    b"name, setting FROM pg_catalog.pg_settings WHERE source = 'session'",
+                );
+            });
+        }
+        if self.asks_leftovers {
+            add(&|text| text.extend_from_slice(leftovers::QUESTION.as_bytes()));
         }
         Some(Probe { text })
     }
 
-    /// The transaction is over and these are the values the server has now. `login_user` is whom the backend logged
-    /// in as: being that user is no setting.
-    pub fn learn(&mut self, rows: &[(Vec<u8>, Option<Vec<u8>>)], login_user: &[u8]) {
-        let mut next = Settings::clone(&self.current);
-        for (name, value) in rows {
-            let name = canonical_name(name);
-            if TRANSACTION_SCOPED.contains(&name.as_slice()) {
-                continue;
+    /// What was reset to the server's own value is carried no more. (One pass over the view, which is slow.)
+    fn put_reset(&self, text: &mut Vec<u8>) {
+        text.extend_from_slice(
+            b"name, NULL FROM pg_catalog.pg_settings WHERE source <> 'session' AND pg_catalog.lower(name) IN (",
+        );
+        for (index, name) in self.reset.iter().enumerate() {
+            if index > 0 {
+                text.push(b',');
             }
-            let is_default = match name.as_slice() {
-                b"role" => value.as_deref() == Some(b"none"),
-                b"session_authorization" => value.as_deref() == Some(login_user),
-                _ => false,
-            };
-            next.set(&name, value.as_deref().filter(|_| !is_default));
+            put_literal(text, name);
         }
-        self.touched = Touched::Nothing;
+        text.push(b')');
+    }
+
+    /// The transaction is over and these are the values the server has now.
+    pub fn learn(&mut self, rows: &[Row], login_user: &[u8]) {
+        let next = self.current.with(rows, login_user);
+        self.give_up();
         if next != *self.current {
             // A session that is back where it started shares the set of those that never left.
             self.current = if next == *self.startup {
@@ -261,13 +335,6 @@ impl Tracker {
                 Arc::new(next)
             };
         }
-    }
-
-    /// `DISCARD ALL` succeeded.
-    pub fn reset_all(&mut self) {
-        self.restore.clear();
-        self.current = Arc::clone(&self.startup);
-        self.touched = Touched::Nothing;
     }
 }
 
@@ -341,6 +408,28 @@ mod tests {
         tracker.touch(b"timezone");
         tracker.learn(&[pair("timezone", "UTC")], b"app");
         assert!(Arc::ptr_eq(tracker.current(), &startup));
+    }
+
+    #[test]
+    fn what_was_reset_to_the_servers_value_is_carried_no_more() {
+        let mut startup = Settings::default();
+        startup.set(b"timezone", Some(b"UTC"));
+        let mut tracker = Tracker::new(Arc::new(startup));
+        tracker.touch(b"work_mem");
+        tracker.learn(&[pair("work_mem", "1MB")], b"app");
+        tracker.reset_known();
+        let restore = String::from_utf8(tracker.take_restore().unwrap()).unwrap();
+        assert!(restore.contains("'timezone','UTC'") && !restore.contains("work_mem"));
+        assert_eq!(tracker.take_restore(), None);
+        let probe = String::from_utf8(tracker.probe().unwrap().text).unwrap();
+        assert!(probe.ends_with("IN ('timezone','work_mem')"), "{probe}");
+        let rows = [
+            pair("timezone", "UTC"),
+            pair("work_mem", "4MB"),
+            (b"work_mem".to_vec(), None),
+        ];
+        tracker.learn(&rows, b"app");
+        assert!(Arc::ptr_eq(tracker.current(), tracker.startup()));
     }
 
     #[test]

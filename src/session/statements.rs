@@ -197,6 +197,17 @@ impl<T> Names<T> {
         }
     }
 
+    /// The oldest change, if it is a Parse of the unnamed statement, failed: the server has dropped the one before it.
+    pub fn fail_unnamed(&mut self) {
+        if let Some(change) = self
+            .unconfirmed
+            .front_mut()
+            .filter(|change| change.name.is_empty())
+        {
+            change.before = None;
+        }
+    }
+
     /// The server skipped the `count` oldest changes after an error: they did not happen. Later ones, behind the
     /// next Sync, stand.
     pub fn undo(&mut self, count: usize) {
@@ -221,9 +232,18 @@ impl<T> Names<T> {
         self.unnamed = None;
     }
 
-    /// `DEALLOCATE ALL` or `DISCARD ALL` succeeded.
+    /// `DEALLOCATE ALL` or `DISCARD ALL` succeeded: the named ones are gone, save those parsed behind it.
     pub fn forget_all(&mut self) {
-        *self = Self::default();
+        let mut named = NameMap::default();
+        for change in &mut self.unconfirmed {
+            if !change.name.is_empty() {
+                change.before = None;
+                if let Some(statement) = self.named.as_ref().and_then(|all| all.get(&change.name)) {
+                    named.insert(change.name.clone(), Arc::clone(statement));
+                }
+            }
+        }
+        self.named = (!named.is_empty()).then(|| Box::new(named));
     }
 }
 
@@ -265,6 +285,31 @@ mod tests {
         names.change(b"b", Some(statement(&global, "3")));
         names.undo(3);
         assert_eq!(names.get(b"a").unwrap().body.as_ref(), b"1\0\0\0");
+        assert!(names.get(b"b").is_none());
+    }
+
+    #[test]
+    fn a_failed_parse_of_the_unnamed_statement_leaves_none() {
+        let global = Global::default();
+        let mut names = Names::default();
+        names.change(b"", Some(statement(&global, "1")));
+        names.confirm();
+        names.change(b"", Some(statement(&global, "2")));
+        names.fail_unnamed();
+        names.undo(1);
+        assert!(names.get(b"").is_none());
+    }
+
+    #[test]
+    fn names_parsed_behind_deallocate_all_stay() {
+        let global = Global::default();
+        let mut names = Names::default();
+        names.change(b"a", Some(statement(&global, "1")));
+        names.confirm();
+        names.change(b"b", Some(statement(&global, "2")));
+        names.forget_all();
+        assert!(names.get(b"a").is_none() && names.get(b"b").is_some());
+        names.undo(1);
         assert!(names.get(b"b").is_none());
     }
 

@@ -13,9 +13,9 @@ use hashbrown::HashTable;
 
 use super::classify::{Class, CopyDirection, CopyPeer, StatementKind, classify};
 use super::fingerprint::{Fingerprint, FingerprintKey};
-use super::lexer::LexOptions;
+use super::lexer::{LexOptions, Lexer, TokenKind};
 use super::normalise::normalise;
-use super::state::Effect;
+use super::state::{Effect, PinReason, PinSet};
 
 /// Distinct statements kept.
 pub const KNOWN_MAX: usize = 10_000;
@@ -37,6 +37,8 @@ pub struct Counted {
 pub struct Known {
     pub fingerprint: Fingerprint,
     pub class: Class,
+    /// Why a session that runs it must keep its backend: the class's reasons and those found only in definitions.
+    pub pins: PinSet,
     /// It may read data from the client.
     pub copies_in: bool,
     /// Nothing about it concerns the session: no effect, no transaction control, no reason to pin.
@@ -65,7 +67,11 @@ impl Known {
                 _ => false,
             });
         let transaction = class.transaction;
-        let is_plain = class.pins.is_empty()
+        let mut pins = class.pins;
+        if defines(&class) && mentions_sequence_state(text, options) {
+            pins.insert(PinReason::SequenceState);
+        }
+        let is_plain = pins.is_empty()
             && !copies_in
             && !transaction.begins()
             && !transaction.ends()
@@ -77,6 +83,7 @@ impl Known {
         Self {
             fingerprint,
             class,
+            pins,
             copies_in,
             is_plain,
             text,
@@ -104,13 +111,32 @@ impl Known {
     }
 }
 
+fn defines(class: &Class) -> bool {
+    class
+        .statements
+        .iter()
+        .any(|statement| matches!(statement.kind, StatementKind::Ddl { .. }))
+}
+
+/// A default or a trigger that reads `currval` runs unseen later; its author is most likely its first user.
+fn mentions_sequence_state(text: &[u8], options: LexOptions) -> bool {
+    Lexer::new(text, options).any(|token| {
+        token.kind == TokenKind::Ident
+            && [&b"currval"[..], b"lastval"]
+                .iter()
+                .any(|name| text[token.range()].eq_ignore_ascii_case(name))
+    })
+}
+
 fn concerns_session(effect: &Effect) -> bool {
     matches!(
         effect,
         Effect::Setting { local: false, .. }
             | Effect::ResetSetting(_)
             | Effect::ResetAll
+            | Effect::DiscardAll
             | Effect::SettingsUnknown
+            | Effect::OpaqueCode
     )
 }
 

@@ -54,7 +54,7 @@ pub enum For {
 pub struct Owed {
     pub request: Request,
     pub to: For,
-    /// The global statement a Parse or Close was for; 0 for none.
+    /// The global statement a Parse or Close under its global name was for; 0 for none.
     pub statement: u64,
     /// It changes the session's statement names, which is undone if the server skips it.
     pub renames: bool,
@@ -137,6 +137,11 @@ impl Expect {
         self.queue.is_empty() && self.copy == Copy::None
     }
 
+    /// An extended exchange was begun whose Sync was not sent.
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
     /// The server skips what it is sent up to the next Sync.
     pub fn is_skipping(&self) -> bool {
         self.skipping
@@ -158,11 +163,14 @@ impl Expect {
         self.queue.front().copied()
     }
 
-    /// Whether anything sent on the client's behalf is still unanswered.
-    pub fn owes_client(&self) -> bool {
-        self.queue
-            .iter()
-            .any(|owed| owed.to != For::Plan && owed.to != For::Probe)
+    /// Whether an answer to messages of this kind is still to come.
+    pub fn owes(&self, to: For) -> bool {
+        self.queue.iter().any(|owed| owed.to == to)
+    }
+
+    /// What is owed, next first.
+    pub fn iter(&self) -> impl Iterator<Item = &Owed> {
+        self.queue.iter()
     }
 
     /// Takes a message of the server with type byte `tag`. Asynchronous messages (notice, notification, parameter

@@ -44,6 +44,9 @@ pub fn may_be_large(tag: u8) -> bool {
     matches!(tag, QUERY | PARSE | BIND | FUNCTION_CALL | COPY_DATA)
 }
 
+/// A whole Terminate message.
+pub const TERMINATE_FRAME: [u8; 5] = *b"X\0\0\0\x04";
+
 /// A whole Sync message.
 pub const SYNC_FRAME: [u8; 5] = *b"S\0\0\0\x04";
 
@@ -54,6 +57,19 @@ pub fn query_text(payload: &[u8]) -> Result<&[u8], FrameError> {
         Some(text) if rest.is_empty() => Ok(text),
         _ => Err(FrameError::Malformed('Q')),
     }
+}
+
+/// Whether a `FunctionCall` message calls one of the server's large-object functions, which leave nothing in the session
+/// after the transaction. It names its function by number only; these numbers are part of libpq (`fe-lobj.c`).
+pub fn calls_large_object_function(payload: &[u8]) -> bool {
+    const LARGE_OBJECT: [u32; 15] = [
+        715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171,
+    ];
+    const TRUNCATE_64: u32 = 3172;
+    payload.first_chunk().is_some_and(|oid| {
+        let oid = u32::from_be_bytes(*oid);
+        oid == TRUNCATE_64 || LARGE_OBJECT.contains(&oid)
+    })
 }
 
 /// A Parse message.
@@ -146,6 +162,14 @@ pub fn put_bind_head(out: &mut Vec<u8>, portal: &[u8], statement: &[u8], rest_le
     out.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
     put_cstr(out, portal);
     put_cstr(out, statement);
+}
+
+/// Appends an Execute message of `portal` for all of its rows.
+pub fn put_execute(out: &mut Vec<u8>, portal: &[u8]) {
+    put(out, EXECUTE, |out| {
+        put_cstr(out, portal);
+        out.extend_from_slice(&[0; 4]);
+    });
 }
 
 /// Appends a Describe (`tag` = [`DESCRIBE`]) or Close (`tag` = [`CLOSE`]) message for a statement.

@@ -62,6 +62,26 @@ pub struct StartupMessage {
     pub protocol_options: Vec<Vec<u8>>,
 }
 
+impl StartupMessage {
+    /// The `application_name`, with what is not UTF-8 replaced.
+    pub fn application_name(&self) -> Box<str> {
+        let given = self
+            .parameters
+            .iter()
+            .find(|(name, _)| name == b"application_name");
+        given.map_or_else(Box::default, |(_, value)| {
+            String::from_utf8_lossy(value).into()
+        })
+    }
+}
+
+impl StartupMessage {
+    /// Bytes of cancel key the client can take: four before protocol 3.2, any number up to 256 since.
+    pub fn cancel_key_len(&self) -> usize {
+        if self.version < Version::V3_2 { 4 } else { 256 }
+    }
+}
+
 /// Size of the whole packet whose first four bytes are `head`.
 pub fn packet_len(head: [u8; 4]) -> Result<usize, StartupError> {
     let len = u32::from_be_bytes(head) as usize;

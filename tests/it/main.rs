@@ -15,10 +15,15 @@ mod support;
 
 mod bad_input;
 mod client_limits;
+mod console;
 mod drivers;
 mod encryption;
+mod http;
 mod passthrough;
+mod pooling;
 mod replication;
+mod server_failures;
+mod session_state;
 mod shared;
 mod smoke;
 mod startup;

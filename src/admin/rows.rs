@@ -1,0 +1,509 @@
+//! The rows of each `SHOW`, from one snapshot.
+//!
+//! What pgweir does not know is NULL, and what it does not have (DNS cache, peers) is an empty table; nothing is made
+//! up to fill a column.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::show::{PARAMETERS, Show, TOTALS};
+use super::table::{Row, Value};
+use crate::config;
+use crate::config::model::PoolMode;
+use crate::registry::ClientState;
+use crate::status::stats::{DatabaseStats, Totals};
+use crate::status::{ClientStatus, DatabaseStatus, PoolStatus, ServerStatus, Snapshot};
+
+/// The PgBouncer whose console this one stands in for.
+pub const PGBOUNCER_VERSION: &str = "1.25.0";
+
+/// Columns of `SHOW SOCKETS` after those of `SHOW CLIENTS`: positions in buffers that pgweir does not have.
+const BUFFER_COLUMNS: usize = 7;
+
+/// What rows are made from.
+#[derive(Debug)]
+pub struct View<'a> {
+    pub snapshot: &'a Snapshot,
+    pub stats: &'a BTreeMap<Arc<str>, DatabaseStats>,
+}
+
+impl View<'_> {
+    /// The rows of `show`; each has as many values as [`Show::columns`].
+    pub fn rows(&self, show: Show) -> Vec<Row> {
+        let snapshot = self.snapshot;
+        match show {
+            Show::Pools => snapshot.pools.iter().map(pool).collect(),
+            Show::Clients => self.clients().collect(),
+            Show::Servers => snapshot.servers.iter().map(server).collect(),
+            Show::Sockets => self.sockets(|_| true),
+            Show::ActiveSockets => self
+                .sockets(|row| matches!(&row[4], Value::Text(state) if state.ends_with("active"))),
+            Show::Databases => snapshot.databases.iter().map(database).collect(),
+            Show::Users => self.users(),
+            Show::Stats => self.each_database(|stats| {
+                let requests = stats.total.queries;
+                let (total, average) = (stats.total.columns(), stats.average.columns());
+                [&total[..], &average[..], &[requests]].concat()
+            }),
+            Show::StatsTotals => self.each_database(|stats| stats.total.columns().to_vec()),
+            Show::StatsAverages => self.each_database(|stats| stats.average.columns().to_vec()),
+            Show::Totals => self.totals(),
+            Show::Lists => self.lists(),
+            Show::Config => settings(snapshot),
+            Show::State => self.state(),
+            Show::Mem => memory().into_iter().collect(),
+            Show::Version => vec![vec![version().into()]],
+            Show::One => vec![vec![Value::Number(1)]],
+            Show::Parameter(place) => PARAMETERS
+                .get(place)
+                .map(|(_, value)| vec![(*value).into()])
+                .into_iter()
+                .collect(),
+            Show::DnsHosts | Show::DnsZones | Show::Peers | Show::PeerPools => Vec::new(),
+            Show::Fds | Show::Help => Vec::new(),
+        }
+    }
+
+    fn clients(&self) -> impl Iterator<Item = Row> {
+        let logged_in = |client: &&ClientStatus| client.state != ClientState::Login;
+        self.snapshot.clients.iter().filter(logged_in).map(client)
+    }
+
+    /// Clients, then servers, with PgBouncer's prefixes on their states.
+    fn sockets(&self, shown: impl Fn(&Row) -> bool) -> Vec<Row> {
+        let clients = self.snapshot.clients.iter().map(|of| ("cl_", client(of)));
+        let servers = self.snapshot.servers.iter().map(|of| ("sv_", server(of)));
+        let mut rows = Vec::new();
+        for (prefix, mut row) in clients.chain(servers) {
+            if let Value::Text(state) = &mut row[4] {
+                state.insert_str(0, prefix);
+            }
+            row.extend(std::iter::repeat_n(Value::Null, BUFFER_COLUMNS));
+            if shown(&row) {
+                rows.push(row);
+            }
+        }
+        rows
+    }
+
+    fn users(&self) -> Vec<Row> {
+        let config = &self.snapshot.config;
+        let row = |user: &crate::status::UserStatus| {
+            let own = config.users.get(&*user.name).cloned().unwrap_or_default();
+            let number = |size: Option<usize>| size.map_or(String::new(), |size| size.to_string());
+            let limit = |own: Option<usize>, all: Option<usize>| own.or(all).unwrap_or(0);
+            vec![
+                (&*user.name).into(),
+                number(own.max_size).into(),
+                number(own.reserve_size).into(),
+                own.pool_mode.map(PoolMode::as_str).into(),
+                limit(own.max_user_connections, config.pool.max_user_connections).into(),
+                user.connections.into(),
+                limit(
+                    own.max_user_client_connections,
+                    config.pool.max_user_client_connections,
+                )
+                .into(),
+                user.clients.into(),
+            ]
+        };
+        self.snapshot.users.iter().map(row).collect()
+    }
+
+    fn each_database(&self, columns: impl Fn(&DatabaseStats) -> Vec<u64>) -> Vec<Row> {
+        let row = |(name, stats): (&Arc<str>, &DatabaseStats)| {
+            let numbers = columns(stats).into_iter().map(Value::Number);
+            std::iter::once((&**name).into()).chain(numbers).collect()
+        };
+        self.stats.iter().map(row).collect()
+    }
+
+    fn totals(&self) -> Vec<Row> {
+        let (mut total, mut average) = (Totals::default(), Totals::default());
+        for stats in self.stats.values() {
+            total = total.plus(&stats.total);
+            average = average.plus(&stats.average);
+        }
+        let rows = |prefix: &'static str, columns: [u64; 11]| {
+            TOTALS
+                .into_iter()
+                .zip(columns)
+                .map(move |(name, value)| vec![format!("{prefix}{name}").into(), value.into()])
+        };
+        rows("total_", total.columns())
+            .chain(rows("avg_", average.columns()))
+            .collect()
+    }
+
+    fn lists(&self) -> Vec<Row> {
+        let snapshot = self.snapshot;
+        let opening: usize = snapshot.pools.iter().map(|pool| pool.sv_login).sum();
+        let lists: [(&str, usize); 14] = [
+            ("databases", snapshot.databases.len()),
+            ("users", snapshot.users.len()),
+            ("peers", 0),
+            ("pools", snapshot.pools.len()),
+            ("peer_pools", 0),
+            ("free_clients", 0),
+            ("used_clients", snapshot.clients.len()),
+            ("login_clients", snapshot.logging_in),
+            ("free_servers", 0),
+            ("used_servers", snapshot.servers.len() + opening),
+            ("dns_names", 0),
+            ("dns_zones", 0),
+            ("dns_queries", 0),
+            ("dns_pending", 0),
+        ];
+        lists
+            .into_iter()
+            .map(|(name, items)| vec![name.into(), items.into()])
+            .collect()
+    }
+
+    fn state(&self) -> Vec<Row> {
+        let paused = self.snapshot.paused;
+        [
+            ("active", !paused),
+            ("paused", paused),
+            ("suspended", false),
+        ]
+        .into_iter()
+        .map(|(key, holds)| vec![key.into(), if holds { "yes" } else { "no" }.into()])
+        .collect()
+    }
+}
+
+/// What `SHOW VERSION` says: tools read PgBouncer's version out of it to know which columns to expect.
+pub fn version() -> String {
+    format!(
+        "PgBouncer {PGBOUNCER_VERSION} (pgweir {})",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+fn micros(duration: Duration) -> [Value; 2] {
+    [
+        duration.as_secs().into(),
+        u64::from(duration.subsec_micros()).into(),
+    ]
+}
+
+fn pool(row: &PoolStatus) -> Row {
+    let [maxwait, maxwait_us] = micros(row.maxwait);
+    vec![
+        (&*row.pool.key.database).into(),
+        (&*row.pool.key.user).into(),
+        row.cl_active.into(),
+        row.cl_waiting.into(),
+        row.cl_active_cancel_req.into(),
+        Value::Number(0),
+        row.sv_active.into(),
+        row.cl_active_cancel_req.into(),
+        row.sv_being_canceled.into(),
+        row.sv_idle.into(),
+        Value::Number(0),
+        row.sv_tested.into(),
+        row.sv_login.into(),
+        maxwait,
+        maxwait_us,
+        row.pool_mode.as_str().into(),
+        Value::Null,
+    ]
+}
+
+/// Stands for PgBouncer's pointers, which only have to differ.
+fn client_pointer(pid: u32) -> String {
+    format!("{:#x}", 1 << 40 | u64::from(pid))
+}
+
+fn server_pointer(id: u64) -> String {
+    format!("{:#x}", 2 << 40 | id)
+}
+
+fn address(address: Option<SocketAddr>) -> [Value; 2] {
+    match address {
+        Some(address) => [
+            address.ip().to_string().into(),
+            u64::from(address.port()).into(),
+        ],
+        None => ["unix".into(), Value::Number(0)],
+    }
+}
+
+fn client(client: &ClientStatus) -> Row {
+    let entry = &client.entry;
+    let [address, port] = address(entry.peer.parse().ok());
+    let [local_address, local_port] = self::address(entry.local);
+    let [wait, wait_us] = micros(client.waiting);
+    vec![
+        "C".into(),
+        (&*entry.user).into(),
+        (&*entry.database).into(),
+        "none".into(),
+        client.state.as_str().into(),
+        address,
+        port,
+        local_address,
+        local_port,
+        time_of(entry.connected).into(),
+        Value::Null,
+        wait,
+        wait_us,
+        Value::Number(0),
+        client_pointer(entry.pid.0).into(),
+        client
+            .server
+            .map_or_else(String::new, server_pointer)
+            .into(),
+        Value::Number(0),
+        if entry.tls { "TLS" } else { "" }.into(),
+        (&*entry.application_name).into(),
+        Value::Null,
+        u64::from(entry.pid.0).into(),
+    ]
+}
+
+fn server(server: &ServerStatus) -> Row {
+    let backend = &server.backend;
+    let [address, port] = address(backend.peer);
+    let [local_address, local_port] = self::address(backend.local);
+    vec![
+        "S".into(),
+        (&*server.user).into(),
+        (&*server.database).into(),
+        "none".into(),
+        server.state.as_str().into(),
+        address,
+        port,
+        local_address,
+        local_port,
+        time_of(backend.opened).into(),
+        Value::Null,
+        Value::Number(0),
+        Value::Number(0),
+        server.close_needed.into(),
+        server_pointer(backend.id).into(),
+        server
+            .client
+            .map_or_else(String::new, client_pointer)
+            .into(),
+        u64::from(backend.identity.pid).into(),
+        if backend.tls { "TLS" } else { "" }.into(),
+        Value::Null,
+        Value::Null,
+        backend.id.into(),
+    ]
+}
+
+fn database(database: &DatabaseStatus) -> Row {
+    let effective = &database.effective;
+    let pool = &effective.pool;
+    let lifetime = effective.timeouts.server_lifetime;
+    vec![
+        (&*database.name).into(),
+        effective.primary.host.as_str().into(),
+        u64::from(effective.primary.port).into(),
+        effective.dbname.as_str().into(),
+        database.forced_user.clone().into(),
+        pool.max_size.into(),
+        pool.min_idle.into(),
+        pool.reserve_size.into(),
+        lifetime.map_or(0, |lifetime| lifetime.as_secs()).into(),
+        pool.pool_mode.as_str().into(),
+        Value::Null,
+        pool.max_db_connections.unwrap_or(0).into(),
+        database.connections.into(),
+        pool.max_db_client_connections.unwrap_or(0).into(),
+        database.clients.into(),
+        database.paused.into(),
+        database.disabled.into(),
+        pool.reserve_size.into(),
+    ]
+}
+
+fn settings(snapshot: &Snapshot) -> Vec<Row> {
+    let row = |setting: config::Setting| {
+        let changeable = setting.effect != config::Effect::Restart;
+        vec![
+            setting.key.into(),
+            setting.value.into(),
+            setting.default.into(),
+            if changeable { "yes" } else { "no" }.into(),
+        ]
+    };
+    config::show(&snapshot.config)
+        .into_iter()
+        .map(row)
+        .collect()
+}
+
+/// The process's resident memory, in pages; none where the system does not tell.
+fn memory() -> Option<Row> {
+    const PAGE: u64 = 4096;
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+    Some(vec![
+        "resident".into(),
+        PAGE.into(),
+        pages.into(),
+        Value::Number(0),
+        (pages * PAGE).into(),
+    ])
+}
+
+/// When `instant` was, as PgBouncer writes it.
+fn time_of(instant: Instant) -> String {
+    let at = SystemTime::now()
+        .checked_sub(instant.elapsed())
+        .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok())
+        .unwrap_or_default();
+    utc(at.as_secs())
+}
+
+/// Seconds since 1970 as a date and time, by the civil-calendar arithmetic of eras of 400 years.
+fn utc(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Days since 0000-03-01, so that a leap day ends its year.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::connect::Dialer;
+    use crate::config::{Overrides, load};
+    use crate::pool::Pools;
+    use crate::registry::{NewClient, Registry};
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(utc(951_782_399), "2000-02-28 23:59:59 UTC");
+        assert_eq!(utc(951_782_400), "2000-02-29 00:00:00 UTC");
+        assert_eq!(utc(1_767_225_599), "2025-12-31 23:59:59 UTC");
+    }
+
+    /// A pool with one client and no server, as snapshot and stats.
+    fn with_view(check: impl FnOnce(&View<'_>)) {
+        let mut overrides = Overrides::new();
+        overrides.set("--primary", "cluster.primary", "postgres://db1");
+        overrides.set("--set", "users.bob.max_size", "3");
+        let config = Arc::new(load(None, &overrides, &|_| None).unwrap().config);
+        let pools = Pools::new(Arc::new(Dialer::plain()));
+        let pool = pools.get(&config, "app", "bob").unwrap();
+        pool.counters
+            .queries
+            .store(7, std::sync::atomic::Ordering::Relaxed);
+        let registry = Arc::new(Registry::default());
+        let entry = registry.register(NewClient {
+            key_len: 4,
+            user: "bob".into(),
+            database: "app".into(),
+            peer: "127.0.0.1:5000".into(),
+            tls: false,
+            application_name: "test".into(),
+            local: None,
+        });
+        entry.set_state(ClientState::Idle);
+        let history = crate::status::stats::History::default();
+        let stats = history.stats(&pools);
+        let snapshot = Snapshot::take(config, &pools, &registry, 3);
+        check(&View {
+            snapshot: &snapshot,
+            stats: &stats,
+        });
+    }
+
+    fn line(row: &Row) -> String {
+        let value = |value: &Value| match value {
+            Value::Null => "-".to_owned(),
+            Value::Text(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+        };
+        row.iter().map(value).collect::<Vec<_>>().join("|")
+    }
+
+    #[test]
+    fn every_row_has_its_tables_columns() {
+        with_view(|view| {
+            let names = [
+                "active_sockets",
+                "clients",
+                "config",
+                "databases",
+                "lists",
+                "mem",
+                "pools",
+                "servers",
+                "sockets",
+                "state",
+                "stats",
+                "stats_averages",
+                "stats_totals",
+                "totals",
+                "users",
+                "version",
+                "timezone",
+                "peers",
+                "peer_pools",
+                "dns_hosts",
+                "dns_zones",
+            ];
+            for name in names {
+                let show = Show::named(name).unwrap();
+                for row in view.rows(show) {
+                    assert_eq!(row.len(), show.columns().len(), "{name}: {row:?}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn rows_say_what_is() {
+        with_view(|view| {
+            let lines = |show| view.rows(show).iter().map(line).collect::<Vec<_>>();
+            assert_eq!(
+                lines(Show::Pools),
+                ["app|bob|1|0|0|0|0|0|0|0|0|0|0|0|0|transaction|-"]
+            );
+            assert_eq!(
+                lines(Show::Databases),
+                ["app|db1|5432|app|-|20|0|0|3600|transaction|-|0|0|0|1|0|0|0"]
+            );
+            assert_eq!(lines(Show::Users), ["bob|3||-|0|0|0|1"]);
+            assert_eq!(
+                lines(Show::State),
+                ["active|yes", "paused|no", "suspended|no"]
+            );
+            assert!(lines(Show::Stats)[0].starts_with("app|0|0|7|0|0|"));
+            assert!(lines(Show::Totals).contains(&"total_query_count|7".to_owned()));
+            let lists = lines(Show::Lists);
+            assert!(lists.contains(&"used_clients|1".to_owned()), "{lists:?}");
+            assert!(lists.contains(&"login_clients|2".to_owned()), "{lists:?}");
+            let clients = lines(Show::Clients);
+            assert!(
+                clients[0].starts_with("C|bob|app|none|idle|127.0.0.1|5000|unix|0|20"),
+                "{clients:?}"
+            );
+            assert!(lines(Show::Sockets)[0].starts_with("C|bob|app|none|cl_idle|"));
+        });
+    }
+}

@@ -1,0 +1,344 @@
+//! `/metrics` in Prometheus's text format: what can be read off a snapshot, then the counters of events.
+//!
+//! # Why
+//! Pools come and go and their counters are their own. Rendered from the snapshot, a series ends with its pool, the
+//! numbers are those of the console, and a scrape is the only time any of it costs anything. Counters in seconds need
+//! fractions, which the `metrics` crate's counters don't have.
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::shared::Shared;
+use crate::status::stats::Totals;
+use crate::status::{DatabaseStatus, PoolStatus, Snapshot};
+
+/// The whole page.
+pub(super) fn render(shared: &Shared, events: &PrometheusHandle) -> String {
+    let connections = shared.connections.load(Ordering::SeqCst);
+    let snapshot = Snapshot::take(
+        shared.config.load_full(),
+        &shared.pools,
+        &shared.registry,
+        connections,
+    );
+    let mut page = Page::default();
+    let process = Process {
+        uptime: shared.started.elapsed().as_secs_f64(),
+        ready: shared.ready.load(Ordering::SeqCst),
+        connections,
+    };
+    put_process(&mut page, &process, &snapshot);
+    put_pools(&mut page, &snapshot.pools);
+    put_totals(&mut page, &snapshot.pools);
+    put_databases(&mut page, &snapshot);
+    page.text + &events.render()
+}
+
+#[derive(Debug)]
+struct Process {
+    uptime: f64,
+    ready: bool,
+    connections: usize,
+}
+
+/// A page under way.
+#[derive(Debug, Default)]
+struct Page {
+    text: String,
+}
+
+type Labels<'a> = &'a [(&'static str, &'a str)];
+
+impl Page {
+    /// Begins a family; its samples follow.
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a string can't fail, here and below.
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: Labels<'_>, value: impl std::fmt::Display) {
+        self.text.push_str(name);
+        for (place, (label, text)) in labels.iter().enumerate() {
+            let open = if place == 0 { '{' } else { ',' };
+            let _ = write!(self.text, "{open}{label}=\"{}\"", escape(text));
+        }
+        let close = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.text, "{close} {value}");
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl std::fmt::Display) {
+        self.family(name, "gauge", help);
+        self.sample(name, &[], value);
+    }
+}
+
+/// A label's value as the format wants it.
+fn escape(text: &str) -> String {
+    text.replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+fn put_process(page: &mut Page, process: &Process, snapshot: &Snapshot) {
+    let general = &snapshot.config.general;
+    page.family("pgweir_build_info", "gauge", "The version that runs.");
+    let version = [("version", env!("CARGO_PKG_VERSION"))];
+    page.sample("pgweir_build_info", &version, 1);
+    page.gauge(
+        "pgweir_uptime_seconds",
+        "Time since the start.",
+        process.uptime,
+    );
+    page.gauge(
+        "pgweir_ready",
+        "1 while clients are let in.",
+        u8::from(process.ready),
+    );
+    page.gauge(
+        "pgweir_paused",
+        "1 while everything is paused.",
+        u8::from(snapshot.paused),
+    );
+    page.gauge(
+        "pgweir_client_connections",
+        "Client connections, logins under way included.",
+        process.connections,
+    );
+    page.gauge(
+        "pgweir_client_connections_max",
+        "The limit general.max_client_conn.",
+        general.max_client_conn,
+    );
+    page.gauge(
+        "pgweir_client_logins",
+        "Client connections that have not logged in.",
+        snapshot.logging_in,
+    );
+}
+
+fn put_pools(page: &mut Page, pools: &[PoolStatus]) {
+    page.family(
+        "pgweir_pool_clients",
+        "gauge",
+        "Clients by state: active ones have a server connection or are idle, waiting ones are in the queue.",
+    );
+    put_states(page, "pgweir_pool_clients", pools, |pool| {
+        vec![("active", pool.cl_active), ("waiting", pool.cl_waiting)]
+    });
+    page.family(
+        "pgweir_pool_servers",
+        "gauge",
+        "Server connections by state.",
+    );
+    put_states(page, "pgweir_pool_servers", pools, |pool| {
+        vec![
+            ("active", pool.sv_active),
+            ("idle", pool.sv_idle),
+            ("login", pool.sv_login),
+            ("tested", pool.sv_tested),
+            ("being_canceled", pool.sv_being_canceled),
+        ]
+    });
+    put_each(
+        page,
+        pools,
+        "pgweir_pool_servers_max",
+        "The limit pool.max_size.",
+        |pool| pool.pool.effective.load().pool.max_size,
+    );
+    put_each(
+        page,
+        pools,
+        "pgweir_pool_longest_wait_seconds",
+        "How long the first client in the queue has waited.",
+        |pool| pool.maxwait.as_secs_f64(),
+    );
+}
+
+fn put_each<T: std::fmt::Display>(
+    page: &mut Page,
+    pools: &[PoolStatus],
+    name: &str,
+    help: &str,
+    value: impl Fn(&PoolStatus) -> T,
+) {
+    page.family(name, "gauge", help);
+    for pool in pools {
+        page.sample(name, &labels(pool), value(pool));
+    }
+}
+
+fn labels(pool: &PoolStatus) -> [(&'static str, &str); 2] {
+    let key = &pool.pool.key;
+    [("database", &*key.database), ("user", &*key.user)]
+}
+
+fn put_states(
+    page: &mut Page,
+    name: &str,
+    pools: &[PoolStatus],
+    states: impl Fn(&PoolStatus) -> Vec<(&'static str, usize)>,
+) {
+    for pool in pools {
+        let [database, user] = labels(pool);
+        for (state, count) in states(pool) {
+            page.sample(name, &[database, user, ("state", state)], count);
+        }
+    }
+}
+
+/// A counter: name, help, what it counts, and whether that is in microseconds.
+type Counter = (&'static str, &'static str, fn(&Totals) -> u64, bool);
+
+const COUNTERS: [Counter; 11] = [
+    (
+        "pgweir_server_assignments_total",
+        "Times a server connection was given to a client.",
+        |totals| totals.server_assignments,
+        false,
+    ),
+    (
+        "pgweir_transactions_total",
+        "Transactions.",
+        |totals| totals.transactions,
+        false,
+    ),
+    (
+        "pgweir_queries_total",
+        "Statements.",
+        |totals| totals.queries,
+        false,
+    ),
+    (
+        "pgweir_received_bytes_total",
+        "Bytes received from clients.",
+        |totals| totals.received_bytes,
+        false,
+    ),
+    (
+        "pgweir_sent_bytes_total",
+        "Bytes sent to clients.",
+        |totals| totals.sent_bytes,
+        false,
+    ),
+    (
+        "pgweir_transaction_seconds_total",
+        "Time in transactions.",
+        |totals| totals.transaction_time,
+        true,
+    ),
+    (
+        "pgweir_query_seconds_total",
+        "Time in statements.",
+        |totals| totals.query_time,
+        true,
+    ),
+    (
+        "pgweir_wait_seconds_total",
+        "Time clients waited for a server connection.",
+        |totals| totals.wait_time,
+        true,
+    ),
+    (
+        "pgweir_client_parses_total",
+        "Prepared statements made by clients.",
+        |totals| totals.client_parses,
+        false,
+    ),
+    (
+        "pgweir_server_parses_total",
+        "Prepared statements made on server connections.",
+        |totals| totals.server_parses,
+        false,
+    ),
+    (
+        "pgweir_binds_total",
+        "Prepared statements bound by clients.",
+        |totals| totals.binds,
+        false,
+    ),
+];
+
+fn put_totals(page: &mut Page, pools: &[PoolStatus]) {
+    let totals: Vec<Totals> = pools
+        .iter()
+        .map(|pool| Totals::of(&pool.pool.counters))
+        .collect();
+    for (name, help, count, in_micros) in COUNTERS {
+        page.family(name, "counter", help);
+        for (pool, totals) in pools.iter().zip(&totals) {
+            let count = count(totals);
+            if in_micros {
+                let (seconds, micros) = (count / 1_000_000, count % 1_000_000);
+                page.sample(name, &labels(pool), format_args!("{seconds}.{micros:06}"));
+            } else {
+                page.sample(name, &labels(pool), count);
+            }
+        }
+    }
+}
+
+/// A gauge of a database: name, help, value.
+type DatabaseGauge = (&'static str, &'static str, fn(&DatabaseStatus) -> usize);
+
+fn put_databases(page: &mut Page, snapshot: &Snapshot) {
+    let families: [DatabaseGauge; 4] = [
+        (
+            "pgweir_database_servers",
+            "Server connections of a database, over all users.",
+            |database| database.connections,
+        ),
+        (
+            "pgweir_database_clients",
+            "Clients of a database, over all users.",
+            |database| database.clients,
+        ),
+        (
+            "pgweir_database_paused",
+            "1 while a database is paused.",
+            |database| usize::from(database.paused),
+        ),
+        (
+            "pgweir_database_disabled",
+            "1 while a database lets no new clients in.",
+            |database| usize::from(database.disabled),
+        ),
+    ];
+    for (name, help, value) in families {
+        page.family(name, "gauge", help);
+        for database in &snapshot.databases {
+            page.sample(name, &[("database", &database.name)], value(database));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_can_hold_anything() {
+        let mut page = Page::default();
+        page.family("f", "gauge", "Help.");
+        page.sample("f", &[("a", "x\"y\\z\n"), ("b", "")], 1.5);
+        page.sample("f", &[], 2);
+        assert_eq!(
+            page.text,
+            "# HELP f Help.\n# TYPE f gauge\nf{a=\"x\\\"y\\\\z\\n\",b=\"\"} 1.5\nf 2\n"
+        );
+    }
+
+    #[test]
+    fn names_follow_the_conventions() {
+        for (name, help, _, in_micros) in COUNTERS {
+            assert!(
+                name.starts_with("pgweir_") && name.ends_with("_total"),
+                "{name}"
+            );
+            assert_eq!(name.contains("_seconds_"), in_micros, "{name}");
+            assert!(help.ends_with('.'), "{name}");
+        }
+    }
+}

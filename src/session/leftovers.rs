@@ -1,0 +1,66 @@
+//! What a session has left on its backend besides settings, as far as the server can tell.
+//!
+//! Asked for after a transaction that ran code whose text says nothing: a function, a procedure.
+//!
+//! # Why every such transaction
+//! What a function does can't be told from its call, and what it leaves would be the next client's. The question goes
+//! out in the same write as the end of the transaction, so the client doesn't wait for it.
+
+use super::settings::Row;
+use crate::sql::state::{PinReason, PinSet};
+
+/// Rows of a [`PinReason`]'s word in this form; no setting has a name with a space in it.
+const PREFIX: &[u8] = b"pin ";
+
+/// Rows to be added to a question of names and values, behind its SELECT. The catalogue of relations is read only where the backend has
+/// had a temporary one.
+pub const QUESTION: &str = "'pin temp_table', NULL WHERE CASE WHEN pg_catalog.pg_my_temp_schema() <> 0 THEN \
+     EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = pg_catalog.pg_my_temp_schema()) \
+     OR EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace = pg_catalog.pg_my_temp_schema()) END \
+     UNION ALL SELECT 'pin listen', NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels()) \
+     UNION ALL SELECT 'pin sql_prepare', NULL \
+     WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql) \
+     UNION ALL SELECT 'pin hold_cursor', NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable) \
+     UNION ALL SELECT 'pin advisory_lock', NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_locks \
+     WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid())";
+
+/// Takes the answers to [`QUESTION`] out of `rows`.
+pub fn take(rows: &mut Vec<Row>) -> PinSet {
+    let mut pins = PinSet::EMPTY;
+    rows.retain(|(name, _)| {
+        let Some(word) = name.strip_prefix(PREFIX) else {
+            return true;
+        };
+        let reason = PinReason::ALL
+            .into_iter()
+            .find(|reason| reason.as_str().as_bytes() == word);
+        pins.insert(reason.unwrap_or(PinReason::OpaqueState));
+        false
+    });
+    pins
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_told_from_settings() {
+        let mut rows = vec![
+            (b"work_mem".to_vec(), Some(b"1".to_vec())),
+            (b"pin listen".to_vec(), None),
+            (b"pin temp_table".to_vec(), None),
+        ];
+        assert_eq!(take(&mut rows).to_string(), "temp_table,listen");
+        assert_eq!(rows.len(), 1);
+    }
+
+    #[test]
+    fn every_word_asked_for_is_a_reason() {
+        let words = QUESTION
+            .split('\'')
+            .filter_map(|part| part.strip_prefix("pin "));
+        let known = |word| PinReason::ALL.iter().any(|reason| reason.as_str() == word);
+        assert!(words.clone().count() == 5 && words.clone().all(known));
+    }
+}

@@ -1,0 +1,313 @@
+//! One read-only picture of everything: what the console shows and the metrics export.
+//!
+//! It is put together from the pools, the registry and the configuration when somebody asks, so nothing is counted
+//! twice on the way of a statement, and two views of one snapshot can't disagree. The parts are read one after the
+//! other, not at one instant: a client may have moved on between two of them.
+
+pub mod stats;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::model::{Config, PoolMode};
+use crate::pool::effective::Effective;
+use crate::pool::live::LiveBackend;
+use crate::pool::{Pool, Pools};
+use crate::registry::{ClientEntry, ClientState, Registry};
+
+/// What a server connection is doing, in PgBouncer's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerState {
+    /// A client runs on it.
+    Active,
+    Idle,
+    /// Being made ready: at a login, or cleaned after a client.
+    Tested,
+    /// Free, but a cancel request to it is still under way.
+    BeingCanceled,
+}
+
+impl ServerState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Idle => "idle",
+            Self::Tested => "tested",
+            Self::BeingCanceled => "being_canceled",
+        }
+    }
+}
+
+/// An open server connection.
+#[derive(Clone, Debug)]
+pub struct ServerStatus {
+    pub user: Arc<str>,
+    pub database: Arc<str>,
+    pub state: ServerState,
+    pub backend: Arc<LiveBackend>,
+    /// It is closed when it is next free.
+    pub close_needed: bool,
+    /// Process id of the client that runs on it.
+    pub client: Option<u32>,
+}
+
+/// A client.
+#[derive(Clone, Debug)]
+pub struct ClientStatus {
+    pub entry: Arc<ClientEntry>,
+    pub state: ClientState,
+    /// How long it has waited for a server connection.
+    pub waiting: Duration,
+    /// Id of the server connection it runs on.
+    pub server: Option<u64>,
+}
+
+/// One pool, in the columns of `SHOW POOLS`.
+#[derive(Clone, Debug)]
+pub struct PoolStatus {
+    pub pool: Arc<Pool>,
+    /// Logged in and not waiting, idle ones included.
+    pub cl_active: usize,
+    pub cl_waiting: usize,
+    pub cl_active_cancel_req: usize,
+    pub sv_active: usize,
+    pub sv_being_canceled: usize,
+    pub sv_idle: usize,
+    pub sv_tested: usize,
+    pub sv_login: usize,
+    /// How long the first in the queue has waited.
+    pub maxwait: Duration,
+    pub pool_mode: PoolMode,
+}
+
+/// A database as clients name it.
+#[derive(Clone, Debug)]
+pub struct DatabaseStatus {
+    pub name: Arc<str>,
+    pub effective: Effective,
+    pub forced_user: Option<String>,
+    pub connections: usize,
+    pub clients: usize,
+    pub paused: bool,
+    pub disabled: bool,
+}
+
+/// A user that is configured or has a pool.
+#[derive(Clone, Debug)]
+pub struct UserStatus {
+    pub name: Arc<str>,
+    pub connections: usize,
+    pub clients: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub config: Arc<Config>,
+    pub pools: Vec<PoolStatus>,
+    pub clients: Vec<ClientStatus>,
+    pub servers: Vec<ServerStatus>,
+    pub databases: Vec<DatabaseStatus>,
+    pub users: Vec<UserStatus>,
+    /// Connections that have not logged in.
+    pub logging_in: usize,
+    /// Everything is paused.
+    pub paused: bool,
+}
+
+impl Snapshot {
+    /// `connections` counts those accepted and not ended.
+    pub fn take(
+        config: Arc<Config>,
+        pools: &Pools,
+        registry: &Registry,
+        connections: usize,
+    ) -> Self {
+        let mut all = pools.all();
+        all.sort_by(|a, b| (&a.key.database, &a.key.user).cmp(&(&b.key.database, &b.key.user)));
+        let mut clients = clients(registry);
+        let servers = servers(&all, &mut clients);
+        let pool_rows = pool_rows(all, &clients, &servers);
+        Self {
+            databases: databases(&config, pools, &pool_rows),
+            users: users(&config, &pool_rows),
+            logging_in: connections.saturating_sub(clients.len()),
+            paused: pools.is_paused(),
+            pools: pool_rows,
+            config,
+            clients,
+            servers,
+        }
+    }
+}
+
+fn clients(registry: &Registry) -> Vec<ClientStatus> {
+    let mut clients: Vec<_> = registry
+        .all()
+        .into_iter()
+        .map(|entry| ClientStatus {
+            state: entry.state(),
+            waiting: entry
+                .waiter
+                .since()
+                .map_or(Duration::ZERO, |since| since.elapsed()),
+            server: None,
+            entry,
+        })
+        .collect();
+    clients.sort_by_key(|client| (client.entry.connected, client.entry.pid.0));
+    clients
+}
+
+/// The open connections of `pools`; fills in which client runs on which.
+fn servers(pools: &[Arc<Pool>], clients: &mut [ClientStatus]) -> Vec<ServerStatus> {
+    let mut running: HashMap<usize, &mut ClientStatus> = clients
+        .iter_mut()
+        .filter_map(|client| {
+            let identity = client.entry.running()?;
+            Some((Arc::as_ptr(&identity).addr(), client))
+        })
+        .collect();
+    let mut servers = Vec::new();
+    for pool in pools {
+        let idle: BTreeSet<u64> = pool.idle_ids().into_iter().collect();
+        let generation = pool.generation();
+        for backend in pool.live.all() {
+            let client = running.get_mut(&Arc::as_ptr(&backend.identity).addr());
+            let state = match &client {
+                Some(_) => ServerState::Active,
+                None if idle.contains(&backend.id) => ServerState::Idle,
+                None if backend.identity.is_being_cancelled() => ServerState::BeingCanceled,
+                None => ServerState::Tested,
+            };
+            let client = client.map(|client| {
+                client.server = Some(backend.id);
+                client.entry.pid.0
+            });
+            servers.push(ServerStatus {
+                user: Arc::clone(&pool.key.user),
+                database: Arc::clone(&pool.key.database),
+                state,
+                close_needed: backend.generation < generation,
+                client,
+                backend,
+            });
+        }
+    }
+    servers
+}
+
+fn pool_rows(
+    pools: Vec<Arc<Pool>>,
+    clients: &[ClientStatus],
+    servers: &[ServerStatus],
+) -> Vec<PoolStatus> {
+    let mut rows: Vec<PoolStatus> = pools.into_iter().map(empty_row).collect();
+    let places: HashMap<(Arc<str>, Arc<str>), usize> = rows
+        .iter()
+        .enumerate()
+        .map(|(place, row)| {
+            let key = &row.pool.key;
+            ((Arc::clone(&key.database), Arc::clone(&key.user)), place)
+        })
+        .collect();
+    let place = |database: &Arc<str>, user: &Arc<str>| {
+        places
+            .get(&(Arc::clone(database), Arc::clone(user)))
+            .copied()
+    };
+    for client in clients {
+        // The console's clients have no pool.
+        let Some(place) = place(&client.entry.database, &client.entry.user) else {
+            continue;
+        };
+        match client.state {
+            ClientState::Idle | ClientState::Active => rows[place].cl_active += 1,
+            ClientState::Waiting => rows[place].cl_waiting += 1,
+            ClientState::Login => {}
+        }
+    }
+    for server in servers {
+        let Some(place) = place(&server.database, &server.user) else {
+            continue;
+        };
+        let row = &mut rows[place];
+        row.cl_active_cancel_req += usize::from(server.backend.identity.is_being_cancelled());
+        match server.state {
+            ServerState::Active => row.sv_active += 1,
+            ServerState::Idle => row.sv_idle += 1,
+            ServerState::Tested => row.sv_tested += 1,
+            ServerState::BeingCanceled => row.sv_being_canceled += 1,
+        }
+    }
+    rows
+}
+
+fn empty_row(pool: Arc<Pool>) -> PoolStatus {
+    PoolStatus {
+        cl_active: 0,
+        cl_waiting: 0,
+        cl_active_cancel_req: 0,
+        sv_active: 0,
+        sv_being_canceled: 0,
+        sv_idle: 0,
+        sv_tested: 0,
+        sv_login: pool.opening(),
+        maxwait: pool
+            .oldest_wait()
+            .map_or(Duration::ZERO, |since| since.elapsed()),
+        pool_mode: pool.effective.load().pool.pool_mode,
+        pool,
+    }
+}
+
+fn databases(config: &Config, pools: &Pools, rows: &[PoolStatus]) -> Vec<DatabaseStatus> {
+    let configured = config.databases.keys().filter(|name| *name != "*");
+    let used = rows.iter().map(|row| &*row.pool.key.database);
+    let names: BTreeSet<&str> = configured.map(String::as_str).chain(used).collect();
+    names
+        .into_iter()
+        .filter_map(|name| {
+            let own = |row: &&PoolStatus| *row.pool.key.database == *name;
+            let (paused, disabled) = pools.standing(name);
+            let entry = config.databases.get(name).or(config.databases.get("*"));
+            Some(DatabaseStatus {
+                name: name.into(),
+                effective: Effective::of(config, name, "")?,
+                forced_user: entry.and_then(|entry| entry.user.clone()),
+                connections: rows.iter().filter(own).map(|row| row.pool.open()).sum(),
+                clients: rows.iter().filter(own).map(PoolStatus::clients).sum(),
+                paused,
+                disabled,
+            })
+        })
+        .collect()
+}
+
+fn users(config: &Config, rows: &[PoolStatus]) -> Vec<UserStatus> {
+    let used = rows.iter().map(|row| &*row.pool.key.user);
+    let names: BTreeSet<&str> = config
+        .users
+        .keys()
+        .map(String::as_str)
+        .chain(used)
+        .collect();
+    names
+        .into_iter()
+        .map(|name| {
+            let own = |row: &&PoolStatus| *row.pool.key.user == *name;
+            UserStatus {
+                name: name.into(),
+                connections: rows.iter().filter(own).map(|row| row.pool.open()).sum(),
+                clients: rows.iter().filter(own).map(PoolStatus::clients).sum(),
+            }
+        })
+        .collect()
+}
+
+impl PoolStatus {
+    fn clients(&self) -> usize {
+        self.cl_active + self.cl_waiting
+    }
+}
