@@ -17,7 +17,7 @@ use crate::frontend::session::Session;
 use crate::frontend::startup::{self, Arrival, HandshakeError};
 use crate::net::connect::SocketOptions;
 use crate::net::stream::Stream;
-use crate::pool::Pool;
+use crate::pool::ClientPlace;
 use crate::registry;
 use crate::shared::Shared;
 use crate::tasks;
@@ -181,7 +181,7 @@ async fn log_in(
                     refuse(Some(stream), &error, &origin, &shared).await;
                     None
                 }
-                Ok(pool) => start(stream, message, origin, shared, console, pool).await,
+                Ok(place) => start(stream, message, origin, shared, console, place).await,
             }
         }
     }
@@ -194,25 +194,26 @@ async fn start(
     origin: Origin,
     shared: Arc<Shared>,
     console: &Arc<Console>,
-    pool: Option<Arc<Pool>>,
+    place: Option<ClientPlace>,
 ) -> Option<Session> {
-    match pool {
+    match place {
         None => {
             console.serve(stream, &message, origin.address).await;
             None
         }
-        Some(pool) if message.replication.is_some() => {
-            if let Err((stream, error)) = replication::serve(stream, &message, &pool, &shared).await
+        Some(place) if message.replication.is_some() => {
+            if let Err((stream, error)) =
+                replication::serve(stream, &message, &place, &shared).await
             {
                 refuse(stream, &error, &origin, &shared).await;
             }
             None
         }
-        Some(pool) => match startup::begin(
+        Some(place) => match startup::begin(
             stream,
             &message,
             origin.text.clone(),
-            pool,
+            place,
             Arc::clone(&shared),
         )
         .await

@@ -16,7 +16,7 @@ use crate::sql::state::{Effect, PinReason};
 use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frame::{FrameError, HEADER, Header};
 use crate::wire::frontend as f;
-use crate::wire::limits::{STATEMENT_MAX, WHOLE_FRAME_MAX};
+use crate::wire::limits::{SMALL_MESSAGE_MAX, STATEMENT_MAX, WHOLE_FRAME_MAX};
 
 /// A client's frame, as far as it is there.
 #[derive(Clone, Copy, Debug)]
@@ -63,11 +63,20 @@ fn protocol_violation(error: FrameError) -> End {
     )))
 }
 
-fn unknown_type(tag: u8) -> End {
-    End::Fatal(Box::new(Report::fatal(
-        SqlState::PROTOCOL_VIOLATION,
-        format!("invalid frontend message type {tag}"),
-    )))
+/// Refuses by its head what is no message, instead of waiting for the rest of it.
+fn check_type(header: Header) -> Result<(), End> {
+    if !f::is_known(header.tag) {
+        let message = format!("invalid frontend message type {}", header.tag);
+        let report = Report::fatal(SqlState::PROTOCOL_VIOLATION, message);
+        return Err(End::Fatal(Box::new(report)));
+    }
+    if header.len > SMALL_MESSAGE_MAX && !f::may_be_large(header.tag) {
+        return Err(protocol_violation(FrameError::TooLarge {
+            len: header.len,
+            max: SMALL_MESSAGE_MAX,
+        }));
+    }
+    Ok(())
 }
 
 impl Session {
@@ -89,6 +98,7 @@ impl Session {
         let mut at = self.forward_rest(input, gather);
         let max = self.shared.config.load().general.max_packet_size;
         while let Some(header) = Header::peek(&input[at..], max).map_err(protocol_violation)? {
+            check_type(header)?;
             let have = header.len.min(input.len() - at);
             let missing = header.len - have;
             let bound = if matches!(header.tag, f::QUERY | f::PARSE) {
@@ -179,15 +189,7 @@ impl Session {
             // PostgreSQL accepts and ignores these outside COPY; Flush has nothing to flush.
             f::FLUSH | f::COPY_DATA | f::COPY_DONE | f::COPY_FAIL => Ok(frame.missing == 0),
             f::TERMINATE => Err(End::ClientGone),
-            f::QUERY
-            | f::PARSE
-            | f::BIND
-            | f::DESCRIBE
-            | f::EXECUTE
-            | f::CLOSE
-            | f::FUNCTION_CALL => Ok(false),
-            // It gets no backend first.
-            tag => Err(unknown_type(tag)),
+            _ => Ok(false),
         }
     }
 
@@ -251,7 +253,6 @@ impl Session {
                 self.probe(gather);
                 return Ok(());
             }
-            f::FLUSH | f::COPY_DATA => {}
             f::FUNCTION_CALL => {
                 if !f::calls_large_object_function(frame.payload) {
                     self.pins.insert(PinReason::OpaqueState);
@@ -260,7 +261,7 @@ impl Session {
             }
             f::COPY_DONE | f::COPY_FAIL => self.expect(Request::CopyEnd),
             f::TERMINATE => return Err(End::ClientGone),
-            tag => return Err(unknown_type(tag)),
+            _ => {}
         }
         gather.input(frame.range());
         Ok(())

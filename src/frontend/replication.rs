@@ -9,7 +9,7 @@ use tokio::io::{AsyncWriteExt, copy_bidirectional};
 
 use super::startup::HandshakeError;
 use crate::net::stream::Stream;
-use crate::pool::Pool;
+use crate::pool::ClientPlace;
 use crate::pool::open;
 use crate::shared::Shared;
 use crate::wire::backend;
@@ -19,9 +19,10 @@ use crate::wire::startup::StartupMessage;
 pub async fn serve(
     mut client: Stream,
     message: &StartupMessage,
-    pool: &Arc<Pool>,
+    place: &ClientPlace,
     shared: &Shared,
 ) -> Result<(), (Option<Stream>, HandshakeError)> {
+    let pool = place.pool();
     let mut effective = pool.effective.load().as_ref().clone();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let replication = message.replication.as_deref().unwrap_or_default();
@@ -33,7 +34,10 @@ pub async fn serve(
             .map(|(name, value)| (text(name), text(value))),
     );
     effective.pool.connect_query = None;
-    let slot = pool.reserve(&pool.effective.load().pool);
+    let slot = match pool.reserve(&effective.pool) {
+        Ok(slot) => slot,
+        Err(cap) => return Err((Some(client), HandshakeError::NoConnection(cap.setting()))),
+    };
     let dialer = shared.pools.dialer.load_full();
     let opened = match open::open(&effective, &pool.credentials(), &dialer, 0).await {
         Ok(opened) => opened,

@@ -12,7 +12,6 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ use crate::net::buffer::{Held, Outbox, ReadBuffer};
 use crate::net::stream::Stream;
 use crate::pool::effective::Effective;
 use crate::pool::reset::{self, Residue};
-use crate::pool::{Lease, Pool};
+use crate::pool::{ClientPlace, Lease, Pool};
 use crate::registry::{ClientState, Order, Registered};
 use crate::session::mirror::Reported;
 use crate::session::settings::{Row, Tracker};
@@ -97,6 +96,7 @@ pub struct Session {
     pub(super) stream: Stream,
     pub(super) shared: Arc<Shared>,
     pub(super) pool: Arc<Pool>,
+    _place: ClientPlace,
     /// The pool's configuration as of the last checkout.
     pub(super) effective: Arc<Effective>,
     pub(super) entry: Registered,
@@ -141,7 +141,7 @@ pub struct Session {
 pub struct Start {
     pub stream: Stream,
     pub shared: Arc<Shared>,
-    pub pool: Arc<Pool>,
+    pub place: ClientPlace,
     pub entry: Registered,
     pub settings: Tracker,
     pub told: Arc<Reported>,
@@ -150,12 +150,13 @@ pub struct Start {
 impl Session {
     pub fn new(start: Start) -> Self {
         let now = Instant::now();
-        start.pool.clients.fetch_add(1, Ordering::SeqCst);
+        let pool = Arc::clone(start.place.pool());
         Self {
             stream: start.stream,
-            effective: start.pool.effective.load_full(),
+            effective: pool.effective.load_full(),
             shared: start.shared,
-            pool: start.pool,
+            pool,
+            _place: start.place,
             entry: start.entry,
             phase: Phase::Idle,
             lease: None,
@@ -348,7 +349,6 @@ impl Session {
         if self.phase == Phase::Waiting {
             self.pool.withdraw(&self.entry.waiter);
         }
-        self.pool.clients.fetch_sub(1, Ordering::SeqCst);
         self.note_torn();
         if let Some(lease) = self.lease.take() {
             self.part_with(lease, &end);

@@ -15,9 +15,10 @@ use crate::config::model::SslMode;
 use crate::error::{ErrorKind, Report, SqlState, UserFacing};
 use crate::net::stream::Stream;
 use crate::net::tls::{ClientTlsContext, Negotiation, TlsError};
-use crate::pool::Pool;
 use crate::pool::open::OpenError;
+use crate::pool::pools::NoPlace;
 use crate::pool::waiter::CheckoutError;
+use crate::pool::{ClientPlace, Pool};
 use crate::registry::{NewClient, Registered};
 use crate::session::mirror::Reported;
 use crate::session::settings::Tracker;
@@ -52,6 +53,8 @@ pub enum HandshakeError {
     Encoding,
     #[error("too many client connections ({setting} = {limit})")]
     TooManyClients { setting: &'static str, limit: usize },
+    #[error("no server connection is left for replication ({0})")]
+    NoConnection(&'static str),
     #[error("canceling authentication due to timeout")]
     Timeout,
     #[error("the database system is shutting down")]
@@ -103,6 +106,9 @@ impl UserFacing for HandshakeError {
                 Report::fatal(SqlState::TOO_MANY_CONNECTIONS, self.to_string())
                     .hint(format!("Raise {setting} or close idle clients."))
             }
+            Self::NoConnection(_) => {
+                Report::fatal(SqlState::TOO_MANY_CONNECTIONS, self.to_string())
+            }
             Self::Timeout => Report::fatal(SqlState::QUERY_CANCELED, self.to_string())
                 .hint("The limit is pgweir's timeouts.client_login_timeout."),
             Self::ShuttingDown => Report::fatal(SqlState::CANNOT_CONNECT_NOW, self.to_string()),
@@ -130,7 +136,7 @@ impl UserFacing for HandshakeError {
             | Self::TlsRequired
             | Self::Encoding
             | Self::Parameter { .. } => ErrorKind::Client,
-            Self::TooManyClients { .. } | Self::Timeout => ErrorKind::Limit,
+            Self::TooManyClients { .. } | Self::NoConnection(_) | Self::Timeout => ErrorKind::Limit,
             Self::ShuttingDown => ErrorKind::Operator,
             Self::Denied(error) => error.kind(),
             Self::Open(error) => error.kind(),
@@ -225,13 +231,13 @@ async fn negotiate(stream: &mut Stream, message: &StartupMessage) -> std::io::Re
     stream.write_all(&out).await
 }
 
-/// Checks who the client is and whether it may come in.
+/// Checks who the client is and whether it may come in; `None` is the console.
 pub async fn admit(
     stream: &mut Stream,
     message: &StartupMessage,
     address: Option<IpAddr>,
     shared: &Shared,
-) -> Result<Option<Arc<Pool>>, HandshakeError> {
+) -> Result<Option<ClientPlace>, HandshakeError> {
     negotiate(stream, message).await?;
     let config = shared.config.load_full();
     let text =
@@ -254,10 +260,7 @@ pub async fn admit(
         database: &database,
     };
     login::authenticate(applicant, shared, pool.as_ref()).await?;
-    if let Some(pool) = &pool {
-        check_room(pool, shared)?;
-    }
-    Ok(pool)
+    pool.map(|pool| take_place(&pool, shared)).transpose()
 }
 
 /// The console's database and PgBouncer's name for it.
@@ -265,45 +268,15 @@ pub fn is_console(database: &str) -> bool {
     matches!(database, "pgweir" | "pgbouncer")
 }
 
-/// The limits on clients of one database and one user.
-fn check_room(pool: &Arc<Pool>, shared: &Shared) -> Result<(), HandshakeError> {
+/// A place in `pool`, unless it takes no more clients.
+fn take_place(pool: &Arc<Pool>, shared: &Shared) -> Result<ClientPlace, HandshakeError> {
     if pool.orders.disabled.load(Ordering::Relaxed) {
         return Err(CheckoutError::Disabled(pool.key.database.to_string()).into());
     }
-    let settings = &pool.effective.load().pool;
-    let limits = [
-        (
-            settings.max_db_client_connections,
-            "max_db_client_connections",
-            true,
-        ),
-        (
-            settings.max_user_client_connections,
-            "max_user_client_connections",
-            false,
-        ),
-    ];
-    for (limit, setting, by_database) in limits {
-        let Some(limit) = limit else { continue };
-        let counts = |other: &Arc<Pool>| {
-            if by_database {
-                other.key.database == pool.key.database
-            } else {
-                other.key.user == pool.key.user
-            }
-        };
-        let clients: usize = shared
-            .pools
-            .all()
-            .iter()
-            .filter(|other| counts(other))
-            .map(|pool| pool.clients.load(Ordering::SeqCst))
-            .sum();
-        if clients >= limit {
-            return Err(HandshakeError::TooManyClients { setting, limit });
-        }
-    }
-    Ok(())
+    shared
+        .pools
+        .take_place(pool)
+        .map_err(|NoPlace { setting, limit }| HandshakeError::TooManyClients { setting, limit })
 }
 
 /// Makes a session for an authenticated client: has the server accept its startup parameters, and tells it everything
@@ -312,9 +285,10 @@ pub async fn begin(
     mut stream: Stream,
     message: &StartupMessage,
     peer: Box<str>,
-    pool: Arc<Pool>,
+    place: ClientPlace,
     shared: Arc<Shared>,
 ) -> Result<Session, (Option<Stream>, HandshakeError)> {
+    let pool = place.pool();
     let entry = shared.registry.register(NewClient {
         key_len: message.cancel_key_len(),
         user: Arc::clone(&pool.key.user),
@@ -324,7 +298,7 @@ pub async fn begin(
         application_name: message.application_name(),
         local: stream.local_addr(),
     });
-    let prepared = match prepare::prepare(&pool, message, &entry.waiter).await {
+    let prepared = match prepare::prepare(pool, message, &entry.waiter).await {
         Ok(prepared) => prepared,
         Err(error) => return Err((Some(stream), error)),
     };
@@ -335,7 +309,7 @@ pub async fn begin(
     Ok(Session::new(Start {
         stream,
         shared,
-        pool,
+        place,
         entry,
         settings,
         told: prepared.reported,

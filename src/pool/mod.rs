@@ -30,5 +30,5 @@ pub mod steward;
 pub mod waiter;
 
 pub use lease::Lease;
-pub use pool::{Pool, PoolKey};
+pub use pool::{ClientPlace, Pool, PoolKey};
 pub use pools::Pools;

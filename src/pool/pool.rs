@@ -76,7 +76,7 @@ pub struct Pool {
     pub(super) learnt: Mutex<Option<(Instant, Learnt)>>,
     pub(super) tries: Tries,
     pub startups: Startups,
-    /// Clients logged in; kept by their sessions.
+    /// Clients logged in; kept by their [`ClientPlace`]s.
     pub clients: AtomicUsize,
     pub counters: Counters,
 }
@@ -95,6 +95,31 @@ pub struct Counters {
     pub parses_server: std::sync::atomic::AtomicU64,
     pub binds: std::sync::atomic::AtomicU64,
     pub assignments: std::sync::atomic::AtomicU64,
+}
+
+/// A client's place in its pool, until dropped.
+#[derive(Debug)]
+pub struct ClientPlace {
+    pool: Arc<Pool>,
+}
+
+impl ClientPlace {
+    pub(super) fn new(pool: &Arc<Pool>) -> Self {
+        pool.clients.fetch_add(1, Ordering::SeqCst);
+        Self {
+            pool: Arc::clone(pool),
+        }
+    }
+
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+}
+
+impl Drop for ClientPlace {
+    fn drop(&mut self) {
+        self.pool.clients.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Pool {

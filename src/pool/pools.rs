@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use super::effective::Effective;
 use super::limits::Limits;
 use super::orders::OrderBook;
-use super::pool::{Pool, PoolKey};
+use super::pool::{ClientPlace, Pool, PoolKey};
 use crate::backend::connect::Dialer;
 use crate::config::model::Config;
 
@@ -23,6 +23,15 @@ pub struct Pools {
     pub dialer: ArcSwap<Dialer>,
     /// What the console ordered; taken before `pools`.
     pub(super) orders: Mutex<OrderBook>,
+    /// Held while clients are counted and one is added, so that two can't take the last place.
+    admitting: Mutex<()>,
+}
+
+/// A limit on clients that is reached: the setting and its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoPlace {
+    pub setting: &'static str,
+    pub limit: usize,
 }
 
 impl Pools {
@@ -31,6 +40,7 @@ impl Pools {
             by_key: RwLock::default(),
             limits: Arc::default(),
             dialer: ArcSwap::new(dialer),
+            admitting: Mutex::default(),
             orders: Mutex::default(),
         })
     }
@@ -61,6 +71,40 @@ impl Pools {
             pool
         });
         Some(Arc::clone(pool))
+    }
+
+    /// A place for one more client of `pool`, within the limits on clients of its database and its user.
+    pub fn take_place(&self, pool: &Arc<Pool>) -> Result<ClientPlace, NoPlace> {
+        let settings = pool.effective.load();
+        let _turn = self
+            .admitting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let clients = |counts: &dyn Fn(&PoolKey) -> bool| -> usize {
+            let pools = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
+            pools
+                .values()
+                .filter(|other| counts(&other.key))
+                .map(|other| other.clients.load(Ordering::SeqCst))
+                .sum()
+        };
+        if let Some(limit) = settings.pool.max_db_client_connections
+            && clients(&|other| other.database == pool.key.database) >= limit
+        {
+            return Err(NoPlace {
+                setting: "max_db_client_connections",
+                limit,
+            });
+        }
+        if let Some(limit) = settings.pool.max_user_client_connections
+            && clients(&|other| other.user == pool.key.user) >= limit
+        {
+            return Err(NoPlace {
+                setting: "max_user_client_connections",
+                limit,
+            });
+        }
+        Ok(ClientPlace::new(pool))
     }
 
     /// Every pool.

@@ -84,7 +84,9 @@ async fn clean(
                 cancel::cancel(Arc::clone(&lease.identity), dialer, limit),
             );
         }
-        sync(&mut lease);
+        if lease.expect.is_open() {
+            roll_back_exchange(&mut lease);
+        }
     }
     poll_fn(|cx| poll_drain(&mut lease, cx)).await?;
     lease.identity.cancels_done().await;
@@ -121,7 +123,23 @@ fn fail_copy(backend: &mut Backend) {
     }
 }
 
-/// Asks for the end of an extended exchange whose Sync the client did not send.
+/// Ends an extended exchange whose Sync the client did not send. A Sync alone would commit what the client, who is
+/// gone, did not ask to be committed; a simple ROLLBACK would be skipped if the server skips.
+fn roll_back_exchange(backend: &mut Backend) {
+    let mut batch = Vec::new();
+    frontend::put_parse(&mut batch, b"", b"ROLLBACK\0\0\0");
+    frontend::put_bind_head(&mut batch, b"", b"", 6);
+    batch.extend_from_slice(&[0; 6]);
+    frontend::put_execute(&mut batch, b"");
+    backend.outbox.push(&batch);
+    backend.mirror.unnamed = None;
+    for request in [Request::Parse, Request::Bind, Request::Execute] {
+        backend.expect.push(Owed::new(request, For::Client));
+    }
+    sync(backend);
+}
+
+/// Asks for the end of an extended exchange.
 fn sync(backend: &mut Backend) {
     backend.outbox.push(&frontend::SYNC_FRAME);
     backend.expect.push(Owed::new(Request::Sync, For::Client));

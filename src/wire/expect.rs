@@ -137,6 +137,11 @@ impl Expect {
         self.queue.is_empty() && self.copy == Copy::None
     }
 
+    /// An extended exchange was begun whose Sync was not sent.
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
     /// The server skips what it is sent up to the next Sync.
     pub fn is_skipping(&self) -> bool {
         self.skipping

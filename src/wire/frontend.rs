@@ -17,6 +17,33 @@ pub const COPY_FAIL: u8 = b'f';
 pub const TERMINATE: u8 = b'X';
 pub const PASSWORD: u8 = b'p';
 
+/// Whether a client may send a message of type `tag` in a session.
+pub fn is_known(tag: u8) -> bool {
+    matches!(
+        tag,
+        QUERY
+            | PARSE
+            | BIND
+            | DESCRIBE
+            | EXECUTE
+            | CLOSE
+            | SYNC
+            | FLUSH
+            | FUNCTION_CALL
+            | COPY_DATA
+            | COPY_DONE
+            | COPY_FAIL
+            | TERMINATE
+    )
+}
+
+/// Whether a message of type `tag` may be as long as its sender likes; others have [`SMALL_MESSAGE_MAX`].
+///
+/// [`SMALL_MESSAGE_MAX`]: super::limits::SMALL_MESSAGE_MAX
+pub fn may_be_large(tag: u8) -> bool {
+    matches!(tag, QUERY | PARSE | BIND | FUNCTION_CALL | COPY_DATA)
+}
+
 /// A whole Terminate message.
 pub const TERMINATE_FRAME: [u8; 5] = *b"X\0\0\0\x04";
 
@@ -135,6 +162,14 @@ pub fn put_bind_head(out: &mut Vec<u8>, portal: &[u8], statement: &[u8], rest_le
     out.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
     put_cstr(out, portal);
     put_cstr(out, statement);
+}
+
+/// Appends an Execute message of `portal` for all of its rows.
+pub fn put_execute(out: &mut Vec<u8>, portal: &[u8]) {
+    put(out, EXECUTE, |out| {
+        put_cstr(out, portal);
+        out.extend_from_slice(&[0; 4]);
+    });
 }
 
 /// Appends a Describe (`tag` = [`DESCRIBE`]) or Close (`tag` = [`CLOSE`]) message for a statement.

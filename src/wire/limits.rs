@@ -3,6 +3,9 @@
 /// Largest packet accepted before a client is authenticated (`MAX_STARTUP_PACKET_LENGTH` in PostgreSQL).
 pub const STARTUP_PACKET_MAX: usize = 10_000;
 
+/// Longest message of the kinds that carry no text or data (`PQ_SMALL_MESSAGE_LIMIT` in PostgreSQL).
+pub const SMALL_MESSAGE_MAX: usize = 10_000;
+
 /// Frames up to this size are looked at whole; of larger ones only the head is, and the rest streams through.
 pub const WHOLE_FRAME_MAX: usize = 64 * 1024;
 

@@ -13,6 +13,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
+mod client_limits;
 mod console;
 mod drivers;
 mod encryption;
