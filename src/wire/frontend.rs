@@ -17,6 +17,9 @@ pub const COPY_FAIL: u8 = b'f';
 pub const TERMINATE: u8 = b'X';
 pub const PASSWORD: u8 = b'p';
 
+/// A whole Flush message.
+pub const FLUSH_FRAME: [u8; 5] = *b"H\0\0\0\x04";
+
 /// A whole Sync message.
 pub const SYNC_FRAME: [u8; 5] = *b"S\0\0\0\x04";
 
