@@ -14,7 +14,9 @@
 mod support;
 
 mod drivers;
+mod extended;
 mod pooling;
+mod same;
 mod server_failures;
 mod session_state;
 mod shared;
