@@ -12,7 +12,7 @@ use thiserror::Error;
 use super::connection::{Backend, Passing};
 use crate::net::buffer::ReadBuffer;
 use crate::wire::backend as b;
-use crate::wire::expect::{For, Owed, Received, Request, Unexpected};
+use crate::wire::expect::{For, Owed, Received, Request, UNNAMED, Unexpected};
 use crate::wire::frame::{FrameError, HEADER, Header};
 use crate::wire::limits::WHOLE_FRAME_MAX;
 
@@ -218,7 +218,7 @@ fn remember_pipelined(backend: &mut Backend) {
     let parsed = backend
         .expect
         .iter()
-        .filter(|owed| owed.request == Request::Parse && owed.statement != 0);
+        .filter(|owed| owed.request == Request::Parse && !matches!(owed.statement, 0 | UNNAMED));
     for owed in parsed {
         backend.mirror.prepare(owed.statement);
     }
@@ -230,10 +230,10 @@ fn skip(backend: &mut Backend, receiver: &mut impl Receiver) {
     backend.expect.skip_to_sync(|owed| skipped.push(owed));
     for owed in skipped.iter().rev() {
         match owed.request {
+            Request::Parse if owed.statement == UNNAMED => backend.mirror.unnamed = None,
             Request::Parse if owed.statement != 0 => backend.mirror.forget(owed.statement),
-            Request::Parse => backend.mirror.unnamed = None,
             // It was to make room and is still there. The next use of the room closes another one.
-            Request::Close if owed.to == For::Evict => {
+            Request::Close if owed.to == For::Evict && owed.statement != 0 => {
                 backend.mirror.prepare(owed.statement);
             }
             _ => {}

@@ -15,7 +15,7 @@ use crate::net::buffer::Gather;
 use crate::session::statements::{NAMES_MAX, SERVER_NAME_PREFIX};
 use crate::shared::Prepared;
 use crate::sql::state::PinReason;
-use crate::wire::expect::{For, Owed, Request};
+use crate::wire::expect::{For, Owed, Request, UNNAMED};
 use crate::wire::frame::{FrameError, HEADER};
 use crate::wire::frontend::{self as f, Bind, Parse, Target};
 
@@ -36,6 +36,43 @@ fn renames(request: Request, to: For, statement: u64) -> Owed {
 }
 
 impl Session {
+    /// Whether what `frame` is turned into depends on whether an earlier exchange succeeds. After an error there the
+    /// server skips what changes names and statements, but not what follows in the next exchange.
+    pub(super) fn must_wait(&self, frame: Frame<'_>) -> bool {
+        let Some(lease) = &self.lease else {
+            return false;
+        };
+        let is_changing = lease.expect.is_changing();
+        if !is_changing && self.names.is_settled() {
+            return false;
+        }
+        let name = match frame.tag {
+            f::PARSE => Parse::read(frame.payload).ok().map(|parse| parse.name),
+            f::BIND => Bind::read(frame.payload).map(|bind| bind.statement),
+            f::DESCRIBE => match Target::read(frame.tag, frame.payload) {
+                Ok(Target::Statement(name)) => Some(name),
+                _ => None,
+            },
+            _ => None,
+        };
+        let Some(name) = name else {
+            return false;
+        };
+        if name.is_empty() {
+            // A Parse depends on nothing; the others on one that may have failed, unless it is of the same exchange.
+            return frame.tag != f::PARSE
+                && (self.names.is_uncertain(b"")
+                    || (is_changing && !self.names.is_changed_now(b"")));
+        }
+        if self.names.is_uncertain(name) {
+            return true;
+        }
+        let has =
+            |id| lease.mirror.contains(id) && !lease.expect.iter().any(|owed| owed.statement == id);
+        let statement = self.names.get(name).map(|statement| statement.id);
+        is_changing && (frame.tag == f::PARSE || statement.is_some_and(|id| !has(id)))
+    }
+
     pub(super) fn parse(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
         if frame.missing > 0 {
             self.pins.insert(PinReason::Unclassifiable);
@@ -61,7 +98,7 @@ impl Session {
             known.lookup(parse.text, options)
         });
         if parse.name.is_empty() {
-            self.owe(renames(Request::Parse, For::Client, 0));
+            self.owe(renames(Request::Parse, For::Client, UNNAMED));
             if let Some(lease) = &mut self.lease {
                 lease.mirror.unnamed = Some(statement.id);
             }
@@ -118,19 +155,30 @@ impl Session {
         });
     }
 
-    /// Makes sure the backend has `statement`; the unnamed one under the empty name.
-    fn ensure(&mut self, name: &[u8], statement: &Arc<Prepared>, gather: &mut Gather) {
+    /// Makes sure the backend has `statement`, the unnamed one under the empty name; and that it has no unnamed one of
+    /// somebody else's where the session has none.
+    fn ensure(&mut self, name: &[u8], statement: Option<&Arc<Prepared>>, gather: &mut Gather) {
         let Some(lease) = &mut self.lease else {
             return;
         };
-        if name.is_empty() {
-            if lease.mirror.unnamed != Some(statement.id) {
+        match statement {
+            None if name.is_empty() => {
+                lease.mirror.unnamed = None;
+                gather.own(|out| f::put_statement_target(out, f::CLOSE, b""));
+                self.owe(Owed::new(Request::Close, For::Evict));
+            }
+            Some(statement) if name.is_empty() && lease.mirror.unnamed != Some(statement.id) => {
                 lease.mirror.unnamed = Some(statement.id);
                 gather.own(|out| f::put_parse(out, b"", &statement.body));
-                self.owe(Owed::new(Request::Parse, For::Reparse));
+                self.owe(Owed {
+                    statement: UNNAMED,
+                    ..Owed::new(Request::Parse, For::Reparse)
+                });
             }
-        } else if !lease.mirror.has(statement.id) {
-            self.give_statement(statement, For::Reparse, gather);
+            Some(statement) if !name.is_empty() && !lease.mirror.has(statement.id) => {
+                self.give_statement(statement, For::Reparse, gather);
+            }
+            _ => {}
         }
     }
 
@@ -143,8 +191,8 @@ impl Session {
         let statement = self.names.get(bind.statement).cloned();
         if let Some(statement) = &statement {
             self.note(&statement.known)?;
-            self.ensure(bind.statement, statement, gather);
         }
+        self.ensure(bind.statement, statement.as_ref(), gather);
         match &statement {
             Some(statement) if !bind.statement.is_empty() => {
                 gather.own(|out| f::put_bind_head(out, bind.portal, &statement.name, rest_len));
@@ -179,9 +227,7 @@ impl Session {
             }
             Target::Statement(name) => {
                 let statement = self.names.get(name).cloned();
-                if let Some(statement) = &statement {
-                    self.ensure(name, statement, gather);
-                }
+                self.ensure(name, statement.as_ref(), gather);
                 self.expect(Request::DescribeStatement);
                 match &statement {
                     Some(statement) if !name.is_empty() => {
@@ -210,6 +256,12 @@ impl Session {
                 if let Some(lease) = &mut self.lease {
                     lease.mirror.unnamed = None;
                 }
+                self.owe(renames(Request::Close, For::Client, 0));
+                gather.input(frame.range());
+            }
+            // The name may be one that SQL has prepared, or that was parsed twice: those are the backend's own.
+            Target::Statement(name) if self.pins.contains(PinReason::SqlPrepare) => {
+                self.names.change(name, None);
                 self.owe(renames(Request::Close, For::Client, 0));
                 gather.input(frame.range());
             }

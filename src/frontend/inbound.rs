@@ -123,6 +123,10 @@ impl Session {
                 if !self.has_backend(&input[at..], max, gather)? {
                     break;
                 }
+                if self.must_wait(frame) {
+                    self.hold_up(gather);
+                    break;
+                }
                 self.dispatch(frame, gather)?;
             }
             at += have;
@@ -133,6 +137,14 @@ impl Session {
         }
         self.emit_locals(cx)?;
         Ok(at)
+    }
+
+    /// Has the server answer what was sent so far, without ending the exchange; what is behind waits in the inbox.
+    fn hold_up(&mut self, gather: &mut Gather) {
+        if !self.held_up {
+            self.held_up = true;
+            gather.own(|out| out.extend_from_slice(&f::FLUSH_FRAME));
+        }
     }
 
     /// Forwards the rest of a frame whose head was sent.
@@ -240,6 +252,10 @@ impl Session {
 
     /// Forwards one frame to the backend and notes what it will be answered with.
     fn dispatch(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
+        self.held_up = false;
+        if matches!(frame.tag, f::SYNC | f::QUERY | f::FUNCTION_CALL) {
+            self.names.next_exchange();
+        }
         match frame.tag {
             f::QUERY => return self.query(frame, gather),
             f::PARSE => return self.parse(frame, gather),

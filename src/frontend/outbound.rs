@@ -16,14 +16,13 @@ use crate::session::mirror::Mirror;
 use crate::session::settings::Row;
 use crate::sql::state::{PinReason, PinSet};
 use crate::wire::backend::{self as b, TransactionStatus};
-use crate::wire::expect::{For, Owed, Received, Request};
+use crate::wire::expect::{For, Owed, Received, Request, UNNAMED};
 use crate::wire::limits::OUTBOX_MAX;
 
 /// The session's part in receiving.
 struct Relay<'a> {
     gather: Gather,
     session: &'a mut Session,
-    undone: usize,
     /// What the backend has, if it was asked.
     learnt: Vec<Row>,
     /// Why the session ends once the client has what came so far.
@@ -73,7 +72,9 @@ impl Receiver for Relay<'_> {
     }
 
     fn skipped(&mut self, owed: Owed) {
-        self.undone += usize::from(owed.renames);
+        if owed.renames {
+            self.session.names.undo();
+        }
         let is_counted = matches!(owed.request, Request::Execute | Request::Query);
         if is_counted && owed.to == For::Client {
             self.session.running.pop_front();
@@ -83,7 +84,7 @@ impl Receiver for Relay<'_> {
 
 impl Relay<'_> {
     fn error(&mut self, owed: Owed, payload: &[u8]) -> bool {
-        if owed.request == Request::Parse && owed.renames && owed.statement == 0 {
+        if owed.request == Request::Parse && owed.renames && owed.statement == UNNAMED {
             self.session.names.fail_unnamed();
         }
         if b::is_fatal(payload) {
@@ -237,6 +238,9 @@ impl Session {
             Ok(count) => self.take_in(cx, buffer.bytes(count))?,
         }
         self.settle(cx)?;
+        if self.held_up {
+            self.process_inbox(cx)?;
+        }
         Ok(true)
     }
 
@@ -248,7 +252,6 @@ impl Session {
         let mut relay = Relay {
             gather: Gather::take(),
             session: self,
-            undone: 0,
             learnt: Vec::new(),
             end: None,
         };
@@ -264,13 +267,11 @@ impl Session {
         });
         let Relay {
             gather,
-            undone,
             learnt,
             end,
             ..
         } = relay;
         gather.give();
-        self.names.undo(undone);
         if !learnt.is_empty() {
             self.reflect(&mut lease.mirror, &learnt);
         }

@@ -112,6 +112,8 @@ pub struct Session {
     pub(super) told: Arc<Reported>,
     pub(super) names: Names<Arc<Known>>,
     pub(super) pins: PinSet,
+    /// What is in front of the inbox depends on answers that are still to come.
+    pub(super) held_up: bool,
     /// After an error of pgweir's own in an extended exchange: everything up to the next Sync is dropped.
     pub(super) skipping: bool,
     /// What the statements sent so far will leave: inside a transaction or not.
@@ -167,6 +169,7 @@ impl Session {
             told: start.told,
             names: Names::default(),
             pins: PinSet::EMPTY,
+            held_up: false,
             skipping: false,
             in_transaction: false,
             copies_in: false,
@@ -263,7 +266,7 @@ impl Session {
     /// Reads the client. While it waits for a backend its bytes are only collected, up to a bound, which also tells
     /// when it hangs up.
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let collects = matches!(self.phase, Phase::Waiting | Phase::Planning);
+        let collects = matches!(self.phase, Phase::Waiting | Phase::Planning) || self.held_up;
         let server_is_full = self
             .lease
             .as_ref()

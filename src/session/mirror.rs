@@ -73,6 +73,11 @@ impl Mirror {
         }
     }
 
+    /// Whether the backend has statement `id`.
+    pub fn contains(&self, id: u64) -> bool {
+        self.prepared.contains(&id)
+    }
+
     /// Whether the backend has statement `id`; counts as a use of it.
     pub fn has(&mut self, id: u64) -> bool {
         self.prepared.get(&id).is_some()

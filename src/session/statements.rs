@@ -127,12 +127,15 @@ pub struct Names<T> {
     unnamed: Option<Arc<Statement<T>>>,
     /// Changes the server has not confirmed yet, oldest first.
     unconfirmed: VecDeque<Change<T>>,
+    /// Which exchange is being sent.
+    exchange: u64,
 }
 
 #[derive(Debug)]
 struct Change<T> {
     name: Box<[u8]>,
     before: Option<Arc<Statement<T>>>,
+    exchange: u64,
 }
 
 impl<T> Default for Names<T> {
@@ -141,6 +144,7 @@ impl<T> Default for Names<T> {
             named: None,
             unnamed: None,
             unconfirmed: VecDeque::new(),
+            exchange: 0,
         }
     }
 }
@@ -185,7 +189,36 @@ impl<T> Names<T> {
         self.unconfirmed.push_back(Change {
             name: name.into(),
             before,
+            exchange: self.exchange,
         });
+    }
+
+    /// What follows belongs to another exchange: an error in this one does not undo it.
+    pub fn next_exchange(&mut self) {
+        self.exchange += 1;
+    }
+
+    /// Whether the server has confirmed all changes.
+    pub fn is_settled(&self) -> bool {
+        self.unconfirmed.is_empty()
+    }
+
+    /// Whether the exchange being sent has changed `name`.
+    pub fn is_changed_now(&self, name: &[u8]) -> bool {
+        self.last_change(name)
+            .is_some_and(|change| change.exchange == self.exchange)
+    }
+
+    fn last_change(&self, name: &[u8]) -> Option<&Change<T>> {
+        let mut changes = self.unconfirmed.iter().rev();
+        changes.find(|change| change.name.as_ref() == name)
+    }
+
+    /// Whether what `name` means depends on the outcome of an earlier exchange. (What it means within the same one does
+    /// not: if the change fails, so does what follows.)
+    pub fn is_uncertain(&self, name: &[u8]) -> bool {
+        self.last_change(name)
+            .is_some_and(|change| change.exchange != self.exchange)
     }
 
     /// The server (or pgweir in its place) confirmed the oldest change.
@@ -208,22 +241,17 @@ impl<T> Names<T> {
         }
     }
 
-    /// The server skipped the `count` oldest changes after an error: they did not happen. Later ones, behind the
-    /// next Sync, stand.
-    pub fn undo(&mut self, count: usize) {
-        let count = count.min(self.unconfirmed.len());
-        let undone: Vec<Change<T>> = self.unconfirmed.drain(..count).collect();
-        for change in undone.into_iter().rev() {
-            // A later change of the same name holds what it found, which now is what stood before.
-            if let Some(later) = self
-                .unconfirmed
-                .iter_mut()
-                .find(|later| later.name == change.name)
-            {
-                later.before = change.before;
-            } else {
-                self.put(&change.name, change.before);
-            }
+    /// The server skipped the oldest change after an error: it did not happen. Later ones stand.
+    pub fn undo(&mut self) {
+        let Some(change) = self.unconfirmed.pop_front() else {
+            return;
+        };
+        // A later change of the same name holds what it found, which now is what stood before.
+        let mut later = self.unconfirmed.iter_mut();
+        if let Some(later) = later.find(|later| later.name == change.name) {
+            later.before = change.before;
+        } else {
+            self.put(&change.name, change.before);
         }
     }
 
@@ -283,7 +311,9 @@ mod tests {
         names.change(b"a", None);
         names.change(b"a", Some(statement(&global, "2")));
         names.change(b"b", Some(statement(&global, "3")));
-        names.undo(3);
+        for _ in 0..3 {
+            names.undo();
+        }
         assert_eq!(names.get(b"a").unwrap().body.as_ref(), b"1\0\0\0");
         assert!(names.get(b"b").is_none());
     }
@@ -296,8 +326,24 @@ mod tests {
         names.confirm();
         names.change(b"", Some(statement(&global, "2")));
         names.fail_unnamed();
-        names.undo(1);
+        names.undo();
         assert!(names.get(b"").is_none());
+    }
+
+    #[test]
+    fn a_name_is_uncertain_while_another_exchange_may_change_it() {
+        let global = Global::default();
+        let mut names = Names::default();
+        names.change(b"a", Some(statement(&global, "1")));
+        assert!(!names.is_uncertain(b"a"));
+        names.next_exchange();
+        assert!(names.is_uncertain(b"a") && !names.is_uncertain(b"b"));
+        names.change(b"a", None);
+        assert!(!names.is_uncertain(b"a"));
+        names.next_exchange();
+        names.confirm();
+        names.confirm();
+        assert!(!names.is_uncertain(b"a"));
     }
 
     #[test]
@@ -309,7 +355,7 @@ mod tests {
         names.change(b"b", Some(statement(&global, "2")));
         names.forget_all();
         assert!(names.get(b"a").is_none() && names.get(b"b").is_some());
-        names.undo(1);
+        names.undo();
         assert!(names.get(b"b").is_none());
     }
 
@@ -319,9 +365,9 @@ mod tests {
         let mut names = Names::default();
         names.change(b"a", Some(statement(&global, "1")));
         names.change(b"a", Some(statement(&global, "2")));
-        names.undo(1);
+        names.undo();
         assert_eq!(names.get(b"a").unwrap().body.as_ref(), b"2\0\0\0");
-        names.undo(1);
+        names.undo();
         assert!(names.get(b"a").is_none());
     }
 }

@@ -49,12 +49,16 @@ pub enum For {
     Local,
 }
 
+/// The unnamed statement in [`Owed::statement`].
+pub const UNNAMED: u64 = u64::MAX;
+
 /// One entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owed {
     pub request: Request,
     pub to: For,
-    /// The global statement a Parse or Close under its global name was for; 0 for none.
+    /// What it changes on the backend: the global statement a Parse or Close under its global name was for, or
+    /// [`UNNAMED`]; 0 for nothing.
     pub statement: u64,
     /// It changes the session's statement names, which is undone if the server skips it.
     pub renames: bool,
@@ -105,6 +109,9 @@ pub struct Expect {
     open: bool,
     /// The server skips what it is sent up to the next Sync, which was not sent when it said so.
     skipping: bool,
+    /// Entries that change a statement of the backend, and how many of them belong to the exchange being sent.
+    changes: usize,
+    changes_now: usize,
 }
 
 impl Expect {
@@ -124,7 +131,34 @@ impl Expect {
             Request::Query | Request::FunctionCall => self.open = self.skipping,
             _ => self.open |= owed.to != For::Local,
         }
+        if matches!(
+            owed.request,
+            Request::Sync | Request::Query | Request::FunctionCall
+        ) {
+            self.changes_now = 0;
+        }
+        if owed.statement != 0 {
+            self.changes += 1;
+            self.changes_now += 1;
+        }
         self.queue.push_back(owed);
+    }
+
+    fn pop(&mut self) {
+        if self
+            .queue
+            .pop_front()
+            .is_some_and(|owed| owed.statement != 0)
+        {
+            self.changes -= 1;
+            self.changes_now = self.changes_now.min(self.changes);
+        }
+    }
+
+    /// Whether an exchange before the one being sent may still change statements of the backend, or, after an error,
+    /// not change them.
+    pub fn is_changing(&self) -> bool {
+        self.changes > self.changes_now
     }
 
     /// Nothing is owed, no COPY is under way and no extended exchange waits for its Sync.
@@ -202,7 +236,7 @@ impl Expect {
         };
         let done = done.ok_or(Unexpected(tag))?;
         if done {
-            self.queue.pop_front();
+            self.pop();
             self.drop_copy_ends();
         }
         Ok(Received { owed, done })
@@ -298,7 +332,7 @@ impl Expect {
                 self.skipping = false;
                 return;
             }
-            self.queue.pop_front();
+            self.pop();
             skipped(owed);
         }
         self.skipping = true;
@@ -310,7 +344,7 @@ impl Expect {
         let owed = self
             .front()
             .filter(|owed| owed.to == For::Local && !self.skipping)?;
-        self.queue.pop_front();
+        self.pop();
         self.drop_copy_ends();
         Some(owed.request)
     }

@@ -47,6 +47,9 @@ pub fn may_be_large(tag: u8) -> bool {
 /// A whole Terminate message.
 pub const TERMINATE_FRAME: [u8; 5] = *b"X\0\0\0\x04";
 
+/// A whole Flush message.
+pub const FLUSH_FRAME: [u8; 5] = *b"H\0\0\0\x04";
+
 /// A whole Sync message.
 pub const SYNC_FRAME: [u8; 5] = *b"S\0\0\0\x04";
 

@@ -102,3 +102,25 @@ fn local_answers_wait_for_their_turn() {
     receive(&mut e, b"Z");
     assert!(e.is_at_rest());
 }
+
+#[test]
+fn changes_of_earlier_exchanges_are_uncertain_until_they_are_answered() {
+    use Request as R;
+    let parse = |statement| Owed {
+        statement,
+        ..Owed::new(R::Parse, For::Client)
+    };
+    let mut e = Expect::default();
+    e.push(parse(1));
+    e.push(Owed::new(R::Bind, For::Client));
+    assert!(!e.is_changing());
+    e.push(Owed::new(R::Sync, For::Client));
+    assert!(e.is_changing());
+    e.push(parse(UNNAMED));
+    receive(&mut e, b"1");
+    assert!(!e.is_changing());
+    e.push(Owed::new(R::Sync, For::Client));
+    receive(&mut e, b"2ZE");
+    e.skip_to_sync(|_| {});
+    assert!(!e.is_changing());
+}
