@@ -198,7 +198,9 @@ impl Relay<'_> {
             self.session.settings.give_up();
             self.session.pins.insert(PinReason::SettingsUnknown);
         } else if !rows.is_empty() {
-            self.session.pins = self.session.pins.union(leftovers::take(&mut rows));
+            if let Some(left) = leftovers::take(&mut rows) {
+                self.session.settle_pins(left, backend.expect.is_at_rest());
+            }
             let user = self.session.effective.login_user.as_bytes();
             self.session.settings.learn(&rows, user);
             self.learnt = rows;

@@ -24,6 +24,7 @@ mod passthrough;
 mod pooling;
 mod replication;
 mod same;
+mod sequences;
 mod server_failures;
 mod session_state;
 mod shared;
