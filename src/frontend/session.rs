@@ -310,15 +310,17 @@ impl Session {
         used.map(|_| ())
     }
 
+    /// Whether something would be cut short by ending here. A backend that is merely kept is nothing.
+    fn is_busy(&self) -> bool {
+        let works = self.lease.as_ref().is_some_and(|lease| !lease.is_clean());
+        works || matches!(self.phase, Phase::Waiting | Phase::Planning) || !self.inbox.is_empty()
+    }
+
     /// Does what the operator ordered.
     fn obey(&mut self) -> Result<(), End> {
         match self.entry.order() {
             Order::None => Ok(()),
-            Order::Drain
-                if self.lease.is_some() || self.phase != Phase::Idle || !self.inbox.is_empty() =>
-            {
-                Ok(())
-            }
+            Order::Drain if self.is_busy() => Ok(()),
             Order::Drain | Order::Terminate => Err(End::Fatal(Box::new(super::reply::shutdown()))),
         }
     }

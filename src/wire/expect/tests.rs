@@ -1,3 +1,5 @@
+mod model;
+
 use super::*;
 
 fn expect(requests: &[Request]) -> Expect {

@@ -1,0 +1,331 @@
+//! Every limit in time: what it ends, what the client is told, what goes on.
+
+use std::time::Duration;
+
+use pgweir::demo::cluster::ServerOptions;
+use tokio::time::Instant;
+
+use crate::shared;
+use crate::support::client::{Client, Login};
+use crate::support::messages::{self, ServerError};
+use crate::support::pgweir::Options;
+use crate::support::scripted_backend::{ScriptedBackend, Step};
+use crate::support::wait::{eventually, wait_until};
+
+fn with(setting: &str, limit: &str) -> Options {
+    Options::new(shared::server()).set(&format!("timeouts.{setting}"), limit)
+}
+
+#[track_caller]
+fn is_about(error: &ServerError, severity: &str, code: &str, setting: &str) {
+    assert_eq!(
+        (error.severity.as_str(), error.code.as_str()),
+        (severity, code),
+        "{error:?}"
+    );
+    let hint = error.hint.as_deref().unwrap_or_default();
+    assert!(hint.contains(setting), "{error:?}");
+}
+
+async fn end_of(mut client: Client) -> ServerError {
+    let mut errors = client.expect_end().await;
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    errors.remove(0)
+}
+
+/// Waits until no statement with `mark` in it runs on the server.
+fn nothing_runs(mark: &str) {
+    let running = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE state <> 'idle' AND pid <> pg_backend_pid() \
+         AND query LIKE '%{mark}%'"
+    );
+    wait_until("the statement to end on the server", || {
+        shared::server().sql("postgres", &running).unwrap() == "0"
+    });
+}
+
+#[tokio::test]
+async fn a_statement_over_its_time_is_cancelled_on_the_server_and_the_session_goes_on() {
+    let pgweir = with("query_timeout", "200ms")
+        .flag("--pool-size", "1")
+        .start();
+    let mut client = pgweir.client().await;
+    for _ in 0..2 {
+        let reply = client
+            .query("SELECT 'query_timeout_mark', pg_sleep(600)")
+            .await;
+        is_about(reply.error(), "ERROR", "57014", "timeouts.query_timeout");
+        assert_eq!(reply.status, 'I');
+        nothing_runs("query_timeout_mark");
+        let extended = client.extended("SELECT pg_sleep(600)", &[]).await;
+        is_about(extended.error(), "ERROR", "57014", "timeouts.query_timeout");
+        assert_eq!(client.value("SELECT 1").await, "1");
+    }
+    // In a transaction it is one failed statement.
+    client.query("BEGIN").await.ok();
+    let reply = client.query("SELECT pg_sleep(600)").await;
+    assert_eq!((reply.sqlstate(), reply.status), ("57014", 'E'));
+    client.query("ROLLBACK").await.ok();
+    assert_eq!(client.value("SELECT 2").await, "2");
+}
+
+#[tokio::test]
+async fn query_timeout_counts_from_the_statement_and_not_from_its_rows() {
+    let pgweir = with("query_timeout", "700ms").start();
+    let mut client = pgweir.client().await;
+    let begun = Instant::now();
+    // Rows all the time, far more than a buffer holds.
+    let rows = "SELECT repeat('x', 20000), pg_sleep(0.01) FROM generate_series(1, 100000)";
+    let reply = client.query(rows).await;
+    assert_eq!(reply.sqlstate(), "57014");
+    assert!(
+        begun.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(client.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn query_timeout_leaves_a_client_its_time_between_statements() {
+    let pgweir = with("query_timeout", "300ms").start();
+    let mut client = pgweir.client().await;
+    client.query("BEGIN").await.ok();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(client.value("SELECT 1").await, "1");
+    // An exchange without its Sync is the client's to go on with, too.
+    client
+        .send(&[messages::parse("", "SELECT 2", &[]), messages::flush()].concat())
+        .await;
+    client.expect(b'1').await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let rest = [
+        messages::bind("", "", &[]),
+        messages::execute("", 0),
+        messages::sync(),
+    ];
+    client.send(&rest.concat()).await;
+    assert_eq!(client.reply().await.ok().value(), "2");
+    client.query("COMMIT").await.ok();
+}
+
+#[tokio::test]
+async fn a_transaction_left_idle_is_ended_and_rolled_back() {
+    let server = shared::server();
+    let pgweir = with("idle_transaction_timeout", "300ms")
+        .flag("--pool-size", "1")
+        .start();
+    let mut client = pgweir.client().await;
+    client
+        .query("CREATE TABLE IF NOT EXISTS left_idle (a int)")
+        .await
+        .ok();
+    // Busy is not idle, and outside a transaction there is no hurry.
+    client
+        .query("BEGIN; INSERT INTO left_idle VALUES (1)")
+        .await
+        .ok();
+    client.query("SELECT pg_sleep(0.6)").await.ok();
+    client.query("COMMIT").await.ok();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    client
+        .query("BEGIN; INSERT INTO left_idle VALUES (2)")
+        .await
+        .ok();
+    is_about(
+        &end_of(client).await,
+        "FATAL",
+        "25P03",
+        "timeouts.idle_transaction_timeout",
+    );
+    let mut next = pgweir.client().await;
+    assert_eq!(next.value("SELECT count(*) FROM left_idle").await, "1");
+    // A failed one holds its backend as well.
+    next.query("BEGIN; SELECT 1/0").await;
+    is_about(
+        &end_of(next).await,
+        "FATAL",
+        "25P03",
+        "timeouts.idle_transaction_timeout",
+    );
+    // So does an exchange without its Sync.
+    let mut open = pgweir.client().await;
+    open.send(&[messages::parse("", "SELECT 2", &[]), messages::flush()].concat())
+        .await;
+    open.expect(b'1').await;
+    is_about(
+        &end_of(open).await,
+        "FATAL",
+        "25P03",
+        "timeouts.idle_transaction_timeout",
+    );
+    server.sql("postgres", "DROP TABLE left_idle").unwrap();
+}
+
+#[tokio::test]
+async fn a_transaction_over_its_time_is_ended_busy_or_not() {
+    let pgweir = with("transaction_timeout", "400ms")
+        .flag("--pool-size", "1")
+        .start();
+    let mut busy = pgweir.client().await;
+    busy.query("BEGIN").await.ok();
+    busy.send(&messages::query(
+        "SELECT 'transaction_timeout_mark', pg_sleep(600)",
+    ))
+    .await;
+    is_about(
+        &end_of(busy).await,
+        "FATAL",
+        "25P04",
+        "timeouts.transaction_timeout",
+    );
+    nothing_runs("transaction_timeout_mark");
+    let mut chatty = pgweir.client().await;
+    chatty.query("BEGIN").await.ok();
+    let begun = Instant::now();
+    let told = loop {
+        chatty.send(&messages::query("SELECT 1")).await;
+        let message = chatty.message().await;
+        if message.tag == b'E' {
+            break ServerError::parse(&message);
+        }
+        chatty.reply().await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    };
+    is_about(&told, "FATAL", "25P04", "timeouts.transaction_timeout");
+    // Many short ones are no long one.
+    let mut short = pgweir.client().await;
+    for _ in 0..4 {
+        short
+            .query("BEGIN; SELECT pg_sleep(0.15); COMMIT")
+            .await
+            .ok();
+    }
+}
+
+#[tokio::test]
+async fn a_client_idle_too_long_is_sent_away() {
+    let pgweir = with("client_idle_timeout", "400ms").start();
+    let mut lively = pgweir.client().await;
+    let silent = pgweir.client().await;
+    let mut pinned = pgweir.client().await;
+    pinned.query("CREATE TEMP TABLE t (a int)").await.ok();
+    let mut in_transaction = pgweir.client().await;
+    in_transaction.query("BEGIN").await.ok();
+    for _ in 0..6 {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        assert_eq!(lively.value("SELECT 1").await, "1");
+    }
+    for client in [silent, pinned] {
+        is_about(
+            &end_of(client).await,
+            "FATAL",
+            "57P05",
+            "timeouts.client_idle_timeout",
+        );
+    }
+    assert_eq!(in_transaction.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_take_its_rows_is_cut_off() {
+    let pgweir = with("client_write_timeout", "500ms")
+        .flag("--pool-size", "1")
+        .start();
+    let mut deaf = pgweir.client().await;
+    deaf.send(&messages::query(
+        "SELECT 'client_write_mark', repeat('x', 1000) FROM generate_series(1, 10000000)",
+    ))
+    .await;
+    // Its backend serves the next one, who had no other.
+    let mut next = pgweir.client().await;
+    assert_eq!(next.value("SELECT 1").await, "1");
+    nothing_runs("client_write_mark");
+    assert!(pgweir.log_contains("client write timeout"));
+    drop(deaf);
+    // A slow statement is not a slow client.
+    next.query("SELECT pg_sleep(1), repeat('x', 5000000)")
+        .await
+        .ok();
+}
+
+#[tokio::test]
+async fn a_client_waits_no_longer_than_it_may_and_is_told_what_for() {
+    let pgweir = with("query_wait_timeout", "300ms")
+        .flag("--pool-size", "1")
+        .start();
+    let mut holder = pgweir.client().await;
+    holder.query("BEGIN").await.ok();
+    let mut waiting = pgweir.client().await;
+    for _ in 0..2 {
+        let simple = waiting.query("SELECT 1").await;
+        assert_eq!((simple.sqlstate(), simple.status), ("53300", 'I'));
+        assert!(simple.error().message.contains("query_wait_timeout"));
+        let extended = waiting.extended("SELECT 1", &[]).await;
+        assert_eq!(extended.sqlstate(), "53300");
+    }
+    holder.query("COMMIT").await.ok();
+    assert_eq!(waiting.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn a_server_that_stalls_at_login_is_given_up() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://{}", listener.local_addr().unwrap());
+    let pgweir = Options::in_front_of(&url)
+        .set("timeouts.server_connect_timeout", "200ms")
+        .set("timeouts.query_wait_timeout", "1s")
+        .start();
+    let begun = Instant::now();
+    let login = Login::new("postgres", "postgres");
+    let error = Client::connect_as(pgweir.address, &login)
+        .await
+        .err()
+        .unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert!(
+        error.detail.unwrap().contains("server_connect_timeout"),
+        "a detail"
+    );
+    pgweir.wait_for_log("server_connect_timeout");
+}
+
+#[tokio::test]
+async fn a_server_that_ignores_the_cancel_is_given_up() {
+    let backend = ScriptedBackend::start(vec![Step::ExpectSql("SELECT 1"), Step::Stall]).await;
+    let pgweir = Options::in_front_of(&backend.node_url())
+        .set("timeouts.query_timeout", "200ms")
+        .set("timeouts.cancel_wait_timeout", "300ms")
+        .start();
+    let mut client = Client::connect(pgweir.address, "u", "d").await;
+    let begun = Instant::now();
+    client.send(&messages::query("SELECT 1")).await;
+    let error = end_of(client).await;
+    is_about(&error, "FATAL", "57014", "timeouts.query_timeout");
+    assert!(begun.elapsed() >= Duration::from_millis(450));
+    eventually("the cancel request", async || !backend.cancels().is_empty()).await;
+}
+
+#[tokio::test]
+async fn users_and_databases_have_timeouts_of_their_own() {
+    let server = ServerOptions::default().start().unwrap();
+    server.sql("postgres", "CREATE ROLE hasty LOGIN").unwrap();
+    let config = format!(
+        "[general]\nlisten = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\n\
+         [cluster]\nprimary = \"{}\"\n[auth]\nmethod = \"trust\"\n\
+         [databases.postgres]\n[databases.fast]\ndbname = \"postgres\"\nquery_timeout = \"100ms\"\n\
+         [users.hasty]\nquery_timeout = \"100ms\"\n",
+        server.node_url()
+    );
+    let pgweir = Options::config(&config).start();
+    for (user, database, cut) in [
+        ("postgres", "postgres", false),
+        ("postgres", "fast", true),
+        ("hasty", "postgres", true),
+    ] {
+        let mut client = pgweir.client_as(&Login::new(user, database)).await;
+        let reply = client.query("SELECT pg_sleep(0.5)").await;
+        assert_eq!(!reply.errors.is_empty(), cut, "{user} {database}");
+    }
+}
