@@ -35,15 +35,34 @@ pub struct Statement<T> {
 /// All statements by content.
 #[derive(Debug)]
 pub struct Global<T> {
-    table: Mutex<HashTable<Arc<Statement<T>>>>,
+    table: Mutex<Table<T>>,
     hasher: foldhash::fast::RandomState,
     next_id: AtomicU64,
 }
 
+#[derive(Debug)]
+struct Table<T> {
+    statements: HashTable<Arc<Statement<T>>>,
+    /// At how many those that nobody names are thrown out.
+    sweep_at: usize,
+}
+
+impl<T> Table<T> {
+    fn sweep(&mut self) {
+        self.statements
+            .retain(|statement| Arc::strong_count(statement) > 1);
+        self.sweep_at = self.statements.len() * 2 + UNUSED_MAX;
+    }
+}
+
 impl<T> Default for Global<T> {
     fn default() -> Self {
+        let table = Table {
+            statements: HashTable::new(),
+            sweep_at: UNUSED_MAX,
+        };
         Self {
-            table: Mutex::default(),
+            table: Mutex::new(table),
             hasher: foldhash::fast::RandomState::default(),
             next_id: AtomicU64::new(1),
         }
@@ -63,11 +82,11 @@ impl<T> Global<T> {
             s.body.as_ref() == body && s.search_path.as_deref() == search_path
         };
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(statement) = table.find(hash, is_it) {
+        if let Some(statement) = table.statements.find(hash, is_it) {
             return Arc::clone(statement);
         }
-        if table.len() >= UNUSED_MAX && table.len() == table.capacity() {
-            table.retain(|statement| Arc::strong_count(statement) > 1);
+        if table.statements.len() >= table.sweep_at {
+            table.sweep();
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let name = [SERVER_NAME_PREFIX, id.to_string().as_bytes()]
@@ -85,7 +104,9 @@ impl<T> Global<T> {
             self.hasher
                 .hash_one((s.body.as_ref(), s.search_path.as_deref()))
         };
-        table.insert_unique(hash, Arc::clone(&statement), rehash);
+        table
+            .statements
+            .insert_unique(hash, Arc::clone(&statement), rehash);
         statement
     }
 
@@ -93,6 +114,7 @@ impl<T> Global<T> {
         self.table
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+            .statements
             .len()
     }
 
@@ -239,9 +261,34 @@ impl<T> Names<T> {
         }
     }
 
+    /// `text` of the server with a statement's global name in it, in the words of this session; `None` if there is none
+    /// of its statements in it.
+    pub fn in_own_words(&self, text: &[u8]) -> Option<Vec<u8>> {
+        let prefix = [b"\"", SERVER_NAME_PREFIX].concat();
+        let start = memchr::memmem::find(text, &prefix)? + 1;
+        let end = start + memchr::memchr(b'"', &text[start..])?;
+        let is_it = |statement: &Statement<T>| *statement.name == text[start..end];
+        // What is behind the error and skipped for it has not been undone yet.
+        let changed = self.unconfirmed.iter().find_map(|change| {
+            let before = change.before.as_ref()?;
+            is_it(before).then_some(&change.name)
+        });
+        let name = changed.or_else(|| {
+            let mut named = self.named.as_ref()?.iter();
+            named.find_map(|(name, statement)| is_it(statement).then_some(name))
+        })?;
+        Some([&text[..start], name, &text[end..]].concat())
+    }
+
     /// A simple query destroys the unnamed statement.
     pub fn forget_unnamed(&mut self) {
         self.unnamed = None;
+        // Nor does it come back where one parsed since turns out to have been skipped.
+        for change in &mut self.unconfirmed {
+            if change.name.is_empty() {
+                change.before = None;
+            }
+        }
     }
 
     /// `DEALLOCATE ALL` or `DISCARD ALL` succeeded: the named ones are gone, save those parsed behind it.
@@ -328,6 +375,21 @@ mod tests {
         names.confirm();
         names.confirm();
         assert!(!names.is_uncertain(b"a"));
+    }
+
+    #[test]
+    fn a_servers_words_are_put_into_the_sessions() {
+        let global = Global::default();
+        let mut names = Names::default();
+        let one = statement(&global, "1");
+        names.change(b"mine", Some(Arc::clone(&one)));
+        let text = format!("statement \"pgweir_{}\" is\0", one.id);
+        assert_eq!(
+            names.in_own_words(text.as_bytes()),
+            Some(b"statement \"mine\" is\0".to_vec())
+        );
+        assert_eq!(names.in_own_words(b"statement \"pgweir_77\" is"), None);
+        assert_eq!(names.in_own_words(b"statement \"pgweir_"), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod differential;
 mod drivers;
 mod extended;
 mod pooling;
