@@ -36,7 +36,10 @@ pub struct Counted {
 
 /// One statement.
 #[derive(Debug)]
-#[allow(clippy::struct_excessive_bools, reason = "independent facts about a text")]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "independent facts about a text"
+)]
 pub struct Known {
     pub fingerprint: Fingerprint,
     pub class: Class,

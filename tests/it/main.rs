@@ -16,6 +16,7 @@ mod support;
 mod bad_input;
 mod client_limits;
 mod console;
+mod differential;
 mod draining;
 mod drivers;
 mod encryption;
