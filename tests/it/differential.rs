@@ -205,7 +205,7 @@ async fn hold_dialogue(
     for step in steps.iter().chain([&Step::Rest(Other::End)]) {
         match step {
             Step::Exchange(parts) => {
-                for part in &parts {
+                for part in parts {
                     put_part(&mut batch, part);
                 }
                 batch.extend(sync());
