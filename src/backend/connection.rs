@@ -145,7 +145,7 @@ impl Backend {
 
     /// At rest and outside a transaction: what a pool may keep.
     pub fn is_clean(&self) -> bool {
-        self.is_at_rest() && self.status == TransactionStatus::Idle
+        self.is_at_rest() && self.status == TransactionStatus::Idle && !self.expect.is_suspect()
     }
 
     /// Tells the server that the connection is over, if that can be said at once; the server notices a close anyway,

@@ -121,6 +121,7 @@ pub fn receive(
     receiver: &mut impl Receiver,
 ) -> Result<usize, ReceiveError> {
     let mut at = pass(backend, input, 0, receiver);
+    take_locals(backend, receiver);
     while let Some(header) = Header::peek(&input[at..], SERVER_FRAME_MAX)? {
         let end = at + header.len;
         let have = end.min(input.len());
@@ -155,11 +156,18 @@ pub fn receive(
         if header.tag == b::ERROR_RESPONSE {
             skip(backend, receiver);
         }
-        while let Some(request) = backend.expect.take_local() {
-            receiver.local(request);
-        }
+        take_locals(backend, receiver);
     }
     Ok(at)
+}
+
+/// Answers that pgweir gives itself stand between whole messages.
+fn take_locals(backend: &mut Backend, receiver: &mut impl Receiver) {
+    while backend.passing.remaining == 0
+        && let Some(request) = backend.expect.take_local()
+    {
+        receiver.local(request);
+    }
 }
 
 /// Rows of pgweir's own questions are collected whole.

@@ -16,6 +16,9 @@ use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frontend;
 
+/// Marks the question about the session's state among pgweir's own statements.
+pub(super) const QUESTION: u64 = u64::MAX;
+
 impl Session {
     /// Gets a backend for the statement in front, or queues for one. True if there is one now and the client's bytes
     /// may follow.
@@ -67,6 +70,7 @@ impl Session {
     /// must be awaited.
     fn begin(&mut self, lease: Lease, gather: &mut Gather) -> bool {
         self.in_transaction = false;
+        self.transaction_since = self.now;
         self.lease = Some(lease);
         self.pool
             .counters
@@ -97,7 +101,8 @@ impl Session {
         let mut text = Vec::new();
         let pace = if resets {
             lease.mirror.unknown_to = None;
-            plan::anew(&lease.mirror.settings, want, &mut text)
+            let again = self.effective.pool.connect_query.as_deref();
+            plan::anew(&lease.mirror.settings, want, again, &mut text)
         } else {
             plan::settings(&lease.mirror.settings, want, &mut text)
         };
@@ -128,7 +133,10 @@ impl Session {
             return;
         };
         gather.own(|out| frontend::put_query(out, &probe.text));
-        lease.expect.push(Owed::new(Request::Query, For::Probe));
+        lease.expect.push(Owed {
+            statement: QUESTION,
+            ..Owed::new(Request::Query, For::Probe)
+        });
         lease.mirror.unnamed = None;
     }
 
@@ -147,6 +155,8 @@ impl Session {
         }
         self.in_transaction = lease.status != TransactionStatus::Idle;
         self.copies_in = false;
+        self.discards = false;
+        self.timed_out = false;
         if self.phase == Phase::Planning {
             self.enter(Phase::Active);
             return self.process_inbox(cx);

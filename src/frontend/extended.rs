@@ -76,6 +76,13 @@ impl Session {
     pub(super) fn parse(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
         if frame.missing > 0 {
             self.pins.insert(PinReason::Unclassifiable);
+            // It goes to the server under the client's own name, and stays there.
+            if frame.payload.first() == Some(&0) {
+                self.names.forget_unnamed();
+                if let Some(lease) = &mut self.lease {
+                    lease.mirror.unnamed = None;
+                }
+            }
             self.expect(Request::Parse);
             gather.input(frame.range());
             return Ok(());

@@ -185,12 +185,28 @@ impl Session {
         if self.phase != Phase::Active {
             return Ok(false);
         }
+        if self.is_holding() {
+            self.held_up = true;
+            return Ok(false);
+        }
         // A session that keeps its backend brings it up to date between transactions.
         if lease.is_clean() && !self.in_transaction && self.plan(gather) == Pace::Awaited {
             self.enter(Phase::Planning);
             return Ok(false);
         }
         Ok(true)
+    }
+
+    /// Whether what the client sends next has to wait for an answer: it would be mistaken for part of what pgweir asks
+    /// about, or of what DISCARD ALL takes away.
+    pub(super) fn is_holding(&self) -> bool {
+        let Some(lease) = &self.lease else {
+            return false;
+        };
+        let last = lease.expect.iter().last();
+        lease.expect.owes(For::Probe)
+            || (self.discards
+                && last.is_some_and(|owed| matches!(owed.request, Request::Query | Request::Sync)))
     }
 
     /// Answers what needs no server while the session has no backend. True if that was done.
@@ -316,7 +332,10 @@ impl Session {
             lease.mirror.unnamed = None;
         }
         gather.input(frame.range());
-        self.probe(gather);
+        // Behind half a message a question would be read as the rest of it.
+        if frame.missing == 0 {
+            self.probe(gather);
+        }
         Ok(())
     }
 
@@ -392,7 +411,11 @@ impl Session {
             match effect {
                 Effect::Setting { name, local: false } => self.settings.touch(name.as_bytes()),
                 Effect::ResetSetting(name) => self.settings.reset(name.as_bytes()),
-                Effect::ResetAll | Effect::DiscardAll => self.settings.reset_known(),
+                Effect::ResetAll => self.settings.reset_known(),
+                Effect::DiscardAll => {
+                    self.discards = true;
+                    self.settings.reset_known();
+                }
                 Effect::SettingsUnknown => self.settings.touch_anything(),
                 Effect::OpaqueCode if self.effective.pool.pool_mode != PoolMode::Session => {
                     self.settings.touch_opaque();

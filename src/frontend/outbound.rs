@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
+use super::checkout::QUESTION;
 use super::reply;
 use super::session::{End, ProbeAnswer, Session};
 use crate::backend::connection::Backend;
@@ -107,7 +108,11 @@ impl Relay<'_> {
             });
             return false;
         }
-        if !self.session.timed_out || b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED) {
+        let is_clients = matches!(owed.to, For::Client | For::Reparse);
+        if !self.session.timed_out
+            || !is_clients
+            || b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED)
+        {
             return true;
         }
         self.session.timed_out = false;
@@ -186,7 +191,7 @@ impl Relay<'_> {
             }
             For::Probe => {
                 self.tell(backend);
-                self.learn(backend);
+                self.learn(backend, owed);
             }
             For::Plan => {
                 self.tell(backend);
@@ -206,12 +211,14 @@ impl Relay<'_> {
     }
 
     /// Takes in the answer to a question about the session's state, if it was asked outside a transaction.
-    fn learn(&mut self, backend: &Backend) {
+    fn learn(&mut self, backend: &Backend, owed: Owed) {
         let ProbeAnswer { mut rows, refused } = std::mem::take(&mut self.session.probe);
         if backend.status != TransactionStatus::Idle {
             return;
         }
-        if refused {
+        // No answer at all would be asked for again without end.
+        let is_silent = owed.statement == QUESTION && rows.is_empty();
+        if refused || is_silent {
             // Nothing is known of what the session has left on this backend: it stays there.
             self.session.settings.give_up();
             self.session.pins.insert(PinReason::SettingsUnknown);
@@ -328,7 +335,7 @@ impl Session {
             return Ok(());
         };
         let mut emitted = false;
-        while lease.expect.take_local().is_some() {
+        while lease.passing.remaining == 0 && lease.expect.take_local().is_some() {
             self.names.confirm();
             reply::close_complete(&mut self.outbox);
             emitted = true;

@@ -38,6 +38,9 @@ use crate::wire::limits::{OUTBOX_MAX, WHOLE_FRAME_MAX};
 /// Turns taken in one poll before other tasks get theirs.
 const TURNS_MAX: usize = 8;
 
+/// Answers owed to one client before it is not read any more.
+const OWED_MAX: usize = 100_000;
+
 /// How long the last words to a client may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -114,6 +117,8 @@ pub struct Session {
     pub(super) pins: PinSet,
     /// The last pin has just gone: the backend is cleaned before anybody else gets it.
     pub(super) unpinned: bool,
+    /// A DISCARD ALL is under way.
+    pub(super) discards: bool,
     /// What is in front of the inbox depends on answers that are still to come.
     pub(super) held_up: bool,
     /// After an error of pgweir's own in an extended exchange: everything up to the next Sync is dropped.
@@ -172,6 +177,7 @@ impl Session {
             names: Names::default(),
             pins: PinSet::EMPTY,
             unpinned: false,
+            discards: false,
             held_up: false,
             skipping: false,
             in_transaction: false,
@@ -274,7 +280,13 @@ impl Session {
             .lease
             .as_ref()
             .is_some_and(|lease| lease.outbox.len() >= OUTBOX_MAX);
+        // Answers that pgweir gives itself fill no buffer that would stop a client.
+        let owes_too_much = self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.expect.len() >= OWED_MAX);
         if server_is_full
+            || owes_too_much
             || self.outbox.len() >= OUTBOX_MAX
             || (collects && self.inbox.len() >= WHOLE_FRAME_MAX)
         {

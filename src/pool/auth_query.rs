@@ -31,7 +31,7 @@ type Connection = Arc<tokio::sync::Mutex<Option<Backend>>>;
 pub struct AuthQuery {
     config: Arc<ArcSwap<Config>>,
     pools: Arc<Pools>,
-    answers: Mutex<HashMap<String, Answer>>,
+    answers: Mutex<HashMap<(String, String), Answer>>,
     connections: Mutex<HashMap<String, Connection>>,
 }
 
@@ -59,18 +59,20 @@ impl AuthQuery {
         self.answers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .remove(user);
+            .retain(|(_, other), _| other != user);
     }
 
-    fn remembered(&self, user: &str, config: &Config) -> Option<Answer> {
+    fn remembered(&self, user: &str, database: &str, config: &Config) -> Option<Answer> {
         let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        let (at, secret) = answers.get(user)?;
+        let (at, secret) = answers.get(&(database.to_owned(), user.to_owned()))?;
         (at.elapsed() < config.auth.cache_ttl).then(|| (*at, secret.clone()))
     }
 
     async fn ask(&self, user: &str, database: &str) -> Result<Option<UserSecret>, LookupError> {
         let config = self.config.load_full();
-        if let Some((_, secret)) = self.remembered(user, &config) {
+        // Databases may be on different servers, with different users of the same name.
+        let asked_for = database.to_owned();
+        if let Some((_, secret)) = self.remembered(user, database, &config) {
             return Ok(secret);
         }
         let Some(text) = &config.auth.auth_query else {
@@ -88,7 +90,10 @@ impl AuthQuery {
         if answers.len() >= ANSWERS_MAX {
             answers.clear();
         }
-        answers.insert(user.to_owned(), (Instant::now(), secret.clone()));
+        answers.insert(
+            (asked_for, user.to_owned()),
+            (Instant::now(), secret.clone()),
+        );
         Ok(secret)
     }
 

@@ -96,6 +96,10 @@ async fn clean(
             .map_err(io::Error::other)?;
     }
     if residue == Residue::SessionState {
+        // What connect_query has set would be gone.
+        if lease.pool().effective.load().pool.connect_query.is_some() {
+            return Err(io::Error::other("connect_query would have to run again"));
+        }
         query::on_backend(&mut lease, b"DISCARD ALL")
             .await
             .map_err(io::Error::other)?;

@@ -18,6 +18,27 @@ pub enum Pace {
 const ROLE: &[u8] = b"role";
 const SESSION_AUTHORIZATION: &[u8] = b"session_authorization";
 
+/// Settings whose value was accepted once and is accepted again, whatever happens to catalogue and privileges. Custom
+/// ones (with a dot) are as well.
+const SURE: [&[u8]; 16] = [
+    b"application_name",
+    b"bytea_output",
+    b"client_encoding",
+    b"client_min_messages",
+    b"datestyle",
+    b"default_transaction_isolation",
+    b"default_transaction_read_only",
+    b"extra_float_digits",
+    b"idle_in_transaction_session_timeout",
+    b"intervalstyle",
+    b"lock_timeout",
+    b"search_path",
+    b"standard_conforming_strings",
+    b"statement_timeout",
+    b"timezone",
+    b"work_mem",
+];
+
 /// Settings that can end a statement of pgweir's own.
 const TIMEOUTS: [&[u8]; 2] = [b"statement_timeout", b"transaction_timeout"];
 
@@ -61,6 +82,9 @@ pub fn settings(have: &Settings, want: &Settings, text: &mut Vec<u8>) -> Pace {
         .iter()
         .filter(|(name, value)| have.get(name) != Some(*value) && !is_identity(name));
     for (name, value) in changed {
+        if !SURE.contains(&name) && !name.contains(&b'.') {
+            pace = Pace::Awaited;
+        }
         put_set(text, name, value);
     }
     if had_identity || identity_differs {
@@ -75,7 +99,12 @@ pub fn settings(have: &Settings, want: &Settings, text: &mut Vec<u8>) -> Pace {
 }
 
 /// As [`settings`], where the backend may also have settings nobody knows of.
-pub fn anew(have: &Settings, want: &Settings, text: &mut Vec<u8>) -> Pace {
+pub fn anew(
+    have: &Settings,
+    want: &Settings,
+    connect_query: Option<&str>,
+    text: &mut Vec<u8>,
+) -> Pace {
     // RESET ALL leaves the identity alone, and needs the login user's for what only a superuser may change.
     if [ROLE, SESSION_AUTHORIZATION]
         .iter()
@@ -84,6 +113,10 @@ pub fn anew(have: &Settings, want: &Settings, text: &mut Vec<u8>) -> Pace {
         text.extend_from_slice(b"RESET SESSION AUTHORIZATION;RESET ROLE;");
     }
     text.extend_from_slice(b"RESET ALL;");
+    if let Some(connect_query) = connect_query {
+        text.extend_from_slice(connect_query.as_bytes());
+        text.push(b';');
+    }
     let pace = settings(&Settings::default(), want, text);
     let may_fail = TIMEOUTS.iter().any(|name| have.get(name).is_some());
     if may_fail || pace == Pace::Awaited {
@@ -159,14 +192,17 @@ mod tests {
     fn a_backend_with_unknown_settings_is_reset_first() {
         let mut out = Vec::new();
         let have = set(&[("a", "1"), ("role", "r")]);
-        let pace = anew(&have, &set(&[("b", "2")]), &mut out);
+        let pace = anew(&have, &set(&[("b", "2")]), None, &mut out);
         assert_eq!(pace, Pace::Ahead);
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;\
              SELECT pg_catalog.set_config('b','2',false);"
         );
-        assert_eq!(anew(&set(&[]), &set(&[]), &mut Vec::new()), Pace::Ahead);
+        assert_eq!(
+            anew(&set(&[]), &set(&[]), None, &mut Vec::new()),
+            Pace::Ahead
+        );
     }
 
     #[test]

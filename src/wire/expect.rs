@@ -102,6 +102,10 @@ pub enum Copy {
 
 /// The queue.
 #[derive(Debug, Default)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "independent facts; the lifecycle of COPY is `copy`"
+)]
 pub struct Expect {
     queue: VecDeque<Owed>,
     copy: Copy,
@@ -112,13 +116,21 @@ pub struct Expect {
     /// Entries that change a statement of the backend, and how many of them belong to the exchange being sent.
     changes: usize,
     changes_now: usize,
+    /// A Sync was taken for one that the server reads in COPY mode and does not answer.
+    drops_syncs: bool,
+    /// Such a COPY ended with an error, perhaps before it read anything: then the server answers one Sync more than is
+    /// owed here. The connection may go on with its client, but to nobody else.
+    is_suspect: bool,
 }
 
 impl Expect {
     /// Notes that `owed` was sent, or for [`For::Local`] that it is to be answered in this place.
     pub fn push(&mut self, owed: Owed) {
         match owed.request {
-            Request::Sync if self.copy == Copy::In => return,
+            Request::Sync if self.copy == Copy::In => {
+                self.drops_syncs = true;
+                return;
+            }
             Request::CopyEnd if self.copy == Copy::In => {
                 self.copy = Copy::None;
                 return;
@@ -181,6 +193,11 @@ impl Expect {
         self.skipping
     }
 
+    /// See [`Self::is_at_rest`]: at rest or not, another answer may be on its way.
+    pub fn is_suspect(&self) -> bool {
+        self.is_suspect
+    }
+
     pub fn copy(&self) -> Copy {
         self.copy
     }
@@ -218,10 +235,15 @@ impl Expect {
             let owed = front.unwrap_or(Owed::new(Request::Sync, For::Client));
             return Ok(Received { owed, done: false });
         }
+        if tag == b::READY_FOR_QUERY && self.queue.is_empty() && self.is_suspect {
+            let owed = Owed::new(Request::Sync, For::Client);
+            return Ok(Received { owed, done: false });
+        }
         let owed = self.front().ok_or(Unexpected(tag))?;
         let done = match tag {
             b::READY_FOR_QUERY => {
                 self.copy = Copy::None;
+                self.drops_syncs = false;
                 matches!(
                     owed.request,
                     Request::Query | Request::FunctionCall | Request::Sync
@@ -229,6 +251,7 @@ impl Expect {
                 .then_some(true)
             }
             b::ERROR_RESPONSE => {
+                self.is_suspect |= self.drops_syncs && owed.request == Request::Execute;
                 self.copy = Copy::None;
                 Some(false)
             }
@@ -287,6 +310,7 @@ impl Expect {
             .iter()
             .position(|owed| owed.request == Request::CopyEnd);
         self.copy = if end.is_some() { Copy::None } else { Copy::In };
+        let before = self.queue.len();
         let mut index = 0;
         let until = end.unwrap_or(usize::MAX);
         self.queue.retain(|owed| {
@@ -294,6 +318,8 @@ impl Expect {
             index += 1;
             at == 0 || at > until || !matches!(owed.request, Request::Sync | Request::CopyEnd)
         });
+        let gone = before - self.queue.len();
+        self.drops_syncs |= gone > usize::from(end.is_some());
         // The Sync that would have ended the exchange may be among those.
         let is_extended = self
             .front()
