@@ -166,7 +166,7 @@ mod tests {
             &[("a", "1"), ("b", "2"), ("c", "3")],
             &[("a", "1"), ("b", "x"), ("d", "4")],
         );
-        assert_eq!(pace, Pace::Ahead);
+        assert_eq!(pace, Pace::Awaited);
         assert_eq!(
             sql,
             "SELECT pg_catalog.set_config('c',NULL,false);\
@@ -193,7 +193,7 @@ mod tests {
         let mut out = Vec::new();
         let have = set(&[("a", "1"), ("role", "r")]);
         let pace = anew(&have, &set(&[("b", "2")]), None, &mut out);
-        assert_eq!(pace, Pace::Ahead);
+        assert_eq!(pace, Pace::Awaited);
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;\
