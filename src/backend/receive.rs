@@ -243,3 +243,6 @@ fn skip(backend: &mut Backend, receiver: &mut impl Receiver) {
         receiver.skipped(owed);
     }
 }
+
+#[cfg(test)]
+mod tests;
