@@ -104,3 +104,8 @@ pub struct Shared {
     pub statements: Global<Arc<Known>>,
     pub known: KnownStatements,
 }
+
+/// The console's database and PgBouncer's name for it.
+pub fn is_console(database: &str) -> bool {
+    matches!(database, "pgweir" | "pgbouncer")
+}

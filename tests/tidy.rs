@@ -65,7 +65,7 @@ const ALLOWED: [(&str, &[&str]); 28] = [
     (
         "admin",
         &[
-            "wire", "net", "status", "registry", "pool", "cluster", "reload", "shared",
+            "config", "wire", "net", "status", "registry", "pool", "cluster", "reload", "shared",
         ],
     ),
     ("http", &["status", "shared"]),

@@ -10,12 +10,12 @@ use std::time::Duration;
 use super::parse::{Command, Shutdown};
 use super::show::{HELP, PARAMETERS, Show};
 use crate::error::{Report, Severity, SqlState};
-use crate::frontend::startup::is_console;
 use crate::pool::effective::Effective;
 use crate::pool::orders::Scope;
 use crate::registry::{FrontendPid, Order};
 use crate::reload::{ReloadError, Reloader};
 use crate::shared::Shared;
+use crate::shared::is_console;
 use crate::tasks;
 
 const OBJECT_NOT_IN_PREREQUISITE_STATE: SqlState = SqlState(*b"55000");

@@ -10,6 +10,7 @@ use crate::config::model::PoolMode;
 use crate::error::UserFacing;
 use crate::net::buffer::Gather;
 use crate::pool::Lease;
+use crate::pool::reset::{self, Residue};
 use crate::session::plan::{self, Pace};
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{For, Owed, Request};
@@ -178,7 +179,12 @@ impl Session {
         if let Some(lease) = self.lease.take() {
             let dialer = self.shared.pools.dialer.load();
             let limit = self.effective.timeouts.cancel_wait_timeout;
-            crate::pool::reset::give_back(lease, crate::pool::reset::Residue::None, &dialer, limit);
+            let residue = if std::mem::take(&mut self.unpinned) {
+                Residue::SessionState
+            } else {
+                Residue::None
+            };
+            reset::give_back(lease, residue, &dialer, limit);
         }
         self.bound = None;
         self.enter(Phase::Idle);

@@ -191,6 +191,7 @@ impl Session {
         let statement = self.names.get(bind.statement).cloned();
         if let Some(statement) = &statement {
             self.note(&statement.known)?;
+            self.guard_sequences(&statement.known, gather);
         }
         self.ensure(bind.statement, statement.as_ref(), gather);
         match &statement {

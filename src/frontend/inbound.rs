@@ -9,10 +9,13 @@ use super::session::{End, Phase, Running, Session};
 use crate::config::model::{OnSessionState, PoolMode};
 use crate::error::{Report, Severity, SqlState};
 use crate::net::buffer::Gather;
+use crate::session::leftovers;
 use crate::session::plan::Pace;
 use crate::sql::LexOptions;
 use crate::sql::known::Known;
-use crate::sql::state::{Effect, PinReason};
+use crate::sql::state::{Effect, PinReason, PinSet};
+use crate::telemetry;
+use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frame::{FrameError, HEADER, Header};
 use crate::wire::frontend as f;
@@ -304,6 +307,7 @@ impl Session {
             let text = f::query_text(frame.payload).map_err(protocol_violation)?;
             let known = self.shared.known.lookup(text, self.lex_options());
             self.note(&known)?;
+            self.guard_sequences(&known, gather);
             self.start(known);
         }
         self.expect(Request::Query);
@@ -314,6 +318,30 @@ impl Session {
         gather.input(frame.range());
         self.probe(gather);
         Ok(())
+    }
+
+    /// What `currval` and `lastval` would return may be another client's. Then the backend forgets it first, and the
+    /// server says that nothing is defined yet in this session: an error, but never a wrong number.
+    pub(super) fn guard_sequences(&mut self, known: &Known, gather: &mut Gather) {
+        let pid = self.entry.pid.0;
+        let Some(lease) = &mut self.lease else {
+            return;
+        };
+        let is_foreign = lease.mirror.sequences_of != Some(pid);
+        let reads = known.pins.contains(PinReason::SequenceState);
+        if reads
+            && is_foreign
+            && !lease.expect.owes(For::Client)
+            && lease.status != TransactionStatus::Failed
+        {
+            gather.own(|out| f::put_query(out, b"DISCARD SEQUENCES"));
+            lease.expect.push(Owed::new(Request::Query, For::Probe));
+            lease.mirror.unnamed = None;
+            lease.mirror.sequences_of = Some(pid);
+        }
+        if known.writes {
+            lease.mirror.sequences_of = Some(pid);
+        }
     }
 
     /// How the server reads this session's SQL.
@@ -339,6 +367,9 @@ impl Session {
 
     /// Notes what a statement that is about to be sent does to the session.
     pub(super) fn note(&mut self, known: &Known) -> Result<(), End> {
+        if !self.pins.is_empty() && known.may_unpin {
+            self.settings.ask_leftovers();
+        }
         if known.is_plain {
             return Ok(());
         }
@@ -375,6 +406,17 @@ impl Session {
         self.pin(known)
     }
 
+    /// The server has told what is left of what pins a session. `is_all` is false if statements were sent since it was
+    /// asked, which may have left more: then nothing is taken off.
+    pub(super) fn settle_pins(&mut self, left: PinSet, is_all: bool) {
+        let was_pinned = !self.pins.is_empty();
+        if is_all {
+            self.pins = self.pins.without(leftovers::settled());
+        }
+        self.pins = self.pins.union(left);
+        self.unpinned = was_pinned && self.pins.is_empty();
+    }
+
     fn pin(&mut self, known: &Known) -> Result<(), End> {
         if known.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
             return Ok(());
@@ -386,6 +428,18 @@ impl Session {
             )
             .hint("Use pool.on_session_state = \"pin\" or a pool in session mode.");
             return Err(End::Fatal(Box::new(report)));
+        }
+        let new = known.pins.without(self.pins);
+        if !new.is_empty() {
+            telemetry::metrics::pinned(new.iter().map(PinReason::as_str));
+            if known.pins_first_time() {
+                tracing::info!(
+                    pool = %self.pool.key,
+                    reasons = %new,
+                    statement = %known.text,
+                    "a statement makes clients keep their server connection; undo what it does when it is not needed, or give it a pool in session mode",
+                );
+            }
         }
         self.pins = self.pins.union(known.pins);
         Ok(())

@@ -17,6 +17,7 @@ use crate::session::settings::Row;
 use crate::sql::state::{PinReason, PinSet};
 use crate::wire::backend::{self as b, TransactionStatus};
 use crate::wire::expect::{For, Owed, Received, Request, UNNAMED};
+use crate::wire::frame;
 use crate::wire::limits::OUTBOX_MAX;
 
 /// The session's part in receiving.
@@ -98,6 +99,14 @@ impl Relay<'_> {
         if let Some(running) = self.session.running.front() {
             running.known.failed();
         }
+        if let Some(payload) = self.in_own_words(payload) {
+            self.gather.own(|out| {
+                frame::put(out, b::ERROR_RESPONSE, |out| {
+                    out.extend_from_slice(&payload);
+                });
+            });
+            return false;
+        }
         if !self.session.timed_out || b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED) {
             return true;
         }
@@ -109,6 +118,15 @@ impl Relay<'_> {
         .hint("The limit is pgweir's timeouts.query_timeout.");
         self.gather.own(|out| b::put_report(out, &report));
         false
+    }
+
+    /// Errors about a statement name it as the server knows it.
+    fn in_own_words(&self, payload: &[u8]) -> Option<Vec<u8>> {
+        let names_one = matches!(
+            b::sqlstate(payload)?,
+            SqlState::PROTOCOL_VIOLATION | SqlState::INVALID_SQL_STATEMENT_NAME
+        );
+        names_one.then(|| self.session.names.in_own_words(payload))?
     }
 
     fn complete(&mut self, owed: Owed, payload: &[u8]) {
@@ -198,7 +216,9 @@ impl Relay<'_> {
             self.session.settings.give_up();
             self.session.pins.insert(PinReason::SettingsUnknown);
         } else if !rows.is_empty() {
-            self.session.pins = self.session.pins.union(leftovers::take(&mut rows));
+            if let Some(left) = leftovers::take(&mut rows) {
+                self.session.settle_pins(left, backend.expect.is_at_rest());
+            }
             let user = self.session.effective.login_user.as_bytes();
             self.session.settings.learn(&rows, user);
             self.learnt = rows;

@@ -112,6 +112,8 @@ pub struct Session {
     pub(super) told: Arc<Reported>,
     pub(super) names: Names<Arc<Known>>,
     pub(super) pins: PinSet,
+    /// The last pin has just gone: the backend is cleaned before anybody else gets it.
+    pub(super) unpinned: bool,
     /// What is in front of the inbox depends on answers that are still to come.
     pub(super) held_up: bool,
     /// After an error of pgweir's own in an extended exchange: everything up to the next Sync is dropped.
@@ -169,6 +171,7 @@ impl Session {
             told: start.told,
             names: Names::default(),
             pins: PinSet::EMPTY,
+            unpinned: false,
             held_up: false,
             skipping: false,
             in_transaction: false,

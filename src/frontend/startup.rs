@@ -22,7 +22,7 @@ use crate::pool::{ClientPlace, Pool};
 use crate::registry::{NewClient, Registered};
 use crate::session::mirror::Reported;
 use crate::session::settings::Tracker;
-use crate::shared::Shared;
+use crate::shared::{Shared, is_console};
 use crate::wire::backend;
 use crate::wire::startup::{self, StartupError, StartupMessage, StartupPacket, Version};
 
@@ -261,11 +261,6 @@ pub async fn admit(
     };
     login::authenticate(applicant, shared, pool.as_ref()).await?;
     pool.map(|pool| take_place(&pool, shared)).transpose()
-}
-
-/// The console's database and PgBouncer's name for it.
-pub fn is_console(database: &str) -> bool {
-    matches!(database, "pgweir" | "pgbouncer")
 }
 
 /// A place in `pool`, unless it takes no more clients.

@@ -1,6 +1,6 @@
 //! Startup settings the server has accepted, with what they made it report.
 //!
-//! Bound: [`STARTUPS_MAX`] sets for each pool; when it is full the table starts anew.
+//! Bound: `STARTUPS_MAX` sets for each pool; when it is full the table starts anew.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

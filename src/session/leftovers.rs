@@ -12,9 +12,24 @@ use crate::sql::state::{PinReason, PinSet};
 /// Rows of a [`PinReason`]'s word in this form; no setting has a name with a space in it.
 const PREFIX: &[u8] = b"pin ";
 
+/// What [`QUESTION`] settles: if the server doesn't name one of these, the session has left nothing of its kind.
+pub fn settled() -> PinSet {
+    let mut settled = PinSet::EMPTY;
+    for reason in [
+        PinReason::TempTable,
+        PinReason::Listen,
+        PinReason::SqlPrepare,
+        PinReason::HoldCursor,
+        PinReason::AdvisoryLock,
+    ] {
+        settled.insert(reason);
+    }
+    settled
+}
+
 /// Rows to be added to a question of names and values, behind its SELECT. The catalogue of relations is read only where the backend has
 /// had a temporary one.
-pub const QUESTION: &str = "'pin temp_table', NULL WHERE CASE WHEN pg_catalog.pg_my_temp_schema() <> 0 THEN \
+pub const QUESTION: &str = "'pin asked', NULL UNION ALL SELECT 'pin temp_table', NULL WHERE CASE WHEN pg_catalog.pg_my_temp_schema() <> 0 THEN \
      EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = pg_catalog.pg_my_temp_schema()) \
      OR EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace = pg_catalog.pg_my_temp_schema()) END \
      UNION ALL SELECT 'pin listen', NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels()) \
@@ -24,20 +39,25 @@ pub const QUESTION: &str = "'pin temp_table', NULL WHERE CASE WHEN pg_catalog.pg
      UNION ALL SELECT 'pin advisory_lock', NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_locks \
      WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid())";
 
-/// Takes the answers to [`QUESTION`] out of `rows`.
-pub fn take(rows: &mut Vec<Row>) -> PinSet {
+/// Takes the answers to [`QUESTION`] out of `rows`; `None` if it was not asked.
+pub fn take(rows: &mut Vec<Row>) -> Option<PinSet> {
+    let mut asked = false;
     let mut pins = PinSet::EMPTY;
     rows.retain(|(name, _)| {
         let Some(word) = name.strip_prefix(PREFIX) else {
             return true;
         };
+        if word == b"asked" {
+            asked = true;
+            return false;
+        }
         let reason = PinReason::ALL
             .into_iter()
             .find(|reason| reason.as_str().as_bytes() == word);
         pins.insert(reason.unwrap_or(PinReason::OpaqueState));
         false
     });
-    pins
+    asked.then_some(pins)
 }
 
 #[cfg(test)]
@@ -48,19 +68,30 @@ mod tests {
     fn answers_are_told_from_settings() {
         let mut rows = vec![
             (b"work_mem".to_vec(), Some(b"1".to_vec())),
+            (b"pin asked".to_vec(), None),
             (b"pin listen".to_vec(), None),
             (b"pin temp_table".to_vec(), None),
         ];
-        assert_eq!(take(&mut rows).to_string(), "temp_table,listen");
+        assert_eq!(take(&mut rows).unwrap().to_string(), "temp_table,listen");
         assert_eq!(rows.len(), 1);
+        assert!(take(&mut rows).is_none());
     }
 
     #[test]
     fn every_word_asked_for_is_a_reason() {
         let words = QUESTION
             .split('\'')
-            .filter_map(|part| part.strip_prefix("pin "));
+            .filter_map(|part| part.strip_prefix("pin "))
+            .filter(|word| *word != "asked");
         let known = |word| PinReason::ALL.iter().any(|reason| reason.as_str() == word);
         assert!(words.clone().count() == 5 && words.clone().all(known));
+        let settled = PinReason::ALL
+            .iter()
+            .filter(|reason| settled().contains(**reason));
+        assert!(
+            settled
+                .map(|reason| reason.as_str())
+                .all(|word| words.clone().any(|asked| asked == word))
+        );
     }
 }

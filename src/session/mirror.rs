@@ -53,6 +53,9 @@ pub struct Mirror {
     pub reported: Arc<Reported>,
     /// Global statements it has, least recently used first to go.
     prepared: LruCache<u64, ()>,
+    /// The client (its process ID) that ran the last statement which may have advanced a sequence here: what `currval`
+    /// and `lastval` return is its.
+    pub sequences_of: Option<u32>,
     /// Which statement its unnamed statement is; `None`: none or unknown.
     pub unnamed: Option<u64>,
 }
@@ -69,6 +72,7 @@ impl Mirror {
             unknown_to: None,
             reported,
             prepared,
+            sequences_of: None,
             unnamed: None,
         }
     }

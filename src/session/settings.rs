@@ -232,6 +232,19 @@ impl Tracker {
         self.asks_leftovers = true;
     }
 
+    /// The present transaction may end what pins the session: the server is asked what is left.
+    pub fn ask_leftovers(&mut self) {
+        if !self.is_touched() {
+            self.touched = Touched::Names(NameSet::new());
+        }
+        self.asks_leftovers = true;
+    }
+
+    /// Whether the next answer tells what the session has left on its backend.
+    pub fn asks_leftovers(&self) -> bool {
+        self.asks_leftovers
+    }
+
     /// The server would not answer: nothing is known of the present transaction, and it is not asked again.
     pub fn give_up(&mut self) {
         self.touched = Touched::Nothing;

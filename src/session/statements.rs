@@ -2,7 +2,7 @@
 
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use std::collections::VecDeque;
 
@@ -32,28 +32,37 @@ pub struct Statement<T> {
     pub known: T,
 }
 
-#[derive(Debug)]
-struct Contents<T> {
-    table: HashTable<Arc<Statement<T>>>,
-    /// Size at which statements that nobody names are looked for again.
-    sweep_at: usize,
-}
-
 /// All statements by content.
 #[derive(Debug)]
 pub struct Global<T> {
-    contents: Mutex<Contents<T>>,
+    table: Mutex<Table<T>>,
     hasher: foldhash::fast::RandomState,
     next_id: AtomicU64,
 }
 
+#[derive(Debug)]
+struct Table<T> {
+    statements: HashTable<Arc<Statement<T>>>,
+    /// At how many those that nobody names are thrown out.
+    sweep_at: usize,
+}
+
+impl<T> Table<T> {
+    fn sweep(&mut self) {
+        self.statements
+            .retain(|statement| Arc::strong_count(statement) > 1);
+        self.sweep_at = self.statements.len() * 2 + UNUSED_MAX;
+    }
+}
+
 impl<T> Default for Global<T> {
     fn default() -> Self {
+        let table = Table {
+            statements: HashTable::new(),
+            sweep_at: UNUSED_MAX,
+        };
         Self {
-            contents: Mutex::new(Contents {
-                table: HashTable::new(),
-                sweep_at: UNUSED_MAX,
-            }),
+            table: Mutex::new(table),
             hasher: foldhash::fast::RandomState::default(),
             next_id: AtomicU64::new(1),
         }
@@ -72,15 +81,12 @@ impl<T> Global<T> {
         let is_it = |s: &Arc<Statement<T>>| {
             s.body.as_ref() == body && s.search_path.as_deref() == search_path
         };
-        let mut contents = self.lock();
-        if let Some(statement) = contents.table.find(hash, is_it) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(statement) = table.statements.find(hash, is_it) {
             return Arc::clone(statement);
         }
-        if contents.table.len() >= contents.sweep_at {
-            contents
-                .table
-                .retain(|statement| Arc::strong_count(statement) > 1);
-            contents.sweep_at = UNUSED_MAX.max(2 * contents.table.len());
+        if table.statements.len() >= table.sweep_at {
+            table.sweep();
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let name = [SERVER_NAME_PREFIX, id.to_string().as_bytes()]
@@ -98,18 +104,18 @@ impl<T> Global<T> {
             self.hasher
                 .hash_one((s.body.as_ref(), s.search_path.as_deref()))
         };
-        contents
-            .table
+        table
+            .statements
             .insert_unique(hash, Arc::clone(&statement), rehash);
         statement
     }
 
-    fn lock(&self) -> MutexGuard<'_, Contents<T>> {
-        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub fn len(&self) -> usize {
-        self.lock().table.len()
+        self.table
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .statements
+            .len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -255,9 +261,34 @@ impl<T> Names<T> {
         }
     }
 
+    /// `text` of the server with a statement's global name in it, in the words of this session; `None` if there is none
+    /// of its statements in it.
+    pub fn in_own_words(&self, text: &[u8]) -> Option<Vec<u8>> {
+        let prefix = [b"\"", SERVER_NAME_PREFIX].concat();
+        let start = memchr::memmem::find(text, &prefix)? + 1;
+        let end = start + memchr::memchr(b'"', &text[start..])?;
+        let is_it = |statement: &Statement<T>| *statement.name == text[start..end];
+        // What is behind the error and skipped for it has not been undone yet.
+        let changed = self.unconfirmed.iter().find_map(|change| {
+            let before = change.before.as_ref()?;
+            is_it(before).then_some(&change.name)
+        });
+        let name = changed.or_else(|| {
+            let mut named = self.named.as_ref()?.iter();
+            named.find_map(|(name, statement)| is_it(statement).then_some(name))
+        })?;
+        Some([&text[..start], name, &text[end..]].concat())
+    }
+
     /// A simple query destroys the unnamed statement.
     pub fn forget_unnamed(&mut self) {
         self.unnamed = None;
+        // Nor does it come back where one parsed since turns out to have been skipped.
+        for change in &mut self.unconfirmed {
+            if change.name.is_empty() {
+                change.before = None;
+            }
+        }
     }
 
     /// `DEALLOCATE ALL` or `DISCARD ALL` succeeded: the named ones are gone, save those parsed behind it.
@@ -344,6 +375,21 @@ mod tests {
         names.confirm();
         names.confirm();
         assert!(!names.is_uncertain(b"a"));
+    }
+
+    #[test]
+    fn a_servers_words_are_put_into_the_sessions() {
+        let global = Global::default();
+        let mut names = Names::default();
+        let one = statement(&global, "1");
+        names.change(b"mine", Some(Arc::clone(&one)));
+        let text = format!("statement \"pgweir_{}\" is\0", one.id);
+        assert_eq!(
+            names.in_own_words(text.as_bytes()),
+            Some(b"statement \"mine\" is\0".to_vec())
+        );
+        assert_eq!(names.in_own_words(b"statement \"pgweir_77\" is"), None);
+        assert_eq!(names.in_own_words(b"statement \"pgweir_"), None);
     }
 
     #[test]

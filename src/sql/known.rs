@@ -5,13 +5,15 @@
 //! Bound: [`KNOWN_MAX`] statements. When it is full, statements that no session or prepared statement holds are
 //! forgotten, oldest counters included.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hashbrown::HashTable;
 
-use super::classify::{Class, CopyDirection, CopyPeer, StatementKind, classify};
+use super::classify::{
+    Class, CopyDirection, CopyPeer, DdlVerb, Statement, StatementKind, classify,
+};
 use super::fingerprint::{Fingerprint, FingerprintKey};
 use super::lexer::{LexOptions, Lexer, TokenKind};
 use super::normalise::normalise;
@@ -34,15 +36,25 @@ pub struct Counted {
 
 /// One statement.
 #[derive(Debug)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "independent facts about a text"
+)]
 pub struct Known {
     pub fingerprint: Fingerprint,
     pub class: Class,
     /// Why a session that runs it must keep its backend: the class's reasons and those found only in definitions.
     pub pins: PinSet,
+    /// It may end what pins a session: a table is dropped, a lock or cursor given up, a channel left.
+    pub may_unpin: bool,
+    /// It is not proved to only read: it may advance a sequence, if only by a default or a trigger.
+    pub writes: bool,
     /// It may read data from the client.
     pub copies_in: bool,
     /// Nothing about it concerns the session: no effect, no transaction control, no reason to pin.
     pub is_plain: bool,
+    /// The log has been told that it pins.
+    told: AtomicBool,
     /// The text without its literals.
     pub text: Arc<str>,
     pub counted: Arc<Counted>,
@@ -67,6 +79,8 @@ impl Known {
                 _ => false,
             });
         let transaction = class.transaction;
+        let class_unpins = class.statements.iter().any(may_unpin);
+        let class_reads = class.is_proved_read() || transaction.is_alone();
         let mut pins = class.pins;
         if defines(&class) && mentions_sequence_state(text, options) {
             pins.insert(PinReason::SequenceState);
@@ -84,11 +98,19 @@ impl Known {
             fingerprint,
             class,
             pins,
+            may_unpin: class_unpins,
+            writes: !class_reads,
             copies_in,
+            told: AtomicBool::new(false),
             is_plain,
             text,
             counted,
         }
+    }
+
+    /// Whether this is the first time that it pins a session, for the log.
+    pub fn pins_first_time(&self) -> bool {
+        !self.told.swap(true, Ordering::Relaxed)
     }
 
     /// An execution ended with an error.
@@ -109,6 +131,25 @@ impl Known {
             Ordering::Relaxed,
         );
     }
+}
+
+fn may_unpin(statement: &Statement) -> bool {
+    matches!(
+        statement.kind,
+        StatementKind::Ddl {
+            verb: DdlVerb::Drop,
+            ..
+        }
+    ) || statement.effects.iter().any(|effect| {
+        matches!(
+            effect,
+            Effect::DeallocateSql(_)
+                | Effect::Unlisten(_)
+                | Effect::CloseCursor(_)
+                | Effect::AdvisoryUnlock
+                | Effect::DiscardTemp
+        )
+    })
 }
 
 fn defines(class: &Class) -> bool {

@@ -5,6 +5,7 @@ use metrics::{Unit, counter, describe_counter};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 const RELOADS: &str = "pgweir_config_reloads_total";
+const PINS: &str = "pgweir_pins_total";
 const CONSOLE_STATEMENTS: &str = "pgweir_console_statements_total";
 
 /// Installs the process's recorder. A second call in the same process gives a handle that renders nothing.
@@ -16,6 +17,11 @@ pub fn install() -> PrometheusHandle {
             RELOADS,
             Unit::Count,
             "Configuration reloads by SIGHUP or RELOAD, by result."
+        );
+        describe_counter!(
+            PINS,
+            Unit::Count,
+            "Times a session began to keep its server connection, by reason."
         );
         describe_counter!(
             CONSOLE_STATEMENTS,
@@ -42,4 +48,11 @@ pub fn reloaded(succeeded: bool) {
 /// A statement of the console was run.
 pub fn console_statement(succeeded: bool) {
     counter!(CONSOLE_STATEMENTS, "result" => result(succeeded)).increment(1);
+}
+
+/// A session began to keep its server connection, for `reasons`.
+pub fn pinned(reasons: impl Iterator<Item = &'static str>) {
+    for reason in reasons {
+        counter!(PINS, "reason" => reason).increment(1);
+    }
 }
