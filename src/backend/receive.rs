@@ -251,3 +251,6 @@ fn skip(backend: &mut Backend, receiver: &mut impl Receiver) {
         receiver.skipped(owed);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -136,6 +136,10 @@ fn put_set(text: &mut Vec<u8>, name: &[u8], value: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     fn set(entries: &[(&str, &str)]) -> Settings {
@@ -210,5 +214,119 @@ mod tests {
         let (have, want) = ([("statement_timeout", "1ms")], [("x", "1")]);
         assert_eq!(text(&have, &want).0, Pace::Awaited);
         assert_eq!(text(&want, &have).0, Pace::Ahead);
+    }
+
+    /// A server's settings as far as plans touch them: it reads the statements itself, so that a mistake in writing
+    /// them can't hide.
+    fn apply(server: &mut BTreeMap<Vec<u8>, Vec<u8>>, mut text: &[u8]) {
+        let is_identity = |name: &[u8]| matches!(name, b"role" | b"session_authorization");
+        while !text.is_empty() {
+            if let Some(rest) = text.strip_prefix(b"RESET SESSION AUTHORIZATION;") {
+                server.remove(&b"session_authorization"[..]);
+                server.remove(&b"role"[..]);
+                text = rest;
+            } else if let Some(rest) = text.strip_prefix(b"RESET ROLE;") {
+                server.remove(&b"role"[..]);
+                text = rest;
+            } else if let Some(rest) = text.strip_prefix(b"RESET ALL;") {
+                server.retain(|name, _| is_identity(name));
+                text = rest;
+            } else {
+                let rest = text.strip_prefix(b"SELECT pg_catalog.set_config(").unwrap();
+                let (name, rest) = literal(rest);
+                let rest = rest.strip_prefix(b",").unwrap();
+                let (value, rest) = match rest.strip_prefix(b"NULL") {
+                    Some(rest) => (None, rest),
+                    None => (Some(literal(rest).0), literal(rest).1),
+                };
+                text = rest.strip_prefix(b",false);").unwrap();
+                if name == b"session_authorization" {
+                    server.remove(&b"role"[..]);
+                }
+                match value {
+                    Some(value) => server.insert(name, value),
+                    None => server.remove(&name),
+                };
+            }
+        }
+    }
+
+    /// A literal as the server reads it, and what follows.
+    fn literal(text: &[u8]) -> (Vec<u8>, &[u8]) {
+        let (escapes, mut rest) = match text.strip_prefix(b" E'") {
+            Some(rest) => (true, rest),
+            None => (false, text.strip_prefix(b"'").unwrap()),
+        };
+        let mut value = Vec::new();
+        loop {
+            match rest {
+                [b'\'', b'\'', tail @ ..] => {
+                    value.push(b'\'');
+                    rest = tail;
+                }
+                [b'\'', tail @ ..] => return (value, tail),
+                [b'\\', byte, tail @ ..] if escapes => {
+                    assert_eq!(*byte, b'\\', "the only escape that is written");
+                    value.push(b'\\');
+                    rest = tail;
+                }
+                [b'\\', ..] => panic!("a backslash means one thing or another"),
+                [byte, tail @ ..] => {
+                    value.push(*byte);
+                    rest = tail;
+                }
+                [] => panic!("a literal without end"),
+            }
+        }
+    }
+
+    fn some_settings() -> impl Strategy<Value = BTreeMap<Vec<u8>, Vec<u8>>> {
+        const NAMES: [&str; 7] = [
+            "role",
+            "session_authorization",
+            "a",
+            "b",
+            "my.c",
+            "statement_timeout",
+            "x'y",
+        ];
+        let name = prop::sample::select(&NAMES[..]).prop_map(|name| name.as_bytes().to_vec());
+        let text = prop::collection::vec(prop::sample::select(&b"ab '\"\\;,()$E\xff"[..]), 0..8);
+        prop::collection::btree_map(name, text, 0..6)
+    }
+
+    fn settings_of(map: &BTreeMap<Vec<u8>, Vec<u8>>) -> Settings {
+        let mut settings = Settings::default();
+        for (name, value) in map {
+            settings.set(name, Some(value));
+        }
+        settings
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_makes_the_backend_what_the_session_wants(have in some_settings(), want in some_settings()) {
+            let mut text = Vec::new();
+            let pace = settings(&settings_of(&have), &settings_of(&want), &mut text);
+            prop_assert_eq!(pace == Pace::None, have == want);
+            let mut server = have;
+            apply(&mut server, &text);
+            prop_assert_eq!(server, want);
+        }
+
+        #[test]
+        fn a_plan_from_scratch_also_removes_what_nobody_knows(
+            have in some_settings(),
+            unknown in some_settings(),
+            want in some_settings(),
+        ) {
+            let mut text = Vec::new();
+            anew(&settings_of(&have), &settings_of(&want), &mut text);
+            let mut server = have;
+            let is_plain = |name: &[u8]| !is_identity(name);
+            server.extend(unknown.into_iter().filter(|(name, _)| is_plain(name)));
+            apply(&mut server, &text);
+            prop_assert_eq!(server, want);
+        }
     }
 }

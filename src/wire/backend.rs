@@ -181,6 +181,8 @@ pub fn put_report(out: &mut Vec<u8>, report: &Report) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -221,5 +223,50 @@ mod tests {
             Some(vec![Some(&b"a"[..]), None])
         );
         assert_eq!(columns(b"\0\x01\0\0\0\x05a"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_payload_panics(bytes in prop::collection::vec(any::<u8>(), 0..60), field in any::<u8>()) {
+            let _ = (parameter_status(&bytes), rows(&bytes), error_field(&bytes, field));
+            let _ = (sqlstate(&bytes), is_fatal(&bytes), columns(&bytes));
+        }
+
+        #[test]
+        fn a_status_is_read_back_and_nothing_shorter_is(
+            name in prop::collection::vec(1..=255_u8, 0..12),
+            value in prop::collection::vec(1..=255_u8, 0..12),
+        ) {
+            let mut out = Vec::new();
+            put_parameter_status(&mut out, &name, &value);
+            let payload = &out[5..];
+            prop_assert_eq!(parameter_status(payload), Some((&name[..], &value[..])));
+            for cut in 0..payload.len() {
+                prop_assert_eq!(parameter_status(&payload[..cut]), None);
+            }
+        }
+
+        #[test]
+        fn columns_are_read_back_and_nothing_shorter_is(
+            values in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..9)), 0..6),
+        ) {
+            let mut payload = u16::try_from(values.len()).unwrap().to_be_bytes().to_vec();
+            for value in &values {
+                let len = value.as_ref().map_or(-1, |value| i32::try_from(value.len()).unwrap());
+                payload.extend(len.to_be_bytes());
+                payload.extend(value.iter().flatten());
+            }
+            let read = columns(&payload).unwrap();
+            prop_assert!(read.iter().copied().eq(values.iter().map(Option::as_deref)));
+            for cut in 0..payload.len() {
+                prop_assert_eq!(columns(&payload[..cut]), None);
+            }
+        }
+
+        #[test]
+        fn the_count_of_a_tag_is_its_last_word(rows_sent in any::<u64>(), word in "[A-Z]{1,9}( [A-Z0]{1,9})?") {
+            let expected = if rows_sent.to_string().len() > 19 { 0 } else { rows_sent };
+            prop_assert_eq!(rows(format!("{word} {rows_sent}\0").as_bytes()), expected);
+        }
     }
 }

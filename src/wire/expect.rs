@@ -224,14 +224,15 @@ impl Expect {
         self.queue.iter()
     }
 
-    /// Takes a message of the server with type byte `tag`. Asynchronous messages (notice, notification, parameter
-    /// status) belong to whoever is first, and to the client if nothing is owed.
+    /// Takes a message of the server with type byte `tag`. Notices and parameter status belong to whoever is first, and
+    /// to the client if nothing is owed; notifications to the client, who alone listens.
     pub fn receive(&mut self, tag: u8) -> Result<Received, Unexpected> {
         if matches!(
             tag,
             b::NOTICE_RESPONSE | b::NOTIFICATION_RESPONSE | b::PARAMETER_STATUS
         ) {
-            let front = self.front().filter(|_| !self.skipping);
+            let is_for_front = !self.skipping && tag != b::NOTIFICATION_RESPONSE;
+            let front = self.front().filter(|_| is_for_front);
             let owed = front.unwrap_or(Owed::new(Request::Sync, For::Client));
             return Ok(Received { owed, done: false });
         }

@@ -76,6 +76,8 @@ pub fn put_cstr(out: &mut Vec<u8>, text: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -111,5 +113,49 @@ mod tests {
         let mut out = Vec::new();
         put(&mut out, b'S', |out| put_cstr(out, b"x"));
         assert_eq!(out, b"S\0\0\0\x06x\0");
+    }
+
+    proptest! {
+        #[test]
+        fn a_header_is_read_from_any_bytes_and_never_past_them(
+            bytes in prop::collection::vec(any::<u8>(), 0..12),
+            max in 5..100_000_usize,
+        ) {
+            match Header::peek(&bytes, max) {
+                Ok(None) => prop_assert!(bytes.len() < HEADER),
+                Ok(Some(header)) => {
+                    prop_assert!((HEADER..=max).contains(&header.len));
+                    prop_assert_eq!(header.tag, bytes[0]);
+                }
+                Err(_) => prop_assert!(bytes.len() >= HEADER),
+            }
+        }
+
+        #[test]
+        fn what_was_put_is_peeked_at_every_cut(
+            tag in any::<u8>(),
+            body in prop::collection::vec(any::<u8>(), 0..300),
+            next in prop::collection::vec(any::<u8>(), 0..10),
+        ) {
+            let mut frame = Vec::new();
+            put(&mut frame, tag, |out| out.extend_from_slice(&body));
+            let len = frame.len();
+            prop_assert_eq!(len, HEADER + body.len());
+            frame.extend_from_slice(&next);
+            for cut in 0..=frame.len() {
+                let header = (cut >= HEADER).then_some(Header { tag, len });
+                prop_assert_eq!(Header::peek(&frame[..cut], 1000), Ok(header));
+            }
+        }
+
+        #[test]
+        fn strings_are_read_back_up_to_their_first_nul(text in prop::collection::vec(any::<u8>(), 0..20)) {
+            let mut out = Vec::new();
+            put_cstr(&mut out, &text);
+            let mut rest = out.as_slice();
+            let before_nul = text.split(|byte| *byte == 0).next();
+            prop_assert_eq!(take_cstr(&mut rest), before_nul);
+            prop_assert!(rest.is_empty());
+        }
     }
 }

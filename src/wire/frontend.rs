@@ -190,6 +190,8 @@ pub fn put_copy_fail(out: &mut Vec<u8>, reason: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -230,5 +232,67 @@ mod tests {
         assert_eq!(Target::read(b'C', b"P\0"), Ok(Target::Portal(b"")));
         assert!(Target::read(b'C', b"Xx\0").is_err());
         assert!(Target::read(b'C', b"Sx").is_err());
+    }
+
+    fn text() -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(1..=255_u8, 0..12)
+    }
+
+    /// The payload of the one frame in `bytes`.
+    fn payload(bytes: &[u8]) -> &[u8] {
+        &bytes[crate::wire::frame::HEADER..]
+    }
+
+    proptest! {
+        #[test]
+        fn no_payload_panics(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+            let _ = query_text(&bytes);
+            let _ = Parse::read(&bytes);
+            let _ = Target::read(CLOSE, &bytes);
+            let _ = calls_large_object_function(&bytes);
+            if let Some(bind) = Bind::read(&bytes) {
+                prop_assert!(bind.head <= bytes.len());
+            }
+        }
+
+        #[test]
+        fn what_is_written_is_read_back_and_nothing_shorter_is(
+            name in text(),
+            sql in text(),
+            oids in prop::collection::vec(any::<u32>(), 0..4),
+        ) {
+            let mut body = [sql.as_slice(), &[0]].concat();
+            body.extend(u16::try_from(oids.len()).unwrap().to_be_bytes());
+            body.extend(oids.iter().flat_map(|oid| oid.to_be_bytes()));
+            let mut out = Vec::new();
+            put_parse(&mut out, &name, &body);
+            let parse = Parse::read(payload(&out)).unwrap();
+            prop_assert_eq!((parse.name, parse.text, parse.body), (&name[..], &sql[..], &body[..]));
+            for cut in 0..payload(&out).len() {
+                prop_assert!(Parse::read(&payload(&out)[..cut]).is_err(), "cut at {}", cut);
+            }
+            let mut out = Vec::new();
+            put_query(&mut out, &sql);
+            prop_assert_eq!(query_text(payload(&out)), Ok(&sql[..]));
+            let mut out = Vec::new();
+            put_statement_target(&mut out, DESCRIBE, &name);
+            prop_assert_eq!(Target::read(DESCRIBE, payload(&out)), Ok(Target::Statement(&name[..])));
+        }
+
+        #[test]
+        fn a_rewritten_bind_names_what_it_should_and_keeps_its_parameters(
+            portal in text(),
+            statement in text(),
+            rest in prop::collection::vec(any::<u8>(), 0..20),
+        ) {
+            let mut out = Vec::new();
+            put_bind_head(&mut out, &portal, &statement, rest.len());
+            out.extend_from_slice(&rest);
+            let header = crate::wire::frame::Header::peek(&out, 1000).unwrap().unwrap();
+            prop_assert_eq!(header.len, out.len());
+            let bind = Bind::read(payload(&out)).unwrap();
+            prop_assert_eq!((bind.portal, bind.statement), (&portal[..], &statement[..]));
+            prop_assert_eq!(&payload(&out)[bind.head..], &rest[..]);
+        }
     }
 }

@@ -242,6 +242,8 @@ fn split_options(options: &[u8]) -> Vec<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn startup(body: &[u8]) -> Result<StartupPacket, StartupError> {
@@ -307,5 +309,75 @@ mod tests {
             })
         );
         assert_eq!(read(&out[4..15]), Err(StartupError::Cancel));
+    }
+
+    fn text() -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(1..=255_u8, 1..12)
+    }
+
+    proptest! {
+        #[test]
+        fn no_packet_panics(
+            code in prop_oneof![
+                any::<u32>(),
+                Just(SSL_REQUEST),
+                Just(GSSENC_REQUEST),
+                Just(CANCEL_REQUEST),
+                (0..3_u32).prop_map(|minor| (3 << 16) | minor),
+            ],
+            bytes in prop::collection::vec(prop_oneof![Just(0), any::<u8>()], 0..80),
+        ) {
+            let _ = read(&bytes);
+            let _ = read(&[&code.to_be_bytes(), bytes.as_slice()].concat());
+            if let Some(settings) = read_options(&bytes) {
+                prop_assert!(settings.len() <= bytes.len());
+            }
+        }
+
+        #[test]
+        fn parameters_are_read_in_order_and_nothing_shorter_is(
+            user in text(),
+            parameters in prop::collection::vec((text(), text()), 0..5),
+        ) {
+            let known = [&b"user"[..], b"database", b"replication"];
+            prop_assume!(!parameters.iter().any(|(name, _)| known.contains(&&name[..]) || name.starts_with(b"_pq_.")));
+            let mut body = vec![0, 3, 0, 0];
+            put_cstr(&mut body, b"user");
+            put_cstr(&mut body, &user);
+            for (name, value) in &parameters {
+                put_cstr(&mut body, name);
+                put_cstr(&mut body, value);
+            }
+            body.push(0);
+            let Ok(StartupPacket::Startup(message)) = read(&body) else {
+                panic!("not a startup message");
+            };
+            prop_assert_eq!((&message.user, &message.database), (&user, &user));
+            prop_assert_eq!(&message.parameters, &parameters);
+            for cut in 0..body.len() {
+                prop_assert!(read(&body[..cut]).is_err(), "cut at {}", cut);
+            }
+        }
+
+        #[test]
+        fn options_survive_quoting(
+            settings in prop::collection::vec(("[a-z_]{1,8}", prop::collection::vec(1..=255_u8, 0..10)), 0..5),
+        ) {
+            let mut options = Vec::new();
+            for (name, value) in &settings {
+                options.extend_from_slice(b"  -c ");
+                options.extend_from_slice(name.as_bytes());
+                options.push(b'=');
+                for byte in value {
+                    if byte.is_ascii_whitespace() || *byte == b'\\' {
+                        options.push(b'\\');
+                    }
+                    options.push(*byte);
+                }
+            }
+            let expected: Vec<(Vec<u8>, Vec<u8>)> =
+                settings.into_iter().map(|(name, value)| (name.into_bytes(), value)).collect();
+            prop_assert_eq!(read_options(&options), Some(expected));
+        }
     }
 }
