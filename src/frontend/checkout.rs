@@ -156,6 +156,7 @@ impl Session {
         self.in_transaction = lease.status != TransactionStatus::Idle;
         self.copies_in = false;
         self.discards = false;
+        self.deallocates = false;
         self.timed_out = false;
         if self.phase == Phase::Planning {
             self.enter(Phase::Active);
@@ -197,6 +198,7 @@ impl Session {
             reset::give_back(lease, residue, &dialer, limit);
         }
         self.bound = None;
+        self.names.forget_retired();
         self.enter(Phase::Idle);
     }
 

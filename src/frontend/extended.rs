@@ -42,6 +42,10 @@ impl Session {
         let Some(lease) = &self.lease else {
             return false;
         };
+        let names_one = matches!(frame.tag, f::PARSE | f::BIND | f::DESCRIBE | f::CLOSE);
+        if self.deallocates && names_one && !self.running.is_empty() {
+            return true;
+        }
         let is_changing = lease.expect.is_changing();
         if !is_changing && self.names.is_settled() {
             return false;

@@ -411,6 +411,7 @@ impl Session {
             match effect {
                 Effect::Setting { name, local: false } => self.settings.touch(name.as_bytes()),
                 Effect::ResetSetting(name) => self.settings.reset(name.as_bytes()),
+                Effect::DeallocateSql(None) => self.deallocates = true,
                 Effect::ResetAll => self.settings.reset_known(),
                 Effect::DiscardAll => {
                     self.discards = true;

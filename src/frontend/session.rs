@@ -117,6 +117,8 @@ pub struct Session {
     pub(super) pins: PinSet,
     /// The last pin has just gone: the backend is cleaned before anybody else gets it.
     pub(super) unpinned: bool,
+    /// A DEALLOCATE ALL is under way: which names there are is not known until it is answered.
+    pub(super) deallocates: bool,
     /// A DISCARD ALL is under way.
     pub(super) discards: bool,
     /// What is in front of the inbox depends on answers that are still to come.
@@ -177,6 +179,7 @@ impl Session {
             names: Names::default(),
             pins: PinSet::EMPTY,
             unpinned: false,
+            deallocates: false,
             discards: false,
             held_up: false,
             skipping: false,

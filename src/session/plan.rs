@@ -321,7 +321,7 @@ mod tests {
             want in some_settings(),
         ) {
             let mut text = Vec::new();
-            anew(&settings_of(&have), &settings_of(&want), &mut text);
+            anew(&settings_of(&have), &settings_of(&want), None, &mut text);
             let mut server = have;
             let is_plain = |name: &[u8]| !is_identity(name);
             server.extend(unknown.into_iter().filter(|(name, _)| is_plain(name)));

@@ -131,6 +131,8 @@ pub struct Names<T> {
     /// Boxed: most sessions of most applications have none.
     named: Option<Box<NameMap<T>>>,
     unnamed: Option<Arc<Statement<T>>>,
+    /// What `DEALLOCATE ALL` took away in the transaction under way: errors behind it still name it.
+    retired: Option<Box<NameMap<T>>>,
     /// Changes the server has not confirmed yet, oldest first.
     unconfirmed: VecDeque<Change<T>>,
     /// Which exchange is being sent.
@@ -149,6 +151,7 @@ impl<T> Default for Names<T> {
         Self {
             named: None,
             unnamed: None,
+            retired: None,
             unconfirmed: VecDeque::new(),
             exchange: 0,
         }
@@ -274,10 +277,16 @@ impl<T> Names<T> {
             is_it(before).then_some(&change.name)
         });
         let name = changed.or_else(|| {
-            let mut named = self.named.as_ref()?.iter();
+            let maps = [&self.named, &self.retired];
+            let mut named = maps.into_iter().flatten().flat_map(|map| map.iter());
             named.find_map(|(name, statement)| is_it(statement).then_some(name))
         })?;
         Some([&text[..start], name, &text[end..]].concat())
+    }
+
+    /// The transaction is over, and no error of it can come any more.
+    pub fn forget_retired(&mut self) {
+        self.retired = None;
     }
 
     /// A simple query destroys the unnamed statement.
@@ -293,6 +302,7 @@ impl<T> Names<T> {
 
     /// `DEALLOCATE ALL` or `DISCARD ALL` succeeded: the named ones are gone, save those parsed behind it.
     pub fn forget_all(&mut self) {
+        self.retired.clone_from(&self.named);
         let mut named = NameMap::default();
         for change in &mut self.unconfirmed {
             if !change.name.is_empty() {

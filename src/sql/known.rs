@@ -173,6 +173,7 @@ fn concerns_session(effect: &Effect) -> bool {
     matches!(
         effect,
         Effect::Setting { local: false, .. }
+            | Effect::DeallocateSql(None)
             | Effect::ResetSetting(_)
             | Effect::ResetAll
             | Effect::DiscardAll
