@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup rust packages drivers build test demo check clean
+.PHONY: soak show-pgbench show-primary-alone show-import help setup rust packages drivers build test demo check clean
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
@@ -75,3 +75,17 @@ clean: ## Remove what was built and installed in this folder
 .PHONY: conformance
 conformance: build packages ## PostgreSQL's regression suite through pgweir, compared with a direct run
 	tests/conformance.sh
+
+# --- What an issue asks to be shown ---
+
+soak: rust packages ## Random dialogues compared with PostgreSQL's own answers, with a new seed
+	PGWEIR_SEED=random PGWEIR_CASES=$${PGWEIR_CASES:-2000} cargo test --test it differential -- --nocapture
+
+show-pgbench: build packages ## pgbench, 50 clients over 5 server connections, every protocol mode; balances add up
+	tests/show.sh pgbench
+
+show-primary-alone: build packages ## Every database of a server behind `pgweir run --primary` alone
+	tests/show.sh primary_alone
+
+show-import: build packages ## A pgbouncer.ini with its userlist, imported and served
+	tests/show.sh import

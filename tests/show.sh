@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# Shows on a scratch server what the pooler is for: tests/show.sh pgbench | primary_alone | import
+# Needs the release binary (make build) and PostgreSQL's programs. Everything it makes is removed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+pgweir=${PGWEIR:-target/release/pgweir}
+bin=${PGWEIR_PG_BIN:-$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1)}
+folder=$(mktemp -d)
+as_server=()
+if [ "$(id -u)" = 0 ]; then
+  chown postgres "$folder"
+  as_server=(setpriv --reuid postgres --regid postgres --init-groups)
+fi
+
+finish() {
+  [ -n "${pgweir_pid:-}" ] && kill "$pgweir_pid" 2>/dev/null && wait "$pgweir_pid" || true
+  "${as_server[@]}" "$bin/pg_ctl" -D "$folder/data" -m immediate stop >/dev/null 2>&1 || true
+  rm -rf "$folder"
+}
+trap finish EXIT
+
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
+start_server() { # ARGUMENTS of initdb
+  server_port=$(free_port)
+  "${as_server[@]}" "$bin/initdb" -D "$folder/data" -U postgres -E UTF8 --no-sync "$@" >/dev/null
+  "${as_server[@]}" "$bin/pg_ctl" -D "$folder/data" -l "$folder/log" -w \
+    -o "-p $server_port -k $folder -c listen_addresses=127.0.0.1 -c fsync=off" start >/dev/null
+}
+
+start_pgweir() { # ARGUMENTS of run
+  "$pgweir" run "$@" --listen 127.0.0.1:0 --http off 2>"$folder/pgweir.log" &
+  pgweir_pid=$!
+  for _ in $(seq 200); do
+    port=$(sed -n 's/.*listening on 127.0.0.1:\([0-9]*\).*/\1/p' "$folder/pgweir.log" | head -n 1)
+    [ -n "$port" ] && return
+    kill -0 "$pgweir_pid" || { cat "$folder/pgweir.log" >&2; exit 1; }
+    sleep 0.05
+  done
+  exit 1
+}
+
+pgbench() {
+  start_server -A trust
+  start_pgweir --primary "postgres://127.0.0.1:$server_port" --pool-size 5
+  export PGHOST=127.0.0.1 PGPORT=$port PGUSER=postgres
+  "$bin/createdb" -p "$server_port" bench
+  "$bin/pgbench" -i -q -s 10 bench 2>/dev/null
+  run() { # CLIENTS ARGUMENTS
+    local output
+    output=$("$bin/pgbench" -n -j 2 -T "${SECONDS_EACH:-3}" -c "$@" bench 2>&1) || { echo "$output"; exit 1; }
+    if grep -qE 'aborted|error:' <<<"$output"; then echo "$output"; exit 1; fi
+    echo "pgbench -c $*: $(sed -n 's/number of transactions actually processed: //p' <<<"$output") transactions, no error"
+  }
+  for mode in simple extended prepared; do
+    run 50 -S -M "$mode"
+    # pgbench prepares within a transaction and waits: with more clients than connections it locks itself out.
+    if [ "$mode" = prepared ]; then run 5 -M prepared; else run 50 -M "$mode"; fi
+  done
+  run 50 -C -S -M simple
+  run 50 -C -M simple
+  local sums
+  sums=$("$bin/psql" -At bench -c "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = sum(delta)
+    AND (SELECT sum(bbalance) FROM pgbench_branches) = sum(delta)
+    AND (SELECT sum(tbalance) FROM pgbench_tellers) = sum(delta) FROM pgbench_history")
+  [ "$sums" = t ]
+  local backends
+  backends=$("$bin/psql" -At bench -c "SELECT count(*) FROM pg_stat_activity
+    WHERE datname = 'bench' AND backend_type = 'client backend'")
+  echo "balances add up; $backends server connections"
+  [ "$backends" -le 5 ]
+}
+
+primary_alone() {
+  start_server -A trust
+  start_pgweir --primary "postgres://127.0.0.1:$server_port"
+  export PGHOST=127.0.0.1 PGUSER=postgres
+  for database in one two three; do "$bin/createdb" -p "$server_port" "$database"; done
+  for database in one two three postgres template1; do
+    [ "$("$bin/psql" -p "$port" -At "$database" -c 'SELECT current_database()')" = "$database" ]
+    echo "$database: served"
+  done
+}
+
+import() {
+  echo secret >"$folder/password" && chmod a+r "$folder/password"
+  start_server -A scram-sha-256 --pwfile "$folder/password"
+  export PGPASSWORD=secret
+  cat >"$folder/pgbouncer.ini" <<INI
+[databases]
+app = host=127.0.0.1 port=$server_port dbname=postgres pool_size=3
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = 0
+auth_type = scram-sha-256
+auth_file = $folder/userlist.txt
+pool_mode = transaction
+INI
+  echo '"postgres" "secret"' >"$folder/userlist.txt"
+  "$pgweir" import "$folder/pgbouncer.ini" >"$folder/pgweir.toml"
+  "$pgweir" check --config "$folder/pgweir.toml"
+  start_pgweir --config "$folder/pgweir.toml"
+  [ "$("$bin/psql" -h 127.0.0.1 -p "$port" -U postgres -At app -c 'SELECT 42')" = 42 ]
+  if PGPASSWORD=wrong "$bin/psql" -h 127.0.0.1 -p "$port" -U postgres app -c 'SELECT 1' 2>/dev/null; then exit 1; fi
+  echo "imported, checked and served; a wrong password is refused"
+}
+
+"$@"
