@@ -27,11 +27,11 @@ pub fn settled() -> PinSet {
     settled
 }
 
-/// Rows to be added to a question of names and values, behind its SELECT. The catalogue of relations is read only where the backend has
-/// had a temporary one.
+/// Rows to be added to a question of names and values, behind its SELECT. Whatever is in a schema depends on it (`pg_depend`);
+/// that is read only where the backend has a temporary one.
 pub const QUESTION: &str = "'pin asked', NULL UNION ALL SELECT 'pin temp_table', NULL WHERE CASE WHEN pg_catalog.pg_my_temp_schema() <> 0 THEN \
-     EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = pg_catalog.pg_my_temp_schema()) \
-     OR EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace = pg_catalog.pg_my_temp_schema()) END \
+     EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+     AND refobjid = pg_catalog.pg_my_temp_schema()) END \
      UNION ALL SELECT 'pin listen', NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels()) \
      UNION ALL SELECT 'pin sql_prepare', NULL \
      WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql) \

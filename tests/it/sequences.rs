@@ -45,6 +45,18 @@ async fn a_pin_ends_when_its_cause_is_gone() {
         // With one backend, this is served only if `one` has let go of it.
         assert_eq!(two.value("SELECT 1").await, "1", "{end}");
     }
+    // Anything in the temporary schema counts, not only tables.
+    one.query("CREATE TEMP TABLE t (a int, b int)").await.ok();
+    one.query("CREATE STATISTICS pg_temp.s ON a, b FROM t")
+        .await
+        .ok();
+    one.query("CREATE TYPE pg_temp.pair AS (a int, b int)")
+        .await
+        .ok();
+    one.query("DROP TABLE t").await.ok();
+    one.query("SELECT NULL::pg_temp.pair").await.ok();
+    one.query("DROP TYPE pg_temp.pair").await.ok();
+    assert_eq!(two.value("SELECT 1").await, "1");
     one.query("LISTEN ch").await.ok();
     one.query("CREATE TEMP TABLE t (a int)").await.ok();
     one.query("DROP TABLE t").await.ok();
