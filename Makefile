@@ -3,12 +3,13 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: soak show-pgbench show-primary-alone show-import help setup rust packages drivers build test demo check clean
+.PHONY: soak show-pgbench show-primary-alone show-import conformance help setup rust packages drivers build test fuzz demo check clean
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 PYTHON ?= python3
 NODE_POSTGRES := pg@8.16.3
+FUZZ_SECONDS ?= 60
 JDBC_JAR := /usr/share/java/postgresql.jar
 VENV := tests/.venv
 
@@ -57,6 +58,24 @@ test: setup ## Run all tests
 	fi; \
 	set -x; cargo test --workspace
 
+# libFuzzer needs flags that only a nightly compiler takes, or a stable one that is told to act as one.
+fuzz: rust packages ## Fuzz each target for FUZZ_SECONDS (60)
+	@command -v cargo-fuzz > /dev/null || cargo install --locked cargo-fuzz
+	@if rustup toolchain list 2> /dev/null | grep -q '^nightly'; then \
+		toolchain=+nightly; \
+	else \
+		echo "no nightly toolchain: RUSTC_BOOTSTRAP=1 makes do with the stable one"; \
+		toolchain=; export RUSTC_BOOTSTRAP=1; \
+	fi; \
+	for target in $$(cargo $$toolchain fuzz list); do \
+		mkdir -p fuzz/corpus/$$target; \
+		seeds=; \
+		if [ $$target = config ]; then seeds=config; fi; \
+		if [ $$target = sql ]; then seeds=tests/golden; fi; \
+		(set -x; cargo $$toolchain fuzz run $$target fuzz/corpus/$$target $$seeds -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=0) || exit 1; \
+	done
+
 demo: rust packages ## A primary, two replicas and sample data behind pgweir, until Ctrl-C
 	cargo run --release -- demo
 
@@ -68,7 +87,7 @@ check: rust ## Formatting, lints, documentation, licences
 
 clean: ## Remove what was built and installed in this folder
 	cargo clean
-	rm -rf $(VENV) tests/node_modules
+	rm -rf $(VENV) tests/node_modules fuzz/target fuzz/corpus fuzz/artifacts
 
 # --- PostgreSQL's own regression suite, direct and through pgweir, outputs compared ---
 
