@@ -16,6 +16,7 @@ mod support;
 mod bad_input;
 mod client_limits;
 mod console;
+mod crossing;
 mod differential;
 mod draining;
 mod drivers;
