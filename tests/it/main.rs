@@ -14,8 +14,10 @@
 mod support;
 
 mod bad_input;
+mod cancelling;
 mod client_limits;
 mod console;
+mod copying;
 mod crossing;
 mod differential;
 mod draining;
