@@ -42,8 +42,13 @@ impl Session {
         let Some(lease) = &self.lease else {
             return false;
         };
+        // What the server skips it does not answer.
+        if lease.expect.skips_the_next() {
+            return false;
+        }
         let names_one = matches!(frame.tag, f::PARSE | f::BIND | f::DESCRIBE | f::CLOSE);
-        if self.deallocates && names_one && !self.running.is_empty() {
+        let forgets = self.deallocates || self.discards;
+        if forgets && names_one && !lease.expect.awaits_more() {
             return true;
         }
         let is_changing = lease.expect.is_changing();

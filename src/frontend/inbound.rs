@@ -127,6 +127,10 @@ impl Session {
                     break;
                 }
                 if self.must_wait(frame) {
+                    // Answers that are due now come from nobody else.
+                    self.emit_locals(cx)?;
+                }
+                if self.must_wait(frame) {
                     self.hold_up(gather);
                     break;
                 }
@@ -411,7 +415,7 @@ impl Session {
             match effect {
                 Effect::Setting { name, local: false } => self.settings.touch(name.as_bytes()),
                 Effect::ResetSetting(name) => self.settings.reset(name.as_bytes()),
-                Effect::DeallocateSql(None) => self.deallocates = true,
+                Effect::DeallocateSql(_) => self.deallocates = true,
                 Effect::ResetAll => self.settings.reset_known(),
                 Effect::DiscardAll => {
                     self.discards = true;

@@ -86,7 +86,6 @@ impl Receiver for Relay<'_> {
 
 impl Relay<'_> {
     fn error(&mut self, owed: Owed, payload: &[u8]) -> bool {
-        self.session.deallocates = false;
         if owed.request == Request::Parse && owed.renames && owed.statement == UNNAMED {
             self.session.names.fail_unnamed();
         }
@@ -141,10 +140,7 @@ impl Relay<'_> {
                 self.session.names.forget_all();
                 self.session.pins = PinSet::EMPTY;
             }
-            b"DEALLOCATE ALL\0" => {
-                self.session.deallocates = false;
-                self.session.names.forget_all();
-            }
+            b"DEALLOCATE ALL\0" => self.session.names.forget_all(),
             _ => {}
         }
         if let Some(running) = self.session.running.front() {

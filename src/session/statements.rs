@@ -274,7 +274,7 @@ impl<T> Names<T> {
         // What is behind the error and skipped for it has not been undone yet.
         let changed = self.unconfirmed.iter().find_map(|change| {
             let before = change.before.as_ref()?;
-            is_it(before).then_some(&change.name)
+            (is_it(before) && !change.name.is_empty()).then_some(&change.name)
         });
         let name = changed.or_else(|| {
             let maps = [&self.named, &self.retired];

@@ -140,7 +140,7 @@ impl Expect {
             Request::CopyEnd => {}
             Request::Sync => self.open = false,
             // They end an exchange like a Sync, unless they are skipped.
-            Request::Query | Request::FunctionCall => self.open = self.skipping,
+            Request::Query | Request::FunctionCall => self.open = self.skips_the_next(),
             _ => self.open |= owed.to != For::Local,
         }
         if matches!(
@@ -191,6 +191,11 @@ impl Expect {
     /// The server skips what it is sent up to the next Sync.
     pub fn is_skipping(&self) -> bool {
         self.skipping
+    }
+
+    /// The server skips what it is sent now: the Sync that ends the skipping is still to be sent.
+    pub fn skips_the_next(&self) -> bool {
+        self.skipping && !self.has_sync()
     }
 
     /// See [`Self::is_at_rest`]: at rest or not, another answer may be on its way.

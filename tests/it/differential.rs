@@ -3,6 +3,8 @@
 //! Two backends, and a second client that uses the same statement names for other texts, settings of its own, and
 //! keeps one backend in a transaction from time to time, so that the first client's exchanges change places.
 //!
+//! The first client has no startup parameters: what RESET goes back to is seen only behind the next Sync.
+//!
 //! The seed is fixed, so that a change is judged by what it changed. `PGWEIR_SEED=random` looks for more (`make soak`) and
 //! prints its seed, `PGWEIR_SEED=NUMBER` repeats such a run, `PGWEIR_CASES` makes it longer.
 
@@ -33,7 +35,7 @@ const TEXTS: [&str; 32] = [
     "SELECT nothing FROM differential",
     "",
     "BEGIN",
-    "BEGIN ISOLATION LEVEL SERIALIZABLE",
+    "BEGIN READ ONLY",
     "COMMIT",
     "ROLLBACK",
     "SAVEPOINT s",
@@ -228,8 +230,60 @@ async fn hold_dialogue(
 async fn fresh_client(direct: &mut Client, address: std::net::SocketAddr) -> Client {
     let rows = "TRUNCATE differential; INSERT INTO differential VALUES (1), (2)";
     direct.query(rows).await.ok();
-    let login = Login::new("postgres", "postgres").with("application_name", "first");
+    let login = Login::new("postgres", "postgres");
     Client::connect_as(address, &login).await.unwrap()
+}
+
+/// An answer without what may differ: where in its source the server found an error, and which of two names of the
+/// same text it is about, which the server is not told.
+fn comparable(messages: &[Message]) -> Vec<Message> {
+    let fields = |message: &Message| {
+        let body = String::from_utf8_lossy(&message.body).into_owned();
+        let fields = body
+            .split('\0')
+            .filter(|field| !field.starts_with(['F', 'L', 'R']));
+        let text = fields.collect::<Vec<_>>().join("\0");
+        if text.contains("\0C08P01\0") {
+            text.replace(['1', '2', '3'], "?").into_bytes()
+        } else {
+            text.into_bytes()
+        }
+    };
+    let messages = messages.iter().map(|message| match message.tag {
+        b'E' => Message {
+            tag: b'E',
+            body: fields(message),
+        },
+        _ => message.clone(),
+    });
+    messages.collect()
+}
+
+/// The answers to each exchange. In a failed transaction a statement that this backend does not have can't be parsed
+/// there, so it may be refused (25P02) before PostgreSQL would get to describe it or to miss a parameter.
+fn exchanges<'a>(got: &'a [Message], expected: &'a [Message]) -> [Vec<&'a [Message]>; 2] {
+    let split = |messages: &'a [Message]| -> Vec<&'a [Message]> {
+        messages
+            .split_inclusive(|message| message.tag == b'Z')
+            .collect()
+    };
+    let [mut got, mut expected] = [split(got), split(expected)];
+    let mut index = 0;
+    got.retain(|answer| {
+        let refused = matches!(answer, [error, ready] if ready.body == b"E"
+            && error.body.windows(7).any(|field| field == b"\0C25P02"));
+        let as_well = expected
+            .get(index)
+            .and_then(|answer| answer.last())
+            .is_some_and(|ready| ready.body == b"E");
+        if refused && as_well {
+            expected.remove(index);
+        } else {
+            index += 1;
+        }
+        !(refused && as_well)
+    });
+    [got, expected]
 }
 
 async fn compare(pgweir: &Pgweir, steps: &[Step]) -> Result<(), TestCaseError> {
@@ -247,6 +301,8 @@ async fn compare(pgweir: &Pgweir, steps: &[Step]) -> Result<(), TestCaseError> {
     through.terminate().await;
     neighbour.client.terminate().await;
     for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
+        let (got, expected) = (comparable(got), comparable(expected));
+        let [got, expected] = exchanges(&got, &expected);
         prop_assert_eq!(got, expected, "in the answer to write {}", index);
     }
     Ok(())

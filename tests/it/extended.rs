@@ -157,6 +157,25 @@ async fn what_is_sent_after_an_error_and_before_the_sync_is_skipped() {
 }
 
 #[tokio::test]
+async fn the_backend_is_free_after_the_query_behind_a_late_sync() {
+    let mut role = shared::role("ext_late_sync").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let mut client = role.client(&pgweir).await;
+    let mut other = role.client(&pgweir).await;
+    client
+        .send(&[bind("", "missing", &[]), flush()].concat())
+        .await;
+    client.expect(b'E').await;
+    client.send(&[sync(), query("SELECT 1")].concat()).await;
+    assert_eq!(client.reply().await.order, "Z");
+    assert_eq!(client.reply().await.ok().value(), "1");
+    assert_eq!(other.value("SELECT 'other'").await, "other");
+    assert_eq!(role.pids().await.len(), 1);
+}
+
+#[tokio::test]
 async fn a_query_inside_an_exchange_is_answered_as_the_server_does() {
     let mut same = same().await;
     // Without a Sync in between: the query ends the exchange.
