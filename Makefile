@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: soak show-pgbench show-primary-alone show-import conformance help setup rust packages drivers build test fuzz demo check clean
+.PHONY: soak show-pgbench show-primary-alone show-never-cross show-demo show-import conformance help setup rust packages drivers build test fuzz demo check clean
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
@@ -14,7 +14,7 @@ JDBC_JAR := /usr/share/java/postgresql.jar
 VENV := tests/.venv
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: rust packages drivers ## Install what is missing: PostgreSQL, and the drivers that the tests use
 
@@ -105,6 +105,13 @@ show-pgbench: build packages ## pgbench, 50 clients over 5 server connections, e
 
 show-primary-alone: build packages ## Every database of a server behind `pgweir run --primary` alone
 	tests/show.sh primary_alone
+
+show-never-cross: rust packages ## 2,000 clients on 20 server connections under cancels, disconnects, errors: each answer its own
+	PGWEIR_CLIENTS=$${PGWEIR_CLIENTS:-2000} PGWEIR_BACKENDS=$${PGWEIR_BACKENDS:-20} PGWEIR_SECONDS=$${PGWEIR_SECONDS:-30} \
+		cargo test --release --test it crossing::no_client_gets_anothers_answer -- --nocapture
+
+show-demo: build packages ## psql through `pgweir demo`: \d, a transaction, COPY, \watch, Ctrl-C
+	tests/show.sh demo
 
 show-import: build packages ## A pgbouncer.ini with its userlist, imported and served
 	tests/show.sh import

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows on a scratch server what the pooler is for: tests/show.sh pgbench | primary_alone | import
+# Shows on a scratch server what the pooler is for: tests/show.sh pgbench | primary_alone | import | demo
 # Needs the release binary (make build) and PostgreSQL's programs. Everything it makes is removed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -104,6 +104,55 @@ INI
   [ "$("$bin/psql" -h 127.0.0.1 -p "$port" -U postgres -At app -c 'SELECT 42')" = 42 ]
   if PGPASSWORD=wrong "$bin/psql" -h 127.0.0.1 -p "$port" -U postgres app -c 'SELECT 1' 2>/dev/null; then exit 1; fi
   echo "imported, checked and served; a wrong password is refused"
+}
+
+demo() {
+  "$pgweir" demo --listen 127.0.0.1:0 --http 127.0.0.1:0 >"$folder/demo.out" 2>"$folder/pgweir.log" &
+  pgweir_pid=$!
+  local dsn=
+  for _ in $(seq 1200); do
+    dsn=$(sed -n 's/.*The exchange: *psql //p' "$folder/demo.out")
+    [ -n "$dsn" ] && break
+    kill -0 "$pgweir_pid" || { cat "$folder/pgweir.log" >&2; exit 1; }
+    sleep 0.1
+  done
+  local psql=("$bin/psql" -XAtq -v ON_ERROR_STOP=1 "$dsn")
+  echo "$dsn"
+  # To a variable first: grep -q closes the pipe as soon as it has found what it looks for.
+  local listed
+  listed=$("${psql[@]}" -c '\d')
+  grep -q market_orders <<<"$listed"
+  echo "\\d: $(wc -l <<<"$listed") relations"
+  # Money moves in a transaction that is taken back.
+  local moved
+  moved=$("${psql[@]}" <<'SQL'
+BEGIN;
+UPDATE balances SET amount = amount + 1;
+ROLLBACK;
+SELECT 'rolled back';
+SQL
+  )
+  [ "$moved" = "rolled back" ]
+  echo "a transaction: $moved"
+  "${psql[@]}" -c '\copy (SELECT * FROM assets) TO STDOUT' >"$folder/assets"
+  printf 'CREATE TEMP TABLE copied (LIKE assets);\n\\copy copied FROM %s\nSELECT count(*) FROM copied;\n' \
+    "$folder/assets" >"$folder/copy.sql"
+  local copied
+  copied=$("${psql[@]}" -f "$folder/copy.sql")
+  [ "$copied" = "$(wc -l <"$folder/assets")" ]
+  echo "COPY out and in: $copied rows"
+  local watched
+  watched=$(timeout -s INT 2 "${psql[@]}" -f <(printf 'SELECT 1 \\watch 0.2\n') || true)
+  [ "$(grep -c 1 <<<"$watched")" -ge 3 ]
+  echo "\\watch: $(grep -c 1 <<<"$watched") times"
+  # Ctrl-C: psql sends a cancel request, and says what the server answered.
+  local canceled
+  canceled=$(timeout -s INT 1 "${psql[@]}" -c 'SELECT pg_sleep(600)' 2>&1 || true)
+  grep -q 'canceling statement due to user request' <<<"$canceled"
+  echo "Ctrl-C: ${canceled##*ERROR:  }"
+  kill -INT "$pgweir_pid" && wait "$pgweir_pid"
+  pgweir_pid=
+  echo "stopped"
 }
 
 "$@"
