@@ -344,7 +344,8 @@ impl Session {
     }
 
     /// What `currval` and `lastval` would return may be another client's. Then the backend forgets it first, and the
-    /// server says that nothing is defined yet in this session: an error, but never a wrong number.
+    /// server says that nothing is defined yet in this session. Only the last writer is known, not of which sequence: a
+    /// client that has written may still read another's number from a sequence it has not used itself.
     pub(super) fn guard_sequences(&mut self, known: &Known, gather: &mut Gather) {
         let pid = self.entry.pid.0;
         let Some(lease) = &mut self.lease else {

@@ -1,10 +1,10 @@
-//! `currval` and `lastval` never return another client's number; pins end when what caused them is gone.
+//! `currval` does not return the number of a client that wrote later; pins end when what caused them is gone.
 
 use crate::shared;
 use crate::support::pgweir::Options;
 
 #[tokio::test]
-async fn currval_is_never_another_clients() {
+async fn currval_is_not_that_of_a_later_writer() {
     let role = shared::role("sequences").await;
     let pgweir = Options::new(shared::server())
         .flag("--pool-size", "1")
