@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -243,11 +243,9 @@ fn room(counted: &mut Counted) -> Result<(), HandshakeError> {
 }
 
 async fn refuse(stream: Option<Stream>, error: &HandshakeError, origin: &Origin, shared: &Shared) {
-    static REFUSED: AtomicUsize = AtomicUsize::new(0);
     let (Some(mut stream), false) = (stream, matches!(error, HandshakeError::Io(_))) else {
         return;
     };
-    REFUSED.fetch_add(1, Ordering::Relaxed);
     if shared.config.load().log.log_pooler_errors {
         tracing::info!(client = %origin.text, "refused a connection: {error}");
     }

@@ -4,7 +4,8 @@
 //! The backend is held back from other clients while a request is under way ([`Identity::cancelling`]): the server
 //! sends its signal before it closes the cancel connection, and a backend that is not in a statement when the signal
 //! arrives ignores it before it reads the next one. So once the connection is closed the signal can't hit anybody
-//! else.
+//! else. Where that is not seen, because the request took too long or broke off, the backend is in doubt and is not used
+//! again.
 //!
 //! [`Identity::cancelling`]: super::connection::Identity::cancelling
 
@@ -46,14 +47,76 @@ pub fn cancel(
     }
 }
 
-async fn send(backend: &Identity, dialer: &Dialer) -> Result<(), CancelError> {
+async fn send(backend: &Arc<Identity>, dialer: &Dialer) -> Result<(), CancelError> {
     let mut stream = dialer.connect(&backend.node, backend.encryption).await?;
     let mut packet = Vec::with_capacity(16);
     put_cancel_request(&mut packet, backend.pid, &backend.cancel_key);
+    let doubt = backend.writing_cancel();
     stream.write_all(&packet).await?;
     stream.flush().await?;
     // The server answers by closing. Anything else it says is of no interest; a reset is as good.
     let mut rest = [0; 64];
     while matches!(stream.read(&mut rest).await, Ok(count) if count > 0) {}
+    doubt.settle();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::config::model::Node;
+    use crate::net::connect::Encryption;
+
+    async fn cancelled(answers: bool) -> (Arc<Identity>, Result<(), CancelError>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let node = Node {
+            host: "127.0.0.1".to_owned(),
+            port: listener.local_addr().unwrap().port(),
+            user: None,
+            password: None,
+            dbname: None,
+        };
+        let identity = Arc::new(Identity::new(node, 7, vec![1; 4], Encryption::Plain));
+        let dialer = Arc::new(Dialer::plain());
+        let limit = if answers {
+            Duration::from_secs(30)
+        } else {
+            Duration::from_millis(50)
+        };
+        let request = cancel(Arc::clone(&identity), dialer, limit);
+        assert!(identity.is_being_cancelled());
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut packet = [0; 16];
+            stream.read_exact(&mut packet).await.unwrap();
+            if !answers {
+                // It has the request and does not close: its signal may come at any time.
+                std::future::pending::<()>().await;
+            }
+        };
+        let (sent, ()) = tokio::join!(request, async {
+            tokio::select! {
+                () = server => {}
+                // With an answer the request ends by itself; without one, by its limit.
+                () = identity.cancels_done(), if !answers => {}
+            }
+        });
+        (identity, sent)
+    }
+
+    #[tokio::test]
+    async fn a_backend_is_held_until_the_server_has_closed() {
+        let (identity, sent) = cancelled(true).await;
+        assert!(sent.is_ok());
+        assert!(!identity.is_being_cancelled() && !identity.is_in_doubt());
+    }
+
+    #[tokio::test]
+    async fn a_request_that_was_not_seen_through_leaves_its_backend_in_doubt() {
+        let (identity, sent) = cancelled(false).await;
+        assert!(matches!(sent, Err(CancelError::Timeout)));
+        assert!(!identity.is_being_cancelled() && identity.is_in_doubt());
+    }
 }

@@ -6,7 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::Context;
 
 use tokio::io::AsyncWrite;
@@ -33,6 +33,8 @@ pub struct Identity {
     pub encryption: Encryption,
     cancels: AtomicU32,
     cancels_done: Notify,
+    /// A cancel request may have reached the server, and nobody knows whether its signal is still to come.
+    is_in_doubt: AtomicBool,
 }
 
 impl Identity {
@@ -44,6 +46,7 @@ impl Identity {
             encryption,
             cancels: AtomicU32::new(0),
             cancels_done: Notify::new(),
+            is_in_doubt: AtomicBool::new(false),
         }
     }
 
@@ -58,6 +61,15 @@ impl Identity {
         self.cancels.load(Ordering::SeqCst) > 0
     }
 
+    /// A cancel request is being written. Unless it is settled, the backend stays in doubt for good.
+    pub fn writing_cancel(self: &Arc<Self>) -> Doubt {
+        Doubt(Some(Arc::clone(self)))
+    }
+
+    pub fn is_in_doubt(&self) -> bool {
+        self.is_in_doubt.load(Ordering::SeqCst)
+    }
+
     /// Waits until no cancel request is under way. Cancel safe.
     pub async fn cancels_done(&self) {
         loop {
@@ -66,6 +78,25 @@ impl Identity {
                 return;
             }
             done.await;
+        }
+    }
+}
+
+/// See [`Identity::writing_cancel`].
+#[derive(Debug)]
+pub struct Doubt(Option<Arc<Identity>>);
+
+impl Doubt {
+    /// The server has closed the cancel connection: its signal was sent before that.
+    pub fn settle(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Doubt {
+    fn drop(&mut self) {
+        if let Some(identity) = &self.0 {
+            identity.is_in_doubt.store(true, Ordering::SeqCst);
         }
     }
 }
@@ -145,7 +176,10 @@ impl Backend {
 
     /// At rest and outside a transaction: what a pool may keep.
     pub fn is_clean(&self) -> bool {
-        self.is_at_rest() && self.status == TransactionStatus::Idle && !self.expect.is_suspect()
+        self.is_at_rest()
+            && self.status == TransactionStatus::Idle
+            && !self.expect.is_suspect()
+            && !self.identity.is_in_doubt()
     }
 
     /// Tells the server that the connection is over, if that can be said at once; the server notices a close anyway,

@@ -262,7 +262,11 @@ impl Session {
         match read {
             Ok(0) => return Err(self.server_gone(&ReceiveError::Closed)),
             Err(error) => return Err(self.server_gone(&ReceiveError::Io(error))),
-            Ok(count) => self.take_in(cx, buffer.bytes(count))?,
+            Ok(count) => {
+                let sent = &self.pool.counters.sent_bytes;
+                sent.fetch_add(count as u64, Ordering::Relaxed);
+                self.take_in(cx, buffer.bytes(count))?;
+            }
         }
         self.settle(cx)?;
         if self.held_up {

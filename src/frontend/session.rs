@@ -12,6 +12,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -207,6 +208,10 @@ impl Session {
             Poll::Ready(())
         })
         .await;
+        if self.shared.config.load().log.log_connections {
+            let (user, database, client) = (&entry.user, &entry.database, &entry.peer);
+            tracing::info!(%user, %database, %client, tls = entry.tls, "client logged in");
+        }
         let end = poll_fn(|cx| self.poll(cx)).await;
         self.finish(end).await;
     }
@@ -303,6 +308,8 @@ impl Session {
         if count == 0 {
             return Err(End::ClientGone);
         }
+        let received = &self.pool.counters.received_bytes;
+        received.fetch_add(count as u64, Ordering::Relaxed);
         if self.inbox.is_empty() && !collects {
             let used = self.process(cx, buffer.bytes(count))?;
             self.inbox.push(&buffer.bytes(count)[used..]);
@@ -366,6 +373,21 @@ impl Session {
         }
     }
 
+    fn log_end(&self, end: &End) {
+        if !self.shared.config.load().log.log_disconnections {
+            return;
+        }
+        let reason = match end {
+            End::ClientGone => "client closed the connection",
+            End::Fatal(report) => report.message.as_ref(),
+            End::ServerGone => "the server ended the session",
+        };
+        let entry = &self.entry;
+        let (user, database, client) = (&entry.user, &entry.database, &entry.peer);
+        let seconds = entry.connected.elapsed().as_secs();
+        tracing::info!(%user, %database, %client, seconds, reason, "client disconnected");
+    }
+
     /// Tells the client why, gives the backend back, and closes.
     async fn finish(mut self, end: End) {
         self.entry.clear_running();
@@ -373,6 +395,7 @@ impl Session {
             self.pool.withdraw(&self.entry.waiter);
         }
         self.note_torn();
+        self.log_end(&end);
         if let Some(lease) = self.lease.take() {
             self.part_with(lease, &end);
         }

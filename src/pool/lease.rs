@@ -34,8 +34,9 @@ impl Lease {
     /// here: see [`super::reset::give_back`].
     pub fn checkin(mut self) {
         let now = Instant::now();
-        if !self.is_clean()
-            || self.identity.is_being_cancelled()
+        // In this order: a request that ends in doubt says so before it lets go.
+        if self.identity.is_being_cancelled()
+            || !self.is_clean()
             || self.pool.objects.manager().is_outdated(&self, now)
         {
             return;

@@ -38,7 +38,7 @@ pub enum Residue {
 
 /// Gives a lease back: at once if the connection is clean, else by a task that cleans it within `limit`.
 pub fn give_back(lease: Lease, residue: Residue, dialer: &Arc<Dialer>, limit: Duration) {
-    if residue == Residue::None && lease.is_clean() && !lease.identity.is_being_cancelled() {
+    if residue == Residue::None && !lease.identity.is_being_cancelled() && lease.is_clean() {
         lease.checkin();
         return;
     }

@@ -88,6 +88,21 @@ async fn metrics_are_well_formed_and_follow_the_traffic() {
         client.query("SELECT 1").await.ok();
     }
     assert!(pgweir.metric(series).unwrap() >= before + 5.0);
+    let bytes = |direction: &str| {
+        let series =
+            format!("pgweir_{direction}_bytes_total{{database=\"postgres\",user=\"postgres\"}} ");
+        pgweir.metric(&series).unwrap()
+    };
+    let (received, sent) = (bytes("received"), bytes("sent"));
+    let reply = client.query("SELECT repeat('x', 10000)").await;
+    assert_eq!(reply.value().len(), 10_000);
+    // The frame is its text, type, length and NUL; the row has a description and a tag around it.
+    let frame = "SELECT repeat('x', 10000)".len() + 6;
+    assert_eq!(
+        (bytes("received") - received).to_string(),
+        frame.to_string()
+    );
+    assert!((10_000.0..11_000.0).contains(&(bytes("sent") - sent)));
     let clients = "pgweir_pool_clients{database=\"postgres\",user=\"postgres\",state=\"active\"} ";
     assert_eq!(pgweir.metric(clients), Some(1.0));
 

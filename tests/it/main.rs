@@ -16,6 +16,7 @@ mod support;
 mod bad_input;
 mod cancelling;
 mod client_limits;
+mod connection_log;
 mod console;
 mod copying;
 mod crossing;
