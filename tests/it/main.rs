@@ -20,6 +20,7 @@ mod connection_log;
 mod console;
 mod copying;
 mod crossing;
+mod departures;
 mod differential;
 mod draining;
 mod drivers;
