@@ -141,7 +141,7 @@ pub fn receive(
             },
             received => received?,
         };
-        let mut to_client = received.owed.to == For::Client;
+        let mut to_client = matches!(received.owed.to, For::Client | For::Refusal);
         if is_state {
             to_client |= header.tag == b::ERROR_RESPONSE
                 && (received.owed.to == For::Reparse || b::is_fatal(payload));

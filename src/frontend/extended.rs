@@ -84,7 +84,12 @@ impl Session {
 
     pub(super) fn parse(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
         if frame.missing > 0 {
-            self.pins.insert(PinReason::Unclassifiable);
+            let pins = PinReason::Unclassifiable.into();
+            if let Some(refusal) = self.refuses(pins) {
+                self.refuse_step(frame, refusal, gather);
+                return Ok(());
+            }
+            self.pins = self.pins.union(pins);
             // It goes to the server under the client's own name, and stays there.
             if frame.payload.first() == Some(&0) {
                 self.names.forget_unnamed();
@@ -206,6 +211,10 @@ impl Session {
         let rest_len = rest.len() + frame.missing;
         let statement = self.names.get(bind.statement).cloned();
         if let Some(statement) = &statement {
+            if let Some(refusal) = self.refuses(statement.known.pins) {
+                self.refuse_step(frame, refusal, gather);
+                return Ok(());
+            }
             self.note(&statement.known)?;
             self.guard_sequences(&statement.known, gather);
         }

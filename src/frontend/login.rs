@@ -350,7 +350,8 @@ async fn try_login(
     credentials: &Credentials,
 ) -> Result<(), OpenError> {
     let user = applicant.user;
-    let mut effective = pool.effective.load().as_ref().clone();
+    let (generation, effective) = pool.opens_with();
+    let mut effective = effective.as_ref().clone();
     let is_forced = effective.login_user != user;
     user.clone_into(&mut effective.login_user);
     // Other rules may hold for replication, and its database need not exist.
@@ -362,7 +363,7 @@ async fn try_login(
     }
     let dialer = shared.pools.dialer.load_full();
     let Opened { backend, logged_in } =
-        open::open(&effective, credentials, &dialer, pool.generation()).await?;
+        open::open(&effective, credentials, &dialer, generation).await?;
     if is_forced {
         return Ok(());
     }

@@ -12,6 +12,7 @@ mod inbound;
 pub mod login;
 mod outbound;
 mod prepare;
+mod refusal;
 pub mod replication;
 mod reply;
 pub mod session;

@@ -74,6 +74,9 @@ impl Receiver for Relay<'_> {
     }
 
     fn skipped(&mut self, owed: Owed) {
+        if owed.to == For::Refusal {
+            self.session.refusals.pop_front();
+        }
         if owed.renames {
             self.session.names.undo();
         }
@@ -96,6 +99,13 @@ impl Relay<'_> {
         } else if owed.to == For::Probe {
             // A cancel request that the client meant for its own statement may have come late.
             self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
+        }
+        if owed.to == For::Refusal {
+            let refused = self.session.take_refusal(b::sqlstate(payload));
+            if let Some(report) = &refused {
+                self.gather.own(|out| b::put_report(out, report));
+            }
+            return refused.is_none();
         }
         if let Some(running) = self.session.running.front() {
             running.known.failed();
@@ -166,9 +176,9 @@ impl Relay<'_> {
 
     fn ready(&mut self, backend: &Backend, owed: Owed) {
         match owed.to {
-            For::Client => {
+            For::Client | For::Refusal => {
                 self.session.timed_out = false;
-                if owed.request == Request::Query {
+                if owed.request == Request::Query && owed.to == For::Client {
                     self.finish_statement();
                 }
                 if backend.status == TransactionStatus::Idle {

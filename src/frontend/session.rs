@@ -8,6 +8,7 @@
 //!   goes through `pool::reset`.
 //! - Answers reach the client in the order of its requests, because all of them pass through one backend's queue.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep};
 
+use super::refusal::Refusal;
 use crate::config::model::PoolMode;
 use crate::error::Report;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
@@ -126,13 +128,17 @@ pub struct Session {
     pub(super) held_up: bool,
     /// After an error of pgweir's own in an extended exchange: everything up to the next Sync is dropped.
     pub(super) skipping: bool,
+    /// Bytes of a refused frame that are still to come.
+    pub(super) dropping: usize,
+    /// Why the statements were refused that the server was made to fail in place of, oldest first.
+    pub(super) refusals: VecDeque<Refusal>,
     /// What the statements sent so far will leave: inside a transaction or not.
     pub(super) in_transaction: bool,
     /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
     pub(super) copies_in: bool,
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
-    pub(super) running: std::collections::VecDeque<Running>,
+    pub(super) running: VecDeque<Running>,
     /// The time of the present poll: the clock is read once for all that happens in it.
     pub(super) now: Instant,
     /// Since when the session is in its phase, and in its transaction.
@@ -184,10 +190,12 @@ impl Session {
             discards: false,
             held_up: false,
             skipping: false,
+            dropping: 0,
+            refusals: VecDeque::new(),
             in_transaction: false,
             copies_in: false,
             bound: None,
-            running: std::collections::VecDeque::new(),
+            running: VecDeque::new(),
             now,
             since: now,
             transaction_since: now,

@@ -43,6 +43,8 @@ pub enum For {
     Reparse,
     /// A statement closed to keep the backend's count bounded.
     Evict,
+    /// What the server was made to fail at in place of something that pgweir refuses; the client is told why.
+    Refusal,
     /// A question of pgweir's about the session's state; its rows are collected.
     Probe,
     /// Nothing was sent: pgweir answers in the server's place when the turn comes.

@@ -102,7 +102,10 @@ async fn preparing_a_session_counts_as_login() {
     );
     assert_eq!(error.message, "canceling authentication due to timeout");
     assert!(
-        error.hint.unwrap().contains("timeouts.client_login_timeout"),
+        error
+            .hint
+            .unwrap()
+            .contains("timeouts.client_login_timeout"),
         "a hint"
     );
     assert!(error.detail.unwrap().contains("1 of 1"), "a detail");

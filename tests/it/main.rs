@@ -29,6 +29,7 @@ mod extended;
 mod http;
 mod passthrough;
 mod pooling;
+mod refusals;
 mod reload;
 mod replication;
 mod same;
