@@ -38,12 +38,13 @@ const REQUESTS: [Request; 10] = [
     Request::CopyEnd,
 ];
 
-const TO: [For; 7] = [
+const TO: [For; 8] = [
     For::Client,
     For::Plan,
     For::Reparse,
     For::Evict,
     For::Refusal,
+    For::Shape,
     For::Probe,
     For::Local,
 ];

@@ -101,13 +101,11 @@ impl Relay<'_> {
             self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
         }
         if owed.to == For::Refusal {
-            let refused = self.session.take_refusal(b::sqlstate(payload));
-            if let Some(report) = &refused {
-                self.gather.own(|out| b::put_report(out, report));
+            if let Some(report) = self.session.take_refusal(b::sqlstate(payload)) {
+                self.gather.own(|out| b::put_report(out, &report));
+                return false;
             }
-            return refused.is_none();
-        }
-        if let Some(running) = self.session.running.front() {
+        } else if let Some(running) = self.session.running.front() {
             running.known.failed();
         }
         if let Some(payload) = self.in_own_words(payload) {
@@ -118,7 +116,7 @@ impl Relay<'_> {
             });
             return false;
         }
-        let is_clients = matches!(owed.to, For::Client | For::Reparse);
+        let is_clients = !matches!(owed.to, For::Plan | For::Evict | For::Probe);
         if !self.session.timed_out
             || !is_clients
             || b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED)
@@ -210,7 +208,7 @@ impl Relay<'_> {
                     self.session.cancel(identity);
                 }
             }
-            For::Reparse | For::Evict | For::Local => {}
+            For::Reparse | For::Evict | For::Shape | For::Local => {}
         }
     }
 

@@ -30,11 +30,18 @@ const NAME: &[u8] = b"pgweir refused";
 pub(super) enum Refusal {
     /// `on_session_state = "reject"`.
     SessionState(PinSet),
+    /// DDL has changed what a prepared statement returns: see `stale`.
+    Stale,
 }
 
 impl Refusal {
     fn report(self) -> Report {
         match self {
+            // PostgreSQL's own words.
+            Self::Stale => Report::error(
+                SqlState::FEATURE_NOT_SUPPORTED,
+                "cached plan must not change result type",
+            ),
             Self::SessionState(pins) => {
                 let kinds: Vec<&str> = pins.iter().map(PinReason::describe).collect();
                 Report::error(
@@ -60,7 +67,7 @@ impl Session {
         rejects.then_some(Refusal::SessionState(pins))
     }
 
-    /// Has the server fail in place of a Query or FunctionCall.
+    /// Has the server fail in place of a Query or `FunctionCall`.
     pub(super) fn refuse_query(&mut self, frame: Frame<'_>, refusal: Refusal, gather: &mut Gather) {
         gather.own(|out| f::put_query(out, FAILING));
         if frame.tag == f::QUERY {
@@ -97,7 +104,9 @@ impl Session {
             return None;
         }
         let report = refusal.report();
-        self.log_error(&report);
+        if refusal != Refusal::Stale {
+            self.log_error(&report);
+        }
         Some(report)
     }
 
