@@ -202,6 +202,7 @@ impl Session {
         let bind =
             Bind::read(frame.payload).ok_or_else(|| violation(FrameError::Malformed('B')))?;
         self.pool.counters.binds.fetch_add(1, Ordering::Relaxed);
+        self.metering.bound(bind.portal);
         let rest = frame.start + HEADER + bind.head..frame.end;
         let rest_len = rest.len() + frame.missing;
         let statement = self.names.get(bind.statement).cloned();
@@ -228,12 +229,9 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn execute(&mut self) {
+    pub(super) fn execute(&mut self, frame: Frame<'_>) {
         self.expect(Request::Execute);
-        if let Some(statement) = &self.bound {
-            let known = Arc::clone(&statement.known);
-            self.start(known);
-        }
+        self.start_execute(frame.payload);
     }
 
     pub(super) fn describe(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {

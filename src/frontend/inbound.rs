@@ -1,11 +1,10 @@
 //! What the client sends: framing, batches, simple queries, and forwarding.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 use std::task::Context;
 
 use super::reply;
-use super::session::{End, Phase, Running, Session};
+use super::session::{End, Phase, Session};
 use crate::config::model::{OnSessionState, PoolMode};
 use crate::error::{Report, Severity, SqlState};
 use crate::net::buffer::Gather;
@@ -276,6 +275,8 @@ impl Session {
     /// Forwards one frame to the backend and notes what it will be answered with.
     fn dispatch(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
         self.held_up = false;
+        let len = frame.end - frame.start + frame.missing;
+        self.metering.sent(frame.tag, len);
         if matches!(frame.tag, f::SYNC | f::QUERY | f::FUNCTION_CALL) {
             self.names.next_exchange();
         }
@@ -285,7 +286,7 @@ impl Session {
             f::BIND => return self.bind(frame, gather),
             f::DESCRIBE => return self.describe(frame, gather),
             f::CLOSE => return self.close(frame, gather),
-            f::EXECUTE => self.execute(),
+            f::EXECUTE => self.execute(frame),
             f::SYNC => {
                 self.expect(Request::Sync);
                 gather.input(frame.range());
@@ -323,6 +324,7 @@ impl Session {
         if frame.missing > 0 {
             // Too large to be looked at whole: nothing can be proved of it.
             self.pins.insert(PinReason::Unclassifiable);
+            self.start(std::sync::Arc::clone(self.shared.known.unread()));
         } else {
             let text = f::query_text(frame.payload).map_err(protocol_violation)?;
             let known = self.shared.known.lookup(text, self.lex_options());
@@ -378,15 +380,6 @@ impl Session {
             standard_conforming_strings: !off,
             unsafe_encoding,
         }
-    }
-
-    /// Counts a statement from here.
-    pub(super) fn start(&mut self, known: std::sync::Arc<Known>) {
-        self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
-        self.running.push_back(Running {
-            known,
-            started: self.since,
-        });
     }
 
     /// Notes what a statement that is about to be sent does to the session.
@@ -460,12 +453,13 @@ impl Session {
         }
         let new = known.pins.without(self.pins);
         if !new.is_empty() {
+            known.query.pinned();
             telemetry::metrics::pinned(new.iter().map(PinReason::as_str));
             if known.pins_first_time() {
                 tracing::info!(
                     pool = %self.pool.key,
                     reasons = %new,
-                    statement = %known.text,
+                    statement = %known.query.text,
                     "a statement makes clients keep their server connection; undo what it does when it is not needed, or give it a pool in session mode",
                 );
             }

@@ -171,6 +171,11 @@ impl<T> Names<T> {
         self.named.as_ref().map_or(0, |names| names.len())
     }
 
+    /// The statement whose Parse the server answers next.
+    pub fn under_way(&self) -> Option<&Arc<Statement<T>>> {
+        self.get(&self.unconfirmed.front()?.name)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len() == 0 && self.unnamed.is_none()
     }
