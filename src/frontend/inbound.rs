@@ -30,11 +30,18 @@ pub(super) struct Frame<'a> {
     pub end: usize,
     /// Bytes still to come.
     pub missing: usize,
+    /// What is there of the messages that follow.
+    pub behind: &'a [u8],
 }
 
 impl Frame<'_> {
     pub(super) fn range(&self) -> Range<usize> {
         self.start..self.end
+    }
+
+    /// All of it, with what is still to come.
+    pub(super) fn len(&self) -> usize {
+        self.end - self.start + self.missing
     }
 }
 
@@ -118,6 +125,7 @@ impl Session {
                 start: at,
                 end: at + have,
                 missing,
+                behind: &input[at + have..],
             };
             if self.skipping {
                 self.skip(frame, cx)?;
@@ -133,7 +141,9 @@ impl Session {
                     self.hold_up(gather);
                     break;
                 }
-                self.dispatch(frame, gather)?;
+                if !self.dispatch(frame, gather)? {
+                    break;
+                }
             }
             at += have;
             if missing > 0 {
@@ -272,26 +282,29 @@ impl Session {
         Ok(())
     }
 
-    /// Forwards one frame to the backend and notes what it will be answered with.
-    fn dispatch(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
+    /// Forwards one frame to the backend and notes what it will be answered with. False if it has to wait for answers.
+    fn dispatch(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         self.held_up = false;
-        let len = frame.end - frame.start + frame.missing;
-        self.metering.sent(frame.tag, len);
+        // A Bind may come here again.
+        if frame.tag != f::BIND {
+            self.metering.sent(frame.tag, frame.len());
+        }
         if matches!(frame.tag, f::SYNC | f::QUERY | f::FUNCTION_CALL) {
             self.names.next_exchange();
+            self.reparsed = 0;
         }
         match frame.tag {
-            f::QUERY => return self.query(frame, gather),
-            f::PARSE => return self.parse(frame, gather),
+            f::QUERY => return self.query(frame, gather).map(|()| true),
+            f::PARSE => return self.parse(frame, gather).map(|()| true),
             f::BIND => return self.bind(frame, gather),
-            f::DESCRIBE => return self.describe(frame, gather),
-            f::CLOSE => return self.close(frame, gather),
+            f::DESCRIBE => return self.describe(frame, gather).map(|()| true),
+            f::CLOSE => return self.close(frame, gather).map(|()| true),
             f::EXECUTE => self.execute(frame),
             f::SYNC => {
                 self.expect(Request::Sync);
                 gather.input(frame.range());
                 self.probe(gather);
-                return Ok(());
+                return Ok(true);
             }
             f::FUNCTION_CALL => {
                 if !f::calls_large_object_function(frame.payload) {
@@ -304,7 +317,7 @@ impl Session {
             _ => {}
         }
         gather.input(frame.range());
-        Ok(())
+        Ok(true)
     }
 
     pub(super) fn expect(&mut self, request: Request) {

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use super::checkout::QUESTION;
 use super::reply;
 use super::session::{End, ProbeAnswer, Session};
+use super::stale;
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
 use crate::error::{Report, SqlState};
@@ -103,6 +104,10 @@ impl Relay<'_> {
             self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
         }
         self.count_error(owed, payload);
+        if owed.to == For::Refusal {
+            self.gather.own(stale::put_error);
+            return false;
+        }
         if let Some(payload) = self.in_own_words(payload) {
             self.gather.own(|out| {
                 frame::put(out, b::ERROR_RESPONSE, |out| {
@@ -111,7 +116,7 @@ impl Relay<'_> {
             });
             return false;
         }
-        let is_clients = matches!(owed.to, For::Client | For::Reparse);
+        let is_clients = matches!(owed.to, For::Client | For::Reparse | For::Shape);
         if !self.session.timed_out
             || !is_clients
             || b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED)
@@ -162,8 +167,12 @@ impl Relay<'_> {
             (Request::Query, For::Client) => session.metering.failed(code),
             (Request::FunctionCall | Request::Sync, _) | (_, For::Plan | For::Probe) => {}
             (Request::Parse, For::Client) => {
-                let parse = session.names.under_way().map(|of| Arc::clone(&of.known));
+                let parse = session.names.under_way().cloned();
                 session.metering.failed_extended(code, parse);
+            }
+            (_, For::Refusal) => {
+                let code = SqlState::FEATURE_NOT_SUPPORTED;
+                session.metering.failed_extended(code, None);
             }
             _ => session.metering.failed_extended(code, None),
         }
@@ -207,7 +216,7 @@ impl Relay<'_> {
                     self.session.cancel(identity);
                 }
             }
-            For::Reparse | For::Evict | For::Local => {}
+            For::Reparse | For::Evict | For::Shape | For::Refusal | For::Local => {}
         }
     }
 
