@@ -1,11 +1,11 @@
 //! What the client sends: framing, batches, simple queries, and forwarding.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::task::Context;
 
 use super::reply;
-use super::session::{End, Phase, Running, Session};
+use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
 use crate::error::{Report, Severity, SqlState};
 use crate::net::buffer::Gather;
@@ -38,6 +38,11 @@ pub(super) struct Frame<'a> {
 impl Frame<'_> {
     pub(super) fn range(&self) -> Range<usize> {
         self.start..self.end
+    }
+
+    /// All of it, with what is still to come.
+    pub(super) fn len(&self) -> usize {
+        self.end - self.start + self.missing
     }
 }
 
@@ -272,6 +277,10 @@ impl Session {
     /// Forwards one frame to the backend and notes what it will be answered with. False if it has to wait for answers.
     fn dispatch(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         self.held_up = false;
+        // A Bind may come here again.
+        if frame.tag != f::BIND {
+            self.metering.sent(frame.tag, frame.len());
+        }
         if matches!(frame.tag, f::SYNC | f::QUERY | f::FUNCTION_CALL) {
             self.names.next_exchange();
             self.reparsed = 0;
@@ -282,7 +291,7 @@ impl Session {
             f::BIND => return self.bind(frame, gather),
             f::DESCRIBE => return self.describe(frame, gather).map(|()| true),
             f::CLOSE => return self.close(frame, gather).map(|()| true),
-            f::EXECUTE => self.execute(),
+            f::EXECUTE => self.execute(frame),
             f::SYNC => {
                 self.expect(Request::Sync);
                 gather.input(frame.range());
@@ -293,7 +302,7 @@ impl Session {
                 if !f::calls_large_object_function(frame.payload) {
                     let pins = PinReason::OpaqueState.into();
                     if let Some(refusal) = self.refuses(pins) {
-                        self.refuse_query(frame, refusal, gather);
+                        self.refuse_query(frame, None, refusal, gather);
                         return Ok(true);
                     }
                     self.pins = self.pins.union(pins);
@@ -333,7 +342,7 @@ impl Session {
             .as_ref()
             .map_or(PinReason::Unclassifiable.into(), |known| known.pins);
         if let Some(refusal) = self.refuses(pins) {
-            self.refuse_query(frame, refusal, gather);
+            self.refuse_query(frame, known, refusal, gather);
             return Ok(());
         }
         if let Some(known) = known {
@@ -342,6 +351,7 @@ impl Session {
             self.start(known);
         } else {
             self.pins = self.pins.union(pins);
+            self.start(Arc::clone(self.shared.known.unread()));
         }
         self.expect(Request::Query);
         self.names.forget_unnamed();
@@ -392,15 +402,6 @@ impl Session {
             standard_conforming_strings: !off,
             unsafe_encoding,
         }
-    }
-
-    /// Counts a statement from here.
-    pub(super) fn start(&mut self, known: std::sync::Arc<Known>) {
-        self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
-        self.running.push_back(Running {
-            known,
-            started: self.since,
-        });
     }
 
     /// Notes what a statement that is about to be sent does to the session.
@@ -467,12 +468,13 @@ impl Session {
         }
         let new = known.pins.without(self.pins);
         if !new.is_empty() {
+            known.query.pinned();
             telemetry::metrics::pinned(new.iter().map(PinReason::as_str));
             if known.pins_first_time() {
                 tracing::info!(
                     pool = %self.pool.key,
                     reasons = %new,
-                    statement = %known.text,
+                    statement = %known.query.text,
                     "a statement makes clients keep their server connection; undo what it does when it is not needed, or give it a pool in session mode",
                 );
             }

@@ -6,11 +6,14 @@
 //! must, and leaves the transaction failed, as the server's own error would. Only its words are replaced. So a
 //! transaction can't be committed without the statement that was refused.
 
+use std::sync::Arc;
+
 use super::inbound::Frame;
 use super::session::Session;
 use crate::config::model::{OnSessionState, PoolMode};
 use crate::error::{Report, SqlState};
 use crate::net::buffer::Gather;
+use crate::sql::known::Known;
 use crate::sql::state::{PinReason, PinSet};
 use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frontend as f;
@@ -68,7 +71,15 @@ impl Session {
     }
 
     /// Has the server fail in place of a Query or `FunctionCall`.
-    pub(super) fn refuse_query(&mut self, frame: Frame<'_>, refusal: Refusal, gather: &mut Gather) {
+    pub(super) fn refuse_query(
+        &mut self,
+        frame: Frame<'_>,
+        known: Option<Arc<Known>>,
+        refusal: Refusal,
+        gather: &mut Gather,
+    ) {
+        let known = known.unwrap_or_else(|| Arc::clone(self.shared.known.unread()));
+        self.start(known);
         gather.own(|out| f::put_query(out, FAILING));
         if frame.tag == f::QUERY {
             self.names.forget_unnamed();
@@ -83,7 +94,6 @@ impl Session {
     pub(super) fn refuse_step(&mut self, frame: Frame<'_>, refusal: Refusal, gather: &mut Gather) {
         let body = [FAILING, b"\0\0\0"].concat();
         gather.own(|out| f::put_parse(out, NAME, &body));
-        self.bound = None;
         self.owe_refusal(Request::Parse, frame, refusal);
     }
 

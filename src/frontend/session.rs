@@ -20,6 +20,7 @@ use std::time::Duration;
 use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep};
 
+use super::metering::Metering;
 use super::refusal::Refusal;
 use crate::config::model::PoolMode;
 use crate::error::Report;
@@ -75,13 +76,6 @@ impl From<io::Error> for End {
     fn from(_: io::Error) -> Self {
         Self::ClientGone
     }
-}
-
-/// A statement under way, for the counters.
-#[derive(Debug)]
-pub(super) struct Running {
-    pub known: Arc<Known>,
-    pub started: Instant,
 }
 
 /// The answer to a question about the session's state, as far as it has come.
@@ -140,7 +134,7 @@ pub struct Session {
     pub(super) reparsed: u64,
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
-    pub(super) running: VecDeque<Running>,
+    pub(super) metering: Metering,
     /// The time of the present poll: the clock is read once for all that happens in it.
     pub(super) now: Instant,
     /// Since when the session is in its phase, and in its transaction.
@@ -174,6 +168,7 @@ impl Session {
         Self {
             stream: start.stream,
             effective: pool.effective.load_full(),
+            metering: Metering::new(&start.shared, &start.entry, &start.told),
             shared: start.shared,
             pool,
             _place: start.place,
@@ -198,7 +193,6 @@ impl Session {
             copies_in: false,
             reparsed: 0,
             bound: None,
-            running: VecDeque::new(),
             now,
             since: now,
             transaction_since: now,
@@ -269,14 +263,14 @@ impl Session {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut moved = false;
         if self.outbox.is_empty() {
-            self.blocked_since = None;
+            self.set_blocked(None);
         } else {
             let before = self.outbox.len();
             if let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx) {
                 sent?;
                 moved = true;
             } else if self.outbox.len() < before || self.blocked_since.is_none() {
-                self.blocked_since = Some(self.now);
+                self.set_blocked(Some(self.now));
             }
         }
         if let Some(lease) = &mut self.lease
@@ -289,6 +283,12 @@ impl Session {
             }
         }
         Ok(moved)
+    }
+
+    fn set_blocked(&mut self, since: Option<Instant>) {
+        if let Some(before) = std::mem::replace(&mut self.blocked_since, since) {
+            self.metering.unblocked(self.now.duration_since(before));
+        }
     }
 
     /// Reads the client. While it waits for a backend its bytes are only collected, up to a bound, which also tells
@@ -402,6 +402,7 @@ impl Session {
     /// Tells the client why, gives the backend back, and closes.
     async fn finish(mut self, end: End) {
         self.entry.clear_running();
+        self.abandon_statement(&end);
         if self.phase == Phase::Waiting {
             self.pool.withdraw(&self.entry.waiter);
         }
