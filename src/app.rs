@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::admin::console::Console;
 
 use crate::auth::scram::MockSecret;
+use crate::meter::Recent;
 use crate::pool::auth_query::AuthQuery;
 use crate::pool::{Pools, steward};
 use crate::registry::Order;
@@ -130,6 +131,8 @@ pub async fn serve(
 fn share(parts: Parts) -> Arc<Shared> {
     let known = KnownStatements::default();
     known.queries.set_max(parts.config.metrics.max_queries);
+    let recent = Recent::default();
+    recent.set_threshold(parts.config.slow_log.threshold);
     let pools = Pools::new(Arc::new(parts.dialer));
     let config = Arc::new(ArcSwap::from_pointee(parts.config));
     Arc::new(Shared {
@@ -139,6 +142,7 @@ fn share(parts: Parts) -> Arc<Shared> {
         registry: Arc::default(),
         statements: Global::default(),
         known,
+        recent,
         access: ArcSwap::from_pointee(parts.access),
         client_tls: ArcSwap::from_pointee(parts.client_tls),
         mock: MockSecret::random(),

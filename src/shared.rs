@@ -15,6 +15,7 @@ use crate::auth::ident::IdentMaps;
 use crate::auth::scram::MockSecret;
 use crate::auth::userlist::Userlist;
 use crate::config::model::{Auth, Config};
+use crate::meter::Recent;
 use crate::net::tls::ClientTlsContext;
 use crate::pool::Pools;
 use crate::pool::auth_query::AuthQuery;
@@ -103,6 +104,8 @@ pub struct Shared {
     pub registry: Arc<Registry>,
     pub statements: Global<Arc<Known>>,
     pub known: KnownStatements,
+    /// Slow and failed statements, waits for locks.
+    pub recent: Recent,
 }
 
 /// The console's database and PgBouncer's name for it.

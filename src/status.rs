@@ -11,13 +11,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::config::model::{Config, PoolMode};
-use crate::meter::{Queries, QueriesSample};
+use crate::meter::{Doing, Queries, QueriesSample, QueryId, Recent, RecentSample};
 use crate::pool::effective::Effective;
 use crate::pool::live::LiveBackend;
 use crate::pool::{Pool, Pools};
 use crate::registry::{ClientEntry, ClientState, Registry};
 use crate::shared::Shared;
+use crate::sql::state::PinSet;
 
 /// What a server connection is doing, in PgBouncer's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +67,12 @@ pub struct ClientStatus {
     pub waiting: Duration,
     /// Id of the server connection it runs on.
     pub server: Option<u64>,
+    /// The statement under way.
+    pub running: Option<Doing>,
+    /// When its last statement began.
+    pub last_began: Option<Instant>,
+    /// Why it keeps its server connection, and through which statement.
+    pub pinned: Option<(PinSet, Doing)>,
 }
 
 /// One pool, in the columns of `SHOW POOLS`.
@@ -115,10 +124,19 @@ pub struct Snapshot {
     pub users: Vec<UserStatus>,
     /// Statements, those with the most time first.
     pub queries: QueriesSample,
+    /// The latest slow and failed statements, and what waits for locks.
+    pub recent: RecentSample,
     /// Connections that have not logged in.
     pub logging_in: usize,
     /// Everything is paused.
     pub paused: bool,
+}
+
+/// What sessions write down of statements.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted<'a> {
+    pub queries: &'a Queries,
+    pub recent: &'a Recent,
 }
 
 impl Snapshot {
@@ -128,7 +146,10 @@ impl Snapshot {
             shared.config.load_full(),
             &shared.pools,
             &shared.registry,
-            &shared.known.queries,
+            Counted {
+                queries: &shared.known.queries,
+                recent: &shared.recent,
+            },
             shared.connections.load(Ordering::SeqCst),
         )
     }
@@ -138,7 +159,7 @@ impl Snapshot {
         config: Arc<Config>,
         pools: &Pools,
         registry: &Registry,
-        queries: &Queries,
+        counted: Counted<'_>,
         connections: usize,
     ) -> Self {
         let mut all = pools.all();
@@ -149,7 +170,8 @@ impl Snapshot {
         Self {
             databases: databases(&config, pools, &pool_rows),
             users: users(&config, &pool_rows),
-            queries: queries.sample(),
+            queries: counted.queries.sample(),
+            recent: counted.recent.sample(),
             logging_in: connections.saturating_sub(clients.len()),
             paused: pools.is_paused(),
             pools: pool_rows,
@@ -157,6 +179,16 @@ impl Snapshot {
             clients,
             servers,
         }
+    }
+}
+
+impl Snapshot {
+    /// The text of a statement that has a record; empty for others.
+    pub fn text(&self, id: QueryId) -> &str {
+        let mut queries = self.queries.queries.iter();
+        queries
+            .find(|query| query.id == id)
+            .map_or("", |query| &query.text)
     }
 }
 
@@ -171,6 +203,12 @@ fn clients(registry: &Registry) -> Vec<ClientStatus> {
                 .since()
                 .map_or(Duration::ZERO, |since| since.elapsed()),
             server: None,
+            running: entry.activity.running(),
+            last_began: entry.activity.last_began(),
+            pinned: entry
+                .activity
+                .pinned()
+                .map(|(pins, doing)| (PinSet::from_bits(pins), doing)),
             entry,
         })
         .collect();

@@ -12,6 +12,8 @@ pub mod console;
 mod dialogue;
 pub mod extended;
 pub mod parse;
+mod queries;
+pub mod refine;
 pub mod rows;
 pub mod show;
 pub mod table;

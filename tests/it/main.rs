@@ -29,6 +29,7 @@ mod extended;
 mod http;
 mod passthrough;
 mod pooling;
+mod queries;
 mod refusals;
 mod reload;
 mod replication;
