@@ -111,6 +111,7 @@ fn take_over(parts: Parts, shared: &Shared) {
     shared.client_tls.store(Arc::new(parts.client_tls));
     shared.pools.dialer.store(Arc::new(parts.dialer));
     shared.secrets.clear();
+    shared.clusters.sync(&shared.config.load());
     shared.pools.reload(&shared.config.load());
     tracing::info!("configuration reloaded");
 }

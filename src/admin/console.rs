@@ -109,6 +109,7 @@ impl Console {
         let snapshot = Snapshot::take(
             shared.config.load_full(),
             &shared.pools,
+            &shared.clusters,
             &shared.registry,
             shared.connections.load(Ordering::SeqCst),
         );

@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use super::decode::Reader;
 use super::document::{Node, Origin, Table};
 use super::raw::{
-    Auth, ClientTls, Cluster, Database, General, Key, Log, Pool, ServerTls, Timeouts, User,
+    Auth, ClientTls, Cluster, Database, General, Key, Log, Pool, Routing, ServerTls, Timeouts, User,
 };
 
-/// One `[databases.NAME]`, with the pool's and timeouts' keys that stand in it over the general ones.
+/// One `[databases.NAME]`, with the keys of other sections that stand in it over the general ones.
 pub(super) struct DatabaseTable {
     pub(super) path: String,
     pub(super) at: Option<Origin>,
     pub(super) own: Database,
+    pub(super) routing: Routing,
     pub(super) pool: Pool,
     pub(super) timeouts: Timeouts,
 }
@@ -24,6 +25,7 @@ pub(super) struct Raw {
     pub(super) auth: Auth,
     pub(super) client_tls: ClientTls,
     pub(super) server_tls: ServerTls,
+    pub(super) routing: Routing,
     pub(super) pool: Pool,
     pub(super) timeouts: Timeouts,
     pub(super) databases: BTreeMap<String, DatabaseTable>,
@@ -48,9 +50,10 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
     let client_tls = section!(ClientTls, &mut tls, "client");
     let server_tls = section!(ServerTls, &mut tls, "server");
     refuse_unknown_names(&tls, &["client", "server"], reader);
+    let routing = section!(Routing, &mut root, "routing");
     let pool = section!(Pool, &mut root, "pool");
     let timeouts = section!(Timeouts, &mut root, "timeouts");
-    let databases = read_databases(&mut root, &pool, &timeouts, reader);
+    let databases = read_databases(&mut root, (&routing, &pool, &timeouts), reader);
     let users = read_users(&mut root, reader);
     let log = section!(Log, &mut root, "log");
     refuse_unknown_names(
@@ -60,6 +63,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
             "cluster",
             "auth",
             "tls",
+            "routing",
             "pool",
             "timeouts",
             "databases",
@@ -74,6 +78,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         auth,
         client_tls,
         server_tls,
+        routing,
         pool,
         timeouts,
         databases,
@@ -84,16 +89,17 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
 
 fn read_databases(
     root: &mut Table,
-    pool: &Pool,
-    timeouts: &Timeouts,
+    (routing, pool, timeouts): (&Routing, &Pool, &Timeouts),
     reader: &mut Reader<'_>,
 ) -> BTreeMap<String, DatabaseTable> {
     let mut databases = BTreeMap::new();
     for (name, mut table, at) in named_tables(root, "databases", reader) {
         let own = Database::read(&mut table, &Database::default(), reader);
+        let routing = Routing::read(&mut table, routing, reader);
         let pool = Pool::read(&mut table, pool, reader);
         let timeouts = Timeouts::read(&mut table, timeouts, reader);
         let mut keys = Database::docs().keys;
+        keys.extend(Routing::docs().keys);
         keys.extend(Pool::docs().keys);
         keys.extend(Timeouts::docs().keys);
         refuse_unknown(&table, &keys, reader);
@@ -104,6 +110,7 @@ fn read_databases(
                 path,
                 at: Some(at),
                 own,
+                routing,
                 pool,
                 timeouts,
             },

@@ -25,6 +25,7 @@ mod draining;
 mod drivers;
 mod encryption;
 mod extended;
+mod failover;
 mod http;
 mod passthrough;
 mod pooling;
