@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::decode::Reader;
 use super::document::{Node, Origin, Table};
 use super::raw::{
-    Auth, ClientTls, Cluster, Database, General, Key, Log, Pool, ServerTls, Timeouts, User,
+    Auth, ClientTls, Cluster, Database, General, Key, Log, Pool, Retry, ServerTls, Timeouts, User,
 };
 
 /// One `[databases.NAME]`, with the pool's and timeouts' keys that stand in it over the general ones.
@@ -15,6 +15,7 @@ pub(super) struct DatabaseTable {
     pub(super) own: Database,
     pub(super) pool: Pool,
     pub(super) timeouts: Timeouts,
+    pub(super) retry: Retry,
 }
 
 /// Everything as given, of the right types.
@@ -26,6 +27,7 @@ pub(super) struct Raw {
     pub(super) server_tls: ServerTls,
     pub(super) pool: Pool,
     pub(super) timeouts: Timeouts,
+    pub(super) retry: Retry,
     pub(super) databases: BTreeMap<String, DatabaseTable>,
     pub(super) users: BTreeMap<String, (String, User)>,
     pub(super) log: Log,
@@ -50,7 +52,8 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
     refuse_unknown_names(&tls, &["client", "server"], reader);
     let pool = section!(Pool, &mut root, "pool");
     let timeouts = section!(Timeouts, &mut root, "timeouts");
-    let databases = read_databases(&mut root, &pool, &timeouts, reader);
+    let retry = section!(Retry, &mut root, "retry");
+    let databases = read_databases(&mut root, (&pool, &timeouts, &retry), reader);
     let users = read_users(&mut root, reader);
     let log = section!(Log, &mut root, "log");
     refuse_unknown_names(
@@ -62,6 +65,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
             "tls",
             "pool",
             "timeouts",
+            "retry",
             "databases",
             "users",
             "log",
@@ -76,6 +80,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         server_tls,
         pool,
         timeouts,
+        retry,
         databases,
         users,
         log,
@@ -84,13 +89,15 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
 
 fn read_databases(
     root: &mut Table,
-    pool: &Pool,
-    timeouts: &Timeouts,
+    (pool, timeouts, retry): (&Pool, &Timeouts, &Retry),
     reader: &mut Reader<'_>,
 ) -> BTreeMap<String, DatabaseTable> {
     let mut databases = BTreeMap::new();
     for (name, mut table, at) in named_tables(root, "databases", reader) {
         let own = Database::read(&mut table, &Database::default(), reader);
+        let mut retry_table = reader.take_table(&mut table, "retry");
+        let retry = Retry::read(&mut retry_table, retry, reader);
+        refuse_unknown(&retry_table, &Retry::docs().keys, reader);
         let pool = Pool::read(&mut table, pool, reader);
         let timeouts = Timeouts::read(&mut table, timeouts, reader);
         let mut keys = Database::docs().keys;
@@ -106,6 +113,7 @@ fn read_databases(
                 own,
                 pool,
                 timeouts,
+                retry,
             },
         );
     }
@@ -157,7 +165,7 @@ fn refuse_unknown_names(table: &Table, known: &[&str], reader: &mut Reader<'_>) 
             .iter()
             .map(|known| (distance(name, known), known))
             .min()
-            .filter(|(distance, _)| *distance <= 3 && *distance < name.chars().count());
+            .filter(|(distance, _)| *distance <= 3 && *distance * 2 <= name.chars().count());
         let message = match nearest {
             Some((_, nearest)) => format!("unknown key; did you mean {nearest}?"),
             None => "unknown key".to_owned(),
