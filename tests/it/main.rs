@@ -36,6 +36,7 @@ mod server_failures;
 mod session_state;
 mod shared;
 mod smoke;
+mod stale;
 mod startup;
 mod stored_secrets;
 mod support_works;
