@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use super::document::dotted;
 use super::model::{
-    Auth, ClientTls, Cluster, Config, Database, General, Log, PoolSettings, Retry, ServerTls,
-    Timeouts, User,
+    Auth, ClientTls, Cluster, Config, Database, General, Log, Metrics, PoolSettings, Retry,
+    ServerTls, Timeouts, User,
 };
 use super::raw::{Effect, sections};
 
@@ -34,6 +34,7 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     changes.retry("retry", &old.retry, &new.retry);
     changes.databases(old, new);
     changes.users(old, new);
+    changes.metrics(&old.metrics, &new.metrics);
     changes.log(&old.log, &new.log);
     changes.0
 }
@@ -186,6 +187,12 @@ impl Changes {
             pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
             query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout, retry_statements,
             retry_replay, retry_settle_commit, retry_attempts, retry_deadline,
+        });
+    }
+
+    fn metrics(&mut self, old: &Metrics, new: &Metrics) {
+        compare!(self, "metrics" at "metrics", old, new, Metrics {
+            max_queries, max_query_series,
         });
     }
 

@@ -25,6 +25,7 @@ pub struct Config {
     /// Keyed by the name clients ask for. The key `*` is the fallback; it always exists when `cluster.primary` is set.
     pub databases: BTreeMap<String, Database>,
     pub users: BTreeMap<String, User>,
+    pub metrics: Metrics,
     pub log: Log,
 }
 
@@ -308,6 +309,15 @@ pub struct User {
     pub retry_settle_commit: Option<bool>,
     pub retry_attempts: Option<u32>,
     pub retry_deadline: Option<Duration>,
+}
+
+/// What is counted of statements and shown of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metrics {
+    /// Statements with a record of their own.
+    pub max_queries: usize,
+    /// Statements with series of their own in `/metrics`.
+    pub max_query_series: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

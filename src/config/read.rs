@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::decode::Reader;
 use super::document::{Node, Origin, Table};
 use super::raw::{
-    Auth, ClientTls, Cluster, Database, General, Key, Log, Pool, Retry, ServerTls, Timeouts, User,
+    Auth, ClientTls, Cluster, Database, General, Key, Log, Metrics, Pool, Retry, ServerTls,
+    Timeouts, User,
 };
 
 /// One `[databases.NAME]`, with the pool's and timeouts' keys that stand in it over the general ones.
@@ -30,6 +31,7 @@ pub(super) struct Raw {
     pub(super) retry: Retry,
     pub(super) databases: BTreeMap<String, DatabaseTable>,
     pub(super) users: BTreeMap<String, (String, User)>,
+    pub(super) metrics: Metrics,
     pub(super) log: Log,
 }
 
@@ -55,6 +57,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
     let retry = section!(Retry, &mut root, "retry");
     let databases = read_databases(&mut root, (&pool, &timeouts, &retry), reader);
     let users = read_users(&mut root, reader);
+    let metrics = section!(Metrics, &mut root, "metrics");
     let log = section!(Log, &mut root, "log");
     refuse_unknown_names(
         &root,
@@ -68,6 +71,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
             "retry",
             "databases",
             "users",
+            "metrics",
             "log",
         ],
         reader,
@@ -83,6 +87,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         retry,
         databases,
         users,
+        metrics,
         log,
     }
 }

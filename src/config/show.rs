@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::decode::Value;
 use super::document::dotted;
 use super::model::{
-    Auth, AuthMethod, ClientTls, Cluster, Config, Database, General, Log, LogFormat, Node,
+    Auth, AuthMethod, ClientTls, Cluster, Config, Database, General, Log, LogFormat, Metrics, Node,
     OnSessionState, PoolMode, PoolSettings, Retry, Secret, ServerTls, SslMode, Timeouts, User,
 };
 use super::raw::{Effect, SectionDocs, sections};
@@ -43,6 +43,7 @@ pub fn show(config: &Config) -> Vec<Setting> {
     for (name, user) in &config.users {
         shown.user(&dotted("users", name), user);
     }
+    shown.metrics(&config.metrics);
     shown.log(&config.log);
     shown.settings
 }
@@ -227,6 +228,12 @@ impl Shown {
             pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
             query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout, retry_statements,
             retry_replay, retry_settle_commit, retry_attempts, retry_deadline,
+        });
+    }
+
+    fn metrics(&mut self, of: &Metrics) {
+        list!(self, "metrics" at "metrics", of, Metrics {
+            max_queries, max_query_series,
         });
     }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::decode::{Reader, Setting};
-use super::model::{Config, General, Log, PoolSettings, Retry, Timeouts, User};
+use super::model::{Config, General, Log, Metrics, PoolSettings, Retry, Timeouts, User};
 use super::raw;
 use super::read::Raw;
 use super::validate_auth::{auth, auth_needs, client_tls, server_tls};
@@ -25,6 +25,8 @@ const LARGEST_POOL: usize = 100_000;
 const MOST_ATTEMPTS: usize = 1000;
 /// Each client may hold one.
 const LARGEST_JOURNAL: u64 = 16 * 1024 * 1024;
+/// Each record takes some kilobytes.
+const MAX_QUERIES_MAX: usize = 1_000_000;
 
 pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
     let general = general(&raw.general, reader);
@@ -42,6 +44,7 @@ pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
             .iter()
             .map(|(name, (path, raw))| (name.clone(), user(raw, path, reader)))
             .collect(),
+        metrics: metrics(&raw.metrics, reader),
         log: log(&raw.log, reader),
         general,
         cluster,
@@ -298,6 +301,27 @@ fn user(raw: &raw::User, path: &str, reader: &mut Reader<'_>) -> User {
             .value
             .map(|attempts| u32::try_from(attempts).unwrap_or(u32::MAX)),
         retry_deadline: raw.retry_deadline.value,
+    }
+}
+
+fn metrics(raw: &raw::Metrics, reader: &mut Reader<'_>) -> Metrics {
+    within(
+        &raw.max_queries,
+        "metrics.max_queries",
+        1,
+        MAX_QUERIES_MAX,
+        reader,
+    );
+    within(
+        &raw.max_query_series,
+        "metrics.max_query_series",
+        0,
+        MAX_QUERIES_MAX,
+        reader,
+    );
+    Metrics {
+        max_queries: raw.max_queries.value,
+        max_query_series: raw.max_query_series.value,
     }
 }
 
