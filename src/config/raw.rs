@@ -246,7 +246,8 @@ sections! {
         /// Prepared statements kept on one server connection; the least recently used goes first.
         max_prepared_statements: usize = 200, Live;
         /// What happens to a client that uses session state which can't follow it: `pin` lets it keep its server
-        /// connection until the state is gone, `reject` refuses the statement with 0A000.
+        /// connection until the state is gone, `reject` refuses the statement with 0A000. What functions do unseen pins
+        /// in either case.
         on_session_state: OnSessionState = OnSessionState::Pin, NewConnections;
         /// Statement run once on each new server connection.
         connect_query: Option<String> = None, NewConnections;
