@@ -392,6 +392,7 @@ mod tests {
     use crate::backend::connect::Dialer;
     use crate::cluster::Clusters;
     use crate::config::{Overrides, load};
+    use crate::meter::Queries;
     use crate::pool::Pools;
     use crate::registry::{NewClient, Registry};
 
@@ -427,7 +428,14 @@ mod tests {
         entry.set_state(ClientState::Idle);
         let history = crate::status::stats::History::default();
         let stats = history.stats(&pools);
-        let snapshot = Snapshot::take(config, &pools, &Clusters::new(&pools), &registry, 3);
+        let clusters = Clusters::new(&pools);
+        let snapshot = Snapshot::take(
+            config,
+            (&pools, &clusters),
+            &registry,
+            &Queries::default(),
+            3,
+        );
         check(&View {
             snapshot: &snapshot,
             stats: &stats,

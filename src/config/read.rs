@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::decode::Reader;
 use super::document::{Node, Origin, Table};
 use super::raw::{
-    Auth, ClientTls, Cluster, Database, General, Key, Log, Pool, Routing, ServerTls, Timeouts, User,
+    Auth, ClientTls, Cluster, Database, General, Key, Log, Metrics, Pool, Retry, Routing,
+    ServerTls, Timeouts, User,
 };
 
 /// One `[databases.NAME]`, with the keys of other sections that stand in it over the general ones.
@@ -16,6 +17,7 @@ pub(super) struct DatabaseTable {
     pub(super) routing: Routing,
     pub(super) pool: Pool,
     pub(super) timeouts: Timeouts,
+    pub(super) retry: Retry,
 }
 
 /// Everything as given, of the right types.
@@ -28,8 +30,10 @@ pub(super) struct Raw {
     pub(super) routing: Routing,
     pub(super) pool: Pool,
     pub(super) timeouts: Timeouts,
+    pub(super) retry: Retry,
     pub(super) databases: BTreeMap<String, DatabaseTable>,
     pub(super) users: BTreeMap<String, (String, User)>,
+    pub(super) metrics: Metrics,
     pub(super) log: Log,
 }
 
@@ -53,8 +57,10 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
     let routing = section!(Routing, &mut root, "routing");
     let pool = section!(Pool, &mut root, "pool");
     let timeouts = section!(Timeouts, &mut root, "timeouts");
-    let databases = read_databases(&mut root, (&routing, &pool, &timeouts), reader);
+    let retry = section!(Retry, &mut root, "retry");
+    let databases = read_databases(&mut root, (&routing, &pool, &timeouts, &retry), reader);
     let users = read_users(&mut root, reader);
+    let metrics = section!(Metrics, &mut root, "metrics");
     let log = section!(Log, &mut root, "log");
     refuse_unknown_names(
         &root,
@@ -66,8 +72,10 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
             "routing",
             "pool",
             "timeouts",
+            "retry",
             "databases",
             "users",
+            "metrics",
             "log",
         ],
         reader,
@@ -81,21 +89,26 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         routing,
         pool,
         timeouts,
+        retry,
         databases,
         users,
+        metrics,
         log,
     }
 }
 
 fn read_databases(
     root: &mut Table,
-    (routing, pool, timeouts): (&Routing, &Pool, &Timeouts),
+    (routing, pool, timeouts, retry): (&Routing, &Pool, &Timeouts, &Retry),
     reader: &mut Reader<'_>,
 ) -> BTreeMap<String, DatabaseTable> {
     let mut databases = BTreeMap::new();
     for (name, mut table, at) in named_tables(root, "databases", reader) {
         let own = Database::read(&mut table, &Database::default(), reader);
         let routing = Routing::read(&mut table, routing, reader);
+        let mut retry_table = reader.take_table(&mut table, "retry");
+        let retry = Retry::read(&mut retry_table, retry, reader);
+        refuse_unknown(&retry_table, &Retry::docs().keys, reader);
         let pool = Pool::read(&mut table, pool, reader);
         let timeouts = Timeouts::read(&mut table, timeouts, reader);
         let mut keys = Database::docs().keys;
@@ -113,6 +126,7 @@ fn read_databases(
                 routing,
                 pool,
                 timeouts,
+                retry,
             },
         );
     }
@@ -164,7 +178,7 @@ fn refuse_unknown_names(table: &Table, known: &[&str], reader: &mut Reader<'_>) 
             .iter()
             .map(|known| (distance(name, known), known))
             .min()
-            .filter(|(distance, _)| *distance <= 3 && *distance < name.chars().count());
+            .filter(|(distance, _)| *distance <= 3 && *distance * 2 <= name.chars().count());
         let message = match nearest {
             Some((_, nearest)) => format!("unknown key; did you mean {nearest}?"),
             None => "unknown key".to_owned(),

@@ -8,8 +8,8 @@ use super::decode::Value;
 use super::document::dotted;
 use super::model::{
     Auth, AuthMethod, ClientTls, Cluster, Config, Consistency, Database, General, Log, LogFormat,
-    Node, OnSessionState, PoolMode, PoolSettings, Probe, Reads, Routing, Secret, ServerTls,
-    SslMode, Timeouts, User,
+    Metrics, Node, OnSessionState, PoolMode, PoolSettings, Probe, Reads, Retry, Routing, Secret,
+    ServerTls, SslMode, Timeouts, User,
 };
 use super::raw::{Effect, SectionDocs, sections};
 use super::units::show_duration;
@@ -38,12 +38,14 @@ pub fn show(config: &Config) -> Vec<Setting> {
     shown.routing("routing", &config.routing);
     shown.pool("pool", &config.pool);
     shown.timeouts("timeouts", &config.timeouts);
+    shown.retry("retry", &config.retry);
     for (name, database) in &config.databases {
         shown.database(&dotted("databases", name), database);
     }
     for (name, user) in &config.users {
         shown.user(&dotted("users", name), user);
     }
+    shown.metrics(&config.metrics);
     shown.log(&config.log);
     shown.settings
 }
@@ -238,6 +240,13 @@ impl Shown {
         });
     }
 
+    fn retry(&mut self, path: &str, of: &Retry) {
+        list!(self, "retry" at path, of, Retry {
+            statements, replay, settle_commit, attempts, deadline, backoff, backoff_max, budget, budget_min,
+            journal_size, journal_statements,
+        });
+    }
+
     fn database(&mut self, path: &str, of: &Database) {
         let Database {
             primary,
@@ -248,6 +257,7 @@ impl Shown {
             routing,
             pool,
             timeouts,
+            retry,
             startup,
         } = of;
         let section = "databases.NAME";
@@ -259,6 +269,7 @@ impl Shown {
         self.routing(path, routing);
         self.pool(path, pool);
         self.timeouts(path, timeouts);
+        self.retry(&format!("{path}.retry"), retry);
         for (name, value) in startup {
             self.push(section, path, name, value.clone());
         }
@@ -267,7 +278,14 @@ impl Shown {
     fn user(&mut self, path: &str, of: &User) {
         list!(self, "users.NAME" at path, of, User {
             reads, consistency, replica_wait, pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
-            query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout,
+            query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout, retry_statements,
+            retry_replay, retry_settle_commit, retry_attempts, retry_deadline,
+        });
+    }
+
+    fn metrics(&mut self, of: &Metrics) {
+        list!(self, "metrics" at "metrics", of, Metrics {
+            max_queries, max_query_series,
         });
     }
 

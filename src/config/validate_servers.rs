@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use super::decode::{Reader, Setting};
 use super::files::secret;
-use super::model::{Cluster, Database, Node, PoolSettings, Probe, Routing, Timeouts};
+use super::model::{Cluster, Database, Node, PoolSettings, Probe, Retry, Routing, Timeouts};
 use super::raw;
 use super::read::{DatabaseTable, Raw};
 use super::server_url::check_host;
-use super::validate::{CONSOLE_NAMES, pool, routing, timeouts};
+use super::validate::{CONSOLE_NAMES, pool, retry, routing, timeouts};
 
 /// The database that stands for every one that is not named.
 const FALLBACK: &str = "*";
@@ -151,7 +151,7 @@ fn no_server_twice(
 pub(super) fn databases(
     raw: &Raw,
     cluster: &Cluster,
-    (routing, pool, timeouts): (Routing, &PoolSettings, &Timeouts),
+    (routing, pool, timeouts, retry): (Routing, &PoolSettings, &Timeouts, &Retry),
     reader: &mut Reader<'_>,
 ) -> BTreeMap<String, Database> {
     let mut databases = BTreeMap::new();
@@ -170,6 +170,7 @@ pub(super) fn databases(
             routing,
             pool: pool.clone(),
             timeouts: timeouts.clone(),
+            retry: retry.clone(),
             startup: BTreeMap::new(),
         };
         databases
@@ -231,6 +232,7 @@ fn database(
     }
     let pool = pool(&table.pool, path, reader);
     let timeouts = timeouts(&table.timeouts, path, reader);
+    let retry = retry(&table.retry, &format!("{path}.retry"), reader);
     let (mut primary, mut replicas, own) = servers(table, cluster, reader)?;
     if own && primary.user.is_none() {
         primary.user.clone_from(&raw.user.value);
@@ -260,6 +262,7 @@ fn database(
         routing: routing(&table.routing),
         pool,
         timeouts,
+        retry,
         startup: startup
             .into_iter()
             .filter_map(|(name, setting)| Some((name.to_owned(), setting.value.clone()?)))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::config::model::{Config, Node, PoolSettings, Routing, Secret, Timeouts};
+use crate::config::model::{Config, Node, PoolSettings, Retry, Routing, Secret, Timeouts};
 
 /// What a pool of one user and database goes by. Replaced as a whole at reload.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +22,7 @@ pub struct Effective {
     pub login_password: Option<Secret>,
     pub pool: PoolSettings,
     pub timeouts: Timeouts,
+    pub retry: Retry,
     /// Settings every server connection starts with.
     pub startup: Vec<(String, String)>,
     /// The database came from the fallback entry `*`.
@@ -51,6 +52,7 @@ impl Effective {
         let mut pool = entry.pool.clone();
         let mut timeouts = entry.timeouts.clone();
         let mut routing = entry.routing;
+        let mut retry = entry.retry.clone();
         if let Some(user) = config.users.get(user) {
             routing.reads = user.reads.unwrap_or(routing.reads);
             routing.consistency = user.consistency.unwrap_or(routing.consistency);
@@ -71,6 +73,11 @@ impl Effective {
                 user.transaction_timeout.or(timeouts.transaction_timeout);
             timeouts.client_idle_timeout =
                 user.client_idle_timeout.or(timeouts.client_idle_timeout);
+            retry.statements = user.retry_statements.unwrap_or(retry.statements);
+            retry.replay = user.retry_replay.unwrap_or(retry.replay);
+            retry.settle_commit = user.retry_settle_commit.unwrap_or(retry.settle_commit);
+            retry.attempts = user.retry_attempts.unwrap_or(retry.attempts);
+            retry.deadline = user.retry_deadline.unwrap_or(retry.deadline);
         }
         Some(Self {
             primary: entry.primary.clone(),
@@ -82,6 +89,7 @@ impl Effective {
             login_password: entry.user.as_ref().and(entry.password.clone()),
             pool,
             timeouts,
+            retry,
             startup: entry
                 .startup
                 .iter()
