@@ -12,7 +12,7 @@ use super::stale;
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
 use crate::error::{Report, SqlState};
-use crate::net::buffer::{Gather, ReadBuffer};
+use crate::net::buffer::{Gather, ReadBuffer, give_storage, take_storage};
 use crate::session::leftovers;
 use crate::session::mirror::Mirror;
 use crate::session::settings::Row;
@@ -38,10 +38,8 @@ impl Receiver for Relay<'_> {
     }
 
     fn local(&mut self, request: Request) {
-        debug_assert_eq!(request, Request::Close, "only Close is answered here");
-        self.session.names.confirm();
-        self.gather
-            .own(|out| out.extend_from_slice(&b::CLOSE_COMPLETE_FRAME));
+        let session = &mut *self.session;
+        self.gather.own(|out| session.put_local(request, out));
     }
 
     fn message(&mut self, backend: &Backend, received: Received, tag: u8, payload: &[u8]) -> bool {
@@ -78,6 +76,13 @@ impl Receiver for Relay<'_> {
         if owed.renames {
             self.session.names.undo();
         }
+        match owed.to {
+            For::Refusal => drop(self.session.refusals.pop_front()),
+            For::Local if owed.request == Request::DescribeStatement => {
+                self.session.descriptions.pop_front();
+            }
+            _ => {}
+        }
         let is_counted = matches!(owed.request, Request::Execute | Request::Query);
         if is_counted && owed.to == For::Client {
             self.session.running.pop_front();
@@ -102,7 +107,9 @@ impl Relay<'_> {
             running.known.failed();
         }
         if owed.to == For::Refusal {
-            self.gather.own(stale::put_error);
+            let report = self.session.refusals.front().cloned();
+            let report = report.unwrap_or_else(stale::changed);
+            self.gather.own(|out| b::put_report(out, &report));
             return false;
         }
         if let Some(payload) = self.in_own_words(payload) {
@@ -340,19 +347,40 @@ impl Session {
 
     /// Puts the answers in place that pgweir gives itself and that are due at once.
     pub(super) fn emit_locals(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        let Some(lease) = &mut self.lease else {
-            return Ok(());
-        };
         let mut emitted = false;
-        while lease.passing.remaining == 0 && lease.expect.take_local().is_some() {
-            self.names.confirm();
-            reply::close_complete(&mut self.outbox);
+        while let Some(request) = self.due_local() {
+            let mut answer = take_storage();
+            self.put_local(request, &mut answer);
+            self.outbox.push(&answer);
+            give_storage(answer);
             emitted = true;
         }
         if emitted && let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx) {
             sent?;
         }
         Ok(())
+    }
+
+    /// The answer that pgweir gives itself next, if its turn has come.
+    fn due_local(&mut self) -> Option<Request> {
+        let lease = self.lease.as_mut()?;
+        if lease.passing.remaining > 0 {
+            return None;
+        }
+        lease.expect.take_local()
+    }
+
+    /// An answer in the server's place.
+    fn put_local(&mut self, request: Request, out: &mut Vec<u8>) {
+        if request == Request::DescribeStatement {
+            let description = self.descriptions.pop_front();
+            let messages = description.as_ref().and_then(|it| it.messages.as_deref());
+            out.extend_from_slice(messages.unwrap_or_default());
+        } else {
+            debug_assert_eq!(request, Request::Close, "nothing else is answered here");
+            self.names.confirm();
+            out.extend_from_slice(&b::CLOSE_COMPLETE_FRAME);
+        }
     }
 
     fn drop_backend(&mut self) {

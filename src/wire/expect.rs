@@ -178,6 +178,16 @@ impl Expect {
         self.changes > self.changes_now
     }
 
+    /// Whether something is owed for an exchange before the one being sent.
+    pub fn has_earlier(&self) -> bool {
+        self.queue.iter().any(|owed| {
+            matches!(
+                owed.request,
+                Request::Sync | Request::Query | Request::FunctionCall
+            )
+        })
+    }
+
     /// Nothing is owed, no COPY is under way and no extended exchange waits for its Sync.
     pub fn is_at_rest(&self) -> bool {
         self.awaits_more() && !self.open
