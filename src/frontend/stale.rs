@@ -14,8 +14,8 @@
 use std::sync::Arc;
 
 use super::inbound::Frame;
+use super::refusal::Refusal;
 use super::session::Session;
-use crate::error::{Report, SqlState};
 use crate::net::buffer::Gather;
 use crate::session::shape::{Description, Shape};
 use crate::session::statements::Named;
@@ -27,9 +27,6 @@ use crate::wire::frame::Header;
 use crate::wire::frontend::{self as f, Bind, Target};
 use crate::wire::limits::WHOLE_FRAME_MAX;
 
-/// A name that no statement has.
-const NOWHERE: &[u8] = b"pgweir stale";
-
 /// Whether a statement may run on the backend for a client that was told of it before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Agreement {
@@ -38,12 +35,6 @@ pub(super) enum Agreement {
     Awaited,
     /// It would return something else.
     No,
-}
-
-/// What PostgreSQL says of a statement whose result has changed.
-pub(super) fn changed() -> Report {
-    let message = "cached plan must not change result type";
-    Report::error(SqlState::FEATURE_NOT_SUPPORTED, message)
 }
 
 /// Whether a statement's result may change under DDL. What a utility statement returns depends on what it is about: it is
@@ -156,17 +147,6 @@ impl Session {
         Agreement::Awaited
     }
 
-    /// Has the server fail here, with the effects on exchange and transaction that its own refusal would have.
-    pub(super) fn fail_here(&mut self, report: Report, gather: &mut Gather) {
-        self.bound = None;
-        self.refusals.push_back(report);
-        gather.own(|out| {
-            f::put_bind_head(out, b"", NOWHERE, 6);
-            out.extend_from_slice(&[0; 6]);
-        });
-        self.owe(Owed::new(Request::Bind, For::Refusal));
-    }
-
     /// Whether pgweir answers the Describe of a statement that the backend lacks from what it was told elsewhere. In a
     /// transaction, or ahead of one in the same exchange, a Parse would take a snapshot, which Describe does not, and a
     /// failed one refuses it.
@@ -201,24 +181,19 @@ impl Session {
         frame: Frame<'_>,
         bind: Bind<'_>,
         named: &Named<Arc<Known>>,
-    ) -> Option<Report> {
+    ) -> Option<Refusal> {
         let lease = self.lease.as_ref()?;
         if lease.status != TransactionStatus::Failed || lease.mirror.runs(named.statement.id) {
             return None;
         }
         let expected = named.shape.description()?.parameters;
-        let message = match f::parameter_counts(frame.payload.get(bind.head..)?)? {
-            (formats, given) if formats > 1 && formats != given => {
-                format!("bind message has {formats} parameter formats but {given} parameters")
-            }
-            (_, given) if given != expected => {
-                let name = String::from_utf8_lossy(bind.statement);
-                format!(
-                    "bind message supplies {given} parameters, but prepared statement \"{name}\" requires {expected}"
-                )
-            }
-            _ => return None,
-        };
-        Some(Report::error(SqlState::PROTOCOL_VIOLATION, message))
+        let (formats, given) = f::parameter_counts(frame.payload.get(bind.head..)?)?;
+        let fits = (formats < 2 || formats == given) && given == expected;
+        (!fits).then(|| Refusal::Miscounted {
+            formats,
+            given,
+            expected,
+            name: bind.statement.into(),
+        })
     }
 }
