@@ -178,13 +178,14 @@ impl Expect {
         self.changes > self.changes_now
     }
 
-    /// Whether something is owed for an exchange before the one being sent.
+    /// Whether something is owed for an exchange of the client's before the one being sent.
     pub fn has_earlier(&self) -> bool {
         self.queue.iter().any(|owed| {
-            matches!(
+            let ends = matches!(
                 owed.request,
                 Request::Sync | Request::Query | Request::FunctionCall
-            )
+            );
+            ends && matches!(owed.to, For::Client | For::Refusal)
         })
     }
 
