@@ -68,7 +68,7 @@ const ALLOWED: [(&str, &[&str]); 28] = [
             "config", "wire", "net", "status", "registry", "pool", "cluster", "reload", "shared",
         ],
     ),
-    ("http", &["status", "shared"]),
+    ("http", &["net", "pool", "status", "shared"]),
     ("load", &["config", "wire", "net", "auth", "backend"]),
     ("demo", &["config"]),
     (

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::decode::Reader;
 use super::document::{Node, Origin, Table};
 use super::raw::{
-    Auth, ClientTls, Cluster, Database, General, Key, Log, Pool, ServerTls, Timeouts, User,
+    Auth, ClientTls, Cluster, Database, General, Http, Key, Log, Pool, ServerTls, Timeouts, User,
 };
 
 /// One `[databases.NAME]`, with the pool's and timeouts' keys that stand in it over the general ones.
@@ -20,6 +20,7 @@ pub(super) struct DatabaseTable {
 /// Everything as given, of the right types.
 pub(super) struct Raw {
     pub(super) general: General,
+    pub(super) http: Http,
     pub(super) cluster: Cluster,
     pub(super) auth: Auth,
     pub(super) client_tls: ClientTls,
@@ -42,6 +43,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         }};
     }
     let general = section!(General, &mut root, "general");
+    let http = section!(Http, &mut root, "http");
     let cluster = section!(Cluster, &mut root, "cluster");
     let auth = section!(Auth, &mut root, "auth");
     let mut tls = reader.take_table(&mut root, "tls");
@@ -57,6 +59,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         &root,
         &[
             "general",
+            "http",
             "cluster",
             "auth",
             "tls",
@@ -70,6 +73,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
     );
     Raw {
         general,
+        http,
         cluster,
         auth,
         client_tls,

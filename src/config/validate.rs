@@ -11,6 +11,7 @@ use super::model::{Config, General, Log, PoolSettings, Timeouts, User};
 use super::raw;
 use super::read::Raw;
 use super::validate_auth::{auth, auth_needs, client_tls, server_tls};
+use super::validate_http::http;
 use super::validate_servers::{cluster, databases};
 
 /// The console's names: no database can have them.
@@ -25,6 +26,7 @@ const LARGEST_POOL: usize = 100_000;
 
 pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
     let general = general(&raw.general, reader);
+    let http = http(&raw.http, &raw.general, reader);
     let cluster = cluster(&raw.cluster, reader);
     let pool = pool(&raw.pool, "pool", reader);
     let timeouts = timeouts(&raw.timeouts, "timeouts", reader);
@@ -40,6 +42,7 @@ pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
             .collect(),
         log: log(&raw.log, reader),
         general,
+        http,
         cluster,
         auth,
         client_tls,

@@ -26,6 +26,7 @@ mod drivers;
 mod encryption;
 mod extended;
 mod http;
+mod page_access;
 mod passthrough;
 mod pooling;
 mod reload;
