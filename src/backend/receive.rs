@@ -5,11 +5,13 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use thiserror::Error;
 
 use super::connection::{Backend, Passing};
+use crate::error::SqlState;
 use crate::net::buffer::ReadBuffer;
 use crate::wire::backend as b;
 use crate::wire::expect::{For, Owed, Received, Request, UNNAMED, Unexpected};
@@ -144,8 +146,8 @@ pub fn receive(
         let mut to_client = received.owed.to == For::Client;
         if is_state {
             to_client |= header.tag == b::ERROR_RESPONSE
-                && (received.owed.to == For::Reparse || b::is_fatal(payload));
-            note(backend, header.tag, payload);
+                && (matches!(received.owed.to, For::Reparse | For::Shape) || b::is_fatal(payload));
+            note(backend, received.owed, header.tag, payload);
             to_client &= receiver.message(backend, received, header.tag, payload);
         }
         backend.passing = Passing {
@@ -175,7 +177,7 @@ fn is_own(backend: &Backend) -> bool {
     backend
         .expect
         .front()
-        .is_some_and(|owed| owed.to == For::Probe)
+        .is_some_and(|owed| matches!(owed.to, For::Probe | For::Shape))
 }
 
 /// Moves past the frame under way, as far as the input goes.
@@ -191,8 +193,12 @@ fn pass(backend: &mut Backend, input: &[u8], at: usize, receiver: &mut impl Rece
 }
 
 /// What a message says of the backend itself.
-fn note(backend: &mut Backend, tag: u8, payload: &[u8]) {
+fn note(backend: &mut Backend, owed: Owed, tag: u8, payload: &[u8]) {
     match tag {
+        b::PARAMETER_DESCRIPTION | b::ROW_DESCRIPTION | b::NO_DATA if owed.to == For::Shape => {
+            backend.mirror.awaited_shapes.receive(tag, payload);
+        }
+        b::ERROR_RESPONSE if is_stale(owed, payload) => backend.mirror.spoil(owed.statement),
         b::READY_FOR_QUERY => {
             if let Some(status) = payload
                 .first()
@@ -221,6 +227,23 @@ fn note(backend: &mut Backend, tag: u8, payload: &[u8]) {
     }
 }
 
+/// Whether the server refuses to run a statement because of what DDL has done since it was parsed: its result would be
+/// another one (0A000; the message may be in any language), or a type of its parameters is gone (XX000).
+pub fn is_stale(owed: Owed, payload: &[u8]) -> bool {
+    const RESULT_TYPE_CHECK: &[u8] = b"RevalidateCachedQuery";
+    let uses = matches!(owed.request, Request::Bind | Request::DescribeStatement);
+    if !uses || owed.statement == 0 {
+        return false;
+    }
+    match b::sqlstate(payload) {
+        Some(SqlState::FEATURE_NOT_SUPPORTED) => {
+            b::error_field(payload, b'R') == Some(RESULT_TYPE_CHECK)
+        }
+        Some(SqlState::INTERNAL_ERROR) => owed.request == Request::Bind,
+        _ => false,
+    }
+}
+
 /// After all statements were forgotten: those whose Parse was sent behind will be there.
 fn remember_pipelined(backend: &mut Backend) {
     let parsed = backend
@@ -228,7 +251,7 @@ fn remember_pipelined(backend: &mut Backend) {
         .iter()
         .filter(|owed| owed.request == Request::Parse && !matches!(owed.statement, 0 | UNNAMED));
     for owed in parsed {
-        backend.mirror.prepare(owed.statement);
+        backend.mirror.prepare(owed.statement, Arc::default());
     }
 }
 
@@ -239,10 +262,13 @@ fn skip(backend: &mut Backend, receiver: &mut impl Receiver) {
     for owed in skipped.iter().rev() {
         match owed.request {
             Request::Parse if owed.statement == UNNAMED => backend.mirror.unnamed = None,
+            Request::DescribeStatement if owed.to == For::Shape => {
+                backend.mirror.awaited_shapes.skip();
+            }
             Request::Parse if owed.statement != 0 => backend.mirror.forget(owed.statement),
             // It was to make room and is still there. The next use of the room closes another one.
             Request::Close if owed.to == For::Evict && owed.statement != 0 => {
-                backend.mirror.prepare(owed.statement);
+                backend.mirror.prepare(owed.statement, Arc::default());
             }
             _ => {}
         }

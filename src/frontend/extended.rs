@@ -10,9 +10,11 @@ use std::sync::atomic::Ordering;
 
 use super::inbound::Frame;
 use super::session::{End, Session};
+use super::stale::Agreement;
 use crate::error::{Report, SqlState};
 use crate::net::buffer::Gather;
-use crate::session::statements::{NAMES_MAX, SERVER_NAME_PREFIX};
+use crate::session::shape::Shape;
+use crate::session::statements::{NAMES_MAX, Named, SERVER_NAME_PREFIX};
 use crate::shared::Prepared;
 use crate::sql::state::PinReason;
 use crate::wire::expect::{For, Owed, Request, UNNAMED};
@@ -32,6 +34,14 @@ fn renames(request: Request, to: For, statement: u64) -> Owed {
         to,
         statement,
         renames: true,
+    }
+}
+
+/// What is owed for a message that uses `statement` under its global name.
+fn uses(request: Request, statement: Option<&Arc<Prepared>>) -> Owed {
+    Owed {
+        statement: statement.map_or(0, |statement| statement.id),
+        ..Owed::new(request, For::Client)
     }
 }
 
@@ -76,9 +86,14 @@ impl Session {
         if self.names.is_uncertain(name) {
             return true;
         }
-        let has =
-            |id| lease.mirror.contains(id) && !lease.expect.iter().any(|owed| owed.statement == id);
-        let statement = self.names.get(name).map(|statement| statement.id);
+        let has = |id| {
+            lease.mirror.contains(id)
+                && !lease
+                    .expect
+                    .iter()
+                    .any(|owed| owed.changes() && owed.statement == id)
+        };
+        let statement = self.names.get(name).map(|named| named.statement.id);
         is_changing && (frame.tag == f::PARSE || statement.is_some_and(|id| !has(id)))
     }
 
@@ -113,6 +128,7 @@ impl Session {
         let statement = self.shared.statements.intern(parse.body, search_path, || {
             known.lookup(parse.text, options)
         });
+        let mut shape = Arc::default();
         if parse.name.is_empty() {
             self.owe(renames(Request::Parse, For::Client, UNNAMED));
             if let Some(lease) = &mut self.lease {
@@ -122,9 +138,10 @@ impl Session {
         } else if self.names.get(parse.name).is_some() {
             self.parse_again(parse, gather);
         } else {
-            self.give_statement(&statement, For::Client, gather);
+            shape = self.give_statement(&statement, For::Client, gather);
         }
-        self.names.change(parse.name, Some(statement));
+        self.names
+            .change(parse.name, Some(Named { statement, shape }));
         Ok(())
     }
 
@@ -142,16 +159,18 @@ impl Session {
         self.pins.insert(PinReason::SqlPrepare);
     }
 
-    /// Sends a Parse of `statement` under its global name, making room first.
-    fn give_statement(&mut self, statement: &Arc<Prepared>, to: For, gather: &mut Gather) {
+    /// Sends a Parse of `statement` under its global name, making room first. Returns what the server will tell of it.
+    pub(super) fn give_statement(
+        &mut self,
+        statement: &Arc<Prepared>,
+        to: For,
+        gather: &mut Gather,
+    ) -> Arc<Shape> {
+        let shape = Arc::default();
         let Some(lease) = &mut self.lease else {
-            return;
+            return shape;
         };
-        let in_the_way = if lease.mirror.has(statement.id) {
-            Some(statement.id)
-        } else {
-            lease.mirror.prepare(statement.id)
-        };
+        let in_the_way = lease.mirror.prepare(statement.id, Arc::clone(&shape));
         if let Some(id) = in_the_way {
             let name = [SERVER_NAME_PREFIX, id.to_string().as_bytes()].concat();
             gather.own(|out| f::put_statement_target(out, f::CLOSE, &name));
@@ -160,7 +179,11 @@ impl Session {
                 ..Owed::new(Request::Close, For::Evict)
             });
         }
-        gather.own(|out| f::put_parse(out, &statement.name, &statement.body));
+        lease.mirror.awaited_shapes.push(Arc::clone(&shape));
+        gather.own(|out| {
+            f::put_parse(out, &statement.name, &statement.body);
+            f::put_statement_target(out, f::DESCRIBE, &statement.name);
+        });
         self.pool
             .counters
             .parses_server
@@ -169,6 +192,8 @@ impl Session {
             renames: to == For::Client,
             ..renames(Request::Parse, to, statement.id)
         });
+        self.owe(Owed::new(Request::DescribeStatement, For::Shape));
+        shape
     }
 
     /// Makes sure the backend has `statement`, the unnamed one under the empty name; and that it has no unnamed one of
@@ -191,20 +216,32 @@ impl Session {
                     ..Owed::new(Request::Parse, For::Reparse)
                 });
             }
-            Some(statement) if !name.is_empty() && !lease.mirror.has(statement.id) => {
+            Some(statement) if !name.is_empty() && lease.mirror.shape(statement.id).is_none() => {
                 self.give_statement(statement, For::Reparse, gather);
             }
             _ => {}
         }
     }
 
-    pub(super) fn bind(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
+    /// False if what the client was told of the statement has to be compared with what the backend has first.
+    pub(super) fn bind(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         let bind =
             Bind::read(frame.payload).ok_or_else(|| violation(FrameError::Malformed('B')))?;
+        let named = self.names.get(bind.statement).cloned();
+        if let Some(named) = named.as_ref().filter(|_| !bind.statement.is_empty()) {
+            match self.agree(bind, named, frame.behind, gather) {
+                Agreement::Yes => {}
+                Agreement::Awaited => return Ok(false),
+                Agreement::No => {
+                    self.refuse_stale(gather);
+                    return Ok(true);
+                }
+            }
+        }
+        let statement = named.map(|named| named.statement);
         self.pool.counters.binds.fetch_add(1, Ordering::Relaxed);
         let rest = frame.start + HEADER + bind.head..frame.end;
         let rest_len = rest.len() + frame.missing;
-        let statement = self.names.get(bind.statement).cloned();
         if let Some(statement) = &statement {
             self.note(&statement.known)?;
             self.guard_sequences(&statement.known, gather);
@@ -223,9 +260,10 @@ impl Session {
             }
             _ => gather.input(frame.range()),
         }
+        let named = statement.as_ref().filter(|_| !bind.statement.is_empty());
+        self.owe(uses(Request::Bind, named));
         self.bound = statement;
-        self.expect(Request::Bind);
-        Ok(())
+        Ok(true)
     }
 
     pub(super) fn execute(&mut self) {
@@ -243,9 +281,18 @@ impl Session {
                 gather.input(frame.range());
             }
             Target::Statement(name) => {
-                let statement = self.names.get(name).cloned();
+                let statement = self
+                    .names
+                    .get(name)
+                    .map(|named| Arc::clone(&named.statement));
                 self.ensure(name, statement.as_ref(), gather);
-                self.expect(Request::DescribeStatement);
+                let named = statement.as_ref().filter(|_| !name.is_empty());
+                if let (Some(statement), Some(lease)) = (named, &mut self.lease)
+                    && let Some(shape) = lease.mirror.shape(statement.id)
+                {
+                    self.names.tell(name, shape);
+                }
+                self.owe(uses(Request::DescribeStatement, named));
                 match &statement {
                     Some(statement) if !name.is_empty() => {
                         gather

@@ -31,6 +31,8 @@ pub(super) struct Frame<'a> {
     pub end: usize,
     /// Bytes still to come.
     pub missing: usize,
+    /// What is there of the messages that follow.
+    pub behind: &'a [u8],
 }
 
 impl Frame<'_> {
@@ -119,6 +121,7 @@ impl Session {
                 start: at,
                 end: at + have,
                 missing,
+                behind: &input[at + have..],
             };
             if self.skipping {
                 self.skip(frame, cx)?;
@@ -134,7 +137,9 @@ impl Session {
                     self.hold_up(gather);
                     break;
                 }
-                self.dispatch(frame, gather)?;
+                if !self.dispatch(frame, gather)? {
+                    break;
+                }
             }
             at += have;
             if missing > 0 {
@@ -273,24 +278,25 @@ impl Session {
         Ok(())
     }
 
-    /// Forwards one frame to the backend and notes what it will be answered with.
-    fn dispatch(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
+    /// Forwards one frame to the backend and notes what it will be answered with. False if it has to wait for answers.
+    fn dispatch(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         self.held_up = false;
         if matches!(frame.tag, f::SYNC | f::QUERY | f::FUNCTION_CALL) {
             self.names.next_exchange();
+            self.reparsed = 0;
         }
         match frame.tag {
-            f::QUERY => return self.query(frame, gather),
-            f::PARSE => return self.parse(frame, gather),
+            f::QUERY => return self.query(frame, gather).map(|()| true),
+            f::PARSE => return self.parse(frame, gather).map(|()| true),
             f::BIND => return self.bind(frame, gather),
-            f::DESCRIBE => return self.describe(frame, gather),
-            f::CLOSE => return self.close(frame, gather),
+            f::DESCRIBE => return self.describe(frame, gather).map(|()| true),
+            f::CLOSE => return self.close(frame, gather).map(|()| true),
             f::EXECUTE => self.execute(),
             f::SYNC => {
                 self.expect(Request::Sync);
                 gather.input(frame.range());
                 self.probe(gather);
-                return Ok(());
+                return Ok(true);
             }
             f::FUNCTION_CALL => {
                 if !f::calls_large_object_function(frame.payload) {
@@ -303,7 +309,7 @@ impl Session {
             _ => {}
         }
         gather.input(frame.range());
-        Ok(())
+        Ok(true)
     }
 
     pub(super) fn expect(&mut self, request: Request) {

@@ -15,4 +15,5 @@ mod prepare;
 pub mod replication;
 mod reply;
 pub mod session;
+mod stale;
 pub mod startup;

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use super::checkout::QUESTION;
 use super::reply;
 use super::session::{End, ProbeAnswer, Session};
+use super::stale;
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
 use crate::error::{Report, SqlState};
@@ -100,6 +101,10 @@ impl Relay<'_> {
         if let Some(running) = self.session.running.front() {
             running.known.failed();
         }
+        if owed.to == For::Refusal {
+            self.gather.own(stale::put_error);
+            return false;
+        }
         if let Some(payload) = self.in_own_words(payload) {
             self.gather.own(|out| {
                 frame::put(out, b::ERROR_RESPONSE, |out| {
@@ -108,7 +113,7 @@ impl Relay<'_> {
             });
             return false;
         }
-        let is_clients = matches!(owed.to, For::Client | For::Reparse);
+        let is_clients = matches!(owed.to, For::Client | For::Reparse | For::Shape);
         if !self.session.timed_out
             || !is_clients
             || b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED)
@@ -200,7 +205,7 @@ impl Relay<'_> {
                     self.session.cancel(identity);
                 }
             }
-            For::Reparse | For::Evict | For::Local => {}
+            For::Reparse | For::Evict | For::Shape | For::Refusal | For::Local => {}
         }
     }
 

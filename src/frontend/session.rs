@@ -130,6 +130,8 @@ pub struct Session {
     pub(super) in_transaction: bool,
     /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
     pub(super) copies_in: bool,
+    /// The statement that was parsed anew in this exchange because its shape was in doubt; 0 for none.
+    pub(super) reparsed: u64,
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
     pub(super) running: std::collections::VecDeque<Running>,
@@ -186,6 +188,7 @@ impl Session {
             skipping: false,
             in_transaction: false,
             copies_in: false,
+            reparsed: 0,
             bound: None,
             running: std::collections::VecDeque::new(),
             now,

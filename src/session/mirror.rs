@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lru::LruCache;
 
 use super::settings::Settings;
+use super::shape::{Awaited, Shape};
 
 type Entry = (Box<[u8]>, Box<[u8]>);
 
@@ -41,6 +42,14 @@ impl Reported {
     }
 }
 
+/// A global statement on a backend.
+#[derive(Debug, Default)]
+struct Given {
+    shape: Arc<Shape>,
+    /// The server will not run it any more: it has to be closed and parsed again.
+    stale: bool,
+}
+
 /// The state of one backend.
 #[derive(Debug)]
 pub struct Mirror {
@@ -52,7 +61,9 @@ pub struct Mirror {
     /// What it last reported.
     pub reported: Arc<Reported>,
     /// Global statements it has, least recently used first to go.
-    prepared: LruCache<u64, ()>,
+    prepared: LruCache<u64, Given>,
+    /// Shapes of statements it was given that it has not told yet.
+    pub awaited_shapes: Awaited,
     /// The client (its process ID) that ran the last statement which may have advanced a sequence here: what `currval`
     /// and `lastval` return is its.
     pub sequences_of: Option<u32>,
@@ -72,6 +83,7 @@ impl Mirror {
             unknown_to: None,
             reported,
             prepared,
+            awaited_shapes: Awaited::default(),
             sequences_of: None,
             unnamed: None,
         }
@@ -82,17 +94,29 @@ impl Mirror {
         self.prepared.contains(&id)
     }
 
-    /// Whether the backend has statement `id`; counts as a use of it.
-    pub fn has(&mut self, id: u64) -> bool {
-        self.prepared.get(&id).is_some()
+    /// The shape of statement `id` if the backend has it and would run it; counts as a use of it.
+    pub fn shape(&mut self, id: u64) -> Option<&Arc<Shape>> {
+        self.prepared
+            .get(&id)
+            .filter(|given| !given.stale)
+            .map(|given| &given.shape)
     }
 
-    /// The backend is being given statement `id`. Returns a statement that must be closed to make room.
-    pub fn prepare(&mut self, id: u64) -> Option<u64> {
-        self.prepared
-            .push(id, ())
-            .map(|(evicted, ())| evicted)
-            .filter(|&evicted| evicted != id)
+    /// The backend is being given statement `id`. Returns a statement that must be closed first: the one it had by that
+    /// name, or another to make room.
+    pub fn prepare(&mut self, id: u64, shape: Arc<Shape>) -> Option<u64> {
+        let given = Given {
+            shape,
+            stale: false,
+        };
+        self.prepared.push(id, given).map(|(evicted, _)| evicted)
+    }
+
+    /// The server said that statement `id` can't be run any more.
+    pub fn spoil(&mut self, id: u64) {
+        if let Some(given) = self.prepared.peek_mut(&id) {
+            given.stale = true;
+        }
     }
 
     /// Statement `id` is not there after all, or was closed.
@@ -132,12 +156,24 @@ mod tests {
     #[test]
     fn the_least_recently_used_statement_makes_room() {
         let mut mirror = Mirror::new(Arc::default(), 2);
-        assert_eq!(mirror.prepare(1), None);
-        assert_eq!(mirror.prepare(2), None);
-        assert!(mirror.has(1));
-        assert_eq!(mirror.prepare(3), Some(2));
-        assert!(mirror.has(1) && mirror.has(3) && !mirror.has(2));
-        assert_eq!(mirror.prepare(3), None);
+        let shape = Arc::<Shape>::default;
+        assert_eq!(mirror.prepare(1, shape()), None);
+        assert_eq!(mirror.prepare(2, shape()), None);
+        assert!(mirror.shape(1).is_some());
+        assert_eq!(mirror.prepare(3, shape()), Some(2));
+        assert!(mirror.contains(1) && mirror.contains(3) && !mirror.contains(2));
+        assert_eq!(mirror.prepare(3, shape()), Some(3));
+    }
+
+    #[test]
+    fn a_stale_statement_is_there_to_be_closed_only() {
+        let mut mirror = Mirror::new(Arc::default(), 2);
+        mirror.prepare(1, Arc::default());
+        mirror.spoil(1);
+        mirror.spoil(2);
+        assert!(mirror.shape(1).is_none() && mirror.contains(1));
+        assert_eq!(mirror.prepare(1, Arc::default()), Some(1));
+        assert!(mirror.shape(1).is_some() && !mirror.contains(2));
     }
 
     #[test]

@@ -8,4 +8,5 @@ pub mod leftovers;
 pub mod mirror;
 pub mod plan;
 pub mod settings;
+pub mod shape;
 pub mod statements;

@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 
 use hashbrown::{HashMap, HashTable};
 
+use super::shape::Shape;
+
 /// Global statements kept although no client names them.
 const UNUSED_MAX: usize = 2_000;
 
@@ -123,14 +125,31 @@ impl<T> Global<T> {
     }
 }
 
-type NameMap<T> = HashMap<Box<[u8]>, Arc<Statement<T>>>;
+/// What a session's name stands for.
+#[derive(Debug)]
+pub struct Named<T> {
+    pub statement: Arc<Statement<T>>,
+    /// What the client was told of it.
+    pub shape: Arc<Shape>,
+}
+
+impl<T> Clone for Named<T> {
+    fn clone(&self) -> Self {
+        Self {
+            statement: Arc::clone(&self.statement),
+            shape: Arc::clone(&self.shape),
+        }
+    }
+}
+
+type NameMap<T> = HashMap<Box<[u8]>, Named<T>>;
 
 /// The names of one session. The empty name is the unnamed statement.
 #[derive(Debug)]
 pub struct Names<T> {
     /// Boxed: most sessions of most applications have none.
     named: Option<Box<NameMap<T>>>,
-    unnamed: Option<Arc<Statement<T>>>,
+    unnamed: Option<Named<T>>,
     /// What `DEALLOCATE ALL` took away in the transaction under way: errors behind it still name it.
     retired: Option<Box<NameMap<T>>>,
     /// Changes the server has not confirmed yet, oldest first.
@@ -142,7 +161,7 @@ pub struct Names<T> {
 #[derive(Debug)]
 struct Change<T> {
     name: Box<[u8]>,
-    before: Option<Arc<Statement<T>>>,
+    before: Option<Named<T>>,
     exchange: u64,
 }
 
@@ -159,11 +178,23 @@ impl<T> Default for Names<T> {
 }
 
 impl<T> Names<T> {
-    pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement<T>>> {
+    pub fn get(&self, name: &[u8]) -> Option<&Named<T>> {
         if name.is_empty() {
             self.unnamed.as_ref()
         } else {
             self.named.as_ref()?.get(name)
+        }
+    }
+
+    /// From now on the client knows the statement `name` by `shape`.
+    pub fn tell(&mut self, name: &[u8], shape: &Arc<Shape>) {
+        let named = if name.is_empty() {
+            self.unnamed.as_mut()
+        } else {
+            self.named.as_mut().and_then(|all| all.get_mut(name))
+        };
+        if let Some(named) = named.filter(|named| !Arc::ptr_eq(&named.shape, shape)) {
+            named.shape = Arc::clone(shape);
         }
     }
 
@@ -175,11 +206,7 @@ impl<T> Names<T> {
         self.len() == 0 && self.unnamed.is_none()
     }
 
-    fn put(
-        &mut self,
-        name: &[u8],
-        statement: Option<Arc<Statement<T>>>,
-    ) -> Option<Arc<Statement<T>>> {
+    fn put(&mut self, name: &[u8], statement: Option<Named<T>>) -> Option<Named<T>> {
         if name.is_empty() {
             return std::mem::replace(&mut self.unnamed, statement);
         }
@@ -193,7 +220,7 @@ impl<T> Names<T> {
     }
 
     /// A Parse (`Some`) or Close (`None`) of `name` was sent; the next [`Self::confirm`] or [`Self::undo`] settles it.
-    pub fn change(&mut self, name: &[u8], statement: Option<Arc<Statement<T>>>) {
+    pub fn change(&mut self, name: &[u8], statement: Option<Named<T>>) {
         let before = self.put(name, statement);
         self.unconfirmed.push_back(Change {
             name: name.into(),
@@ -274,12 +301,12 @@ impl<T> Names<T> {
         // What is behind the error and skipped for it has not been undone yet.
         let changed = self.unconfirmed.iter().find_map(|change| {
             let before = change.before.as_ref()?;
-            (is_it(before) && !change.name.is_empty()).then_some(&change.name)
+            (is_it(&before.statement) && !change.name.is_empty()).then_some(&change.name)
         });
         let name = changed.or_else(|| {
             let maps = [&self.named, &self.retired];
             let mut named = maps.into_iter().flatten().flat_map(|map| map.iter());
-            named.find_map(|(name, statement)| is_it(statement).then_some(name))
+            named.find_map(|(name, named)| is_it(&named.statement).then_some(name))
         })?;
         Some([&text[..start], name, &text[end..]].concat())
     }
@@ -307,8 +334,8 @@ impl<T> Names<T> {
         for change in &mut self.unconfirmed {
             if !change.name.is_empty() {
                 change.before = None;
-                if let Some(statement) = self.named.as_ref().and_then(|all| all.get(&change.name)) {
-                    named.insert(change.name.clone(), Arc::clone(statement));
+                if let Some(kept) = self.named.as_ref().and_then(|all| all.get(&change.name)) {
+                    named.insert(change.name.clone(), kept.clone());
                 }
             }
         }
@@ -322,6 +349,13 @@ mod tests {
 
     fn statement(global: &Global<()>, text: &str) -> Arc<Statement<()>> {
         global.intern(format!("{text}\0\0\0").as_bytes(), None, || ())
+    }
+
+    fn named(global: &Global<()>, text: &str) -> Named<()> {
+        Named {
+            statement: statement(global, text),
+            shape: Arc::default(),
+        }
     }
 
     #[test]
@@ -347,15 +381,15 @@ mod tests {
     fn a_failed_parse_leaves_no_name_behind() {
         let global = Global::default();
         let mut names = Names::default();
-        names.change(b"a", Some(statement(&global, "1")));
+        names.change(b"a", Some(named(&global, "1")));
         names.confirm();
         names.change(b"a", None);
-        names.change(b"a", Some(statement(&global, "2")));
-        names.change(b"b", Some(statement(&global, "3")));
+        names.change(b"a", Some(named(&global, "2")));
+        names.change(b"b", Some(named(&global, "3")));
         for _ in 0..3 {
             names.undo();
         }
-        assert_eq!(names.get(b"a").unwrap().body.as_ref(), b"1\0\0\0");
+        assert_eq!(names.get(b"a").unwrap().statement.body.as_ref(), b"1\0\0\0");
         assert!(names.get(b"b").is_none());
     }
 
@@ -363,9 +397,9 @@ mod tests {
     fn a_failed_parse_of_the_unnamed_statement_leaves_none() {
         let global = Global::default();
         let mut names = Names::default();
-        names.change(b"", Some(statement(&global, "1")));
+        names.change(b"", Some(named(&global, "1")));
         names.confirm();
-        names.change(b"", Some(statement(&global, "2")));
+        names.change(b"", Some(named(&global, "2")));
         names.fail_unnamed();
         names.undo();
         assert!(names.get(b"").is_none());
@@ -375,7 +409,7 @@ mod tests {
     fn a_name_is_uncertain_while_another_exchange_may_change_it() {
         let global = Global::default();
         let mut names = Names::default();
-        names.change(b"a", Some(statement(&global, "1")));
+        names.change(b"a", Some(named(&global, "1")));
         assert!(!names.is_uncertain(b"a"));
         names.next_exchange();
         assert!(names.is_uncertain(b"a") && !names.is_uncertain(b"b"));
@@ -391,9 +425,9 @@ mod tests {
     fn a_servers_words_are_put_into_the_sessions() {
         let global = Global::default();
         let mut names = Names::default();
-        let one = statement(&global, "1");
-        names.change(b"mine", Some(Arc::clone(&one)));
-        let text = format!("statement \"pgweir_{}\" is\0", one.id);
+        let one = named(&global, "1");
+        names.change(b"mine", Some(one.clone()));
+        let text = format!("statement \"pgweir_{}\" is\0", one.statement.id);
         assert_eq!(
             names.in_own_words(text.as_bytes()),
             Some(b"statement \"mine\" is\0".to_vec())
@@ -406,9 +440,9 @@ mod tests {
     fn names_parsed_behind_deallocate_all_stay() {
         let global = Global::default();
         let mut names = Names::default();
-        names.change(b"a", Some(statement(&global, "1")));
+        names.change(b"a", Some(named(&global, "1")));
         names.confirm();
-        names.change(b"b", Some(statement(&global, "2")));
+        names.change(b"b", Some(named(&global, "2")));
         names.forget_all();
         assert!(names.get(b"a").is_none() && names.get(b"b").is_some());
         names.undo();
@@ -419,10 +453,10 @@ mod tests {
     fn changes_behind_the_next_sync_survive_an_error() {
         let global = Global::default();
         let mut names = Names::default();
-        names.change(b"a", Some(statement(&global, "1")));
-        names.change(b"a", Some(statement(&global, "2")));
+        names.change(b"a", Some(named(&global, "1")));
+        names.change(b"a", Some(named(&global, "2")));
         names.undo();
-        assert_eq!(names.get(b"a").unwrap().body.as_ref(), b"2\0\0\0");
+        assert_eq!(names.get(b"a").unwrap().statement.body.as_ref(), b"2\0\0\0");
         names.undo();
         assert!(names.get(b"a").is_none());
     }

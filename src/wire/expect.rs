@@ -43,6 +43,10 @@ pub enum For {
     Reparse,
     /// A statement closed to keep the backend's count bounded.
     Evict,
+    /// A Describe of a statement just parsed; an error goes to the client in place of its own answer.
+    Shape,
+    /// A message that makes the server refuse what the client asked for; the error is put into other words.
+    Refusal,
     /// A question of pgweir's about the session's state; its rows are collected.
     Probe,
     /// Nothing was sent: pgweir answers in the server's place when the turn comes.
@@ -58,7 +62,7 @@ pub struct Owed {
     pub request: Request,
     pub to: For,
     /// What it changes on the backend: the global statement a Parse or Close under its global name was for, or
-    /// [`UNNAMED`]; 0 for nothing.
+    /// [`UNNAMED`]; 0 for nothing. Of a Bind or Describe, the one it uses.
     pub statement: u64,
     /// It changes the session's statement names, which is undone if the server skips it.
     pub renames: bool,
@@ -72,6 +76,11 @@ impl Owed {
             statement: 0,
             renames: false,
         }
+    }
+
+    /// Whether it changes a statement of the backend.
+    pub fn changes(&self) -> bool {
+        self.statement != 0 && !matches!(self.request, Request::Bind | Request::DescribeStatement)
     }
 }
 
@@ -149,7 +158,7 @@ impl Expect {
         ) {
             self.changes_now = 0;
         }
-        if owed.statement != 0 {
+        if owed.changes() {
             self.changes += 1;
             self.changes_now += 1;
         }
@@ -157,11 +166,7 @@ impl Expect {
     }
 
     fn pop(&mut self) {
-        if self
-            .queue
-            .pop_front()
-            .is_some_and(|owed| owed.statement != 0)
-        {
+        if self.queue.pop_front().is_some_and(|owed| owed.changes()) {
             self.changes -= 1;
             self.changes_now = self.changes_now.min(self.changes);
         }

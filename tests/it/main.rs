@@ -37,6 +37,7 @@ mod server_failures;
 mod session_state;
 mod shared;
 mod smoke;
+mod stale;
 mod startup;
 mod stored_secrets;
 mod support_works;

@@ -1,0 +1,143 @@
+//! Statements that DDL has changed since the client was told what they return.
+//!
+//! PostgreSQL refuses such a statement at Bind, for as long as it is not parsed again (0A000). Through pgweir the backend
+//! may have parsed it before or after that DDL, for this session or for another. What counts is what *this* client was
+//! told: if the backend's statement has another shape it is parsed anew, and if that doesn't bring the shape back either,
+//! the client gets PostgreSQL's error. A client that asks for a description in the same exchange is told the new one
+//! instead, and goes on.
+//!
+//! # Why the answer is awaited
+//! Behind a Bind there is an Execute, whose effects could not be taken back. It costs one round trip where a backend
+//! gets a statement it lacked, for clients that remember descriptions (JDBC, asyncpg); those that ask each time (libpq)
+//! don't wait.
+
+use std::sync::Arc;
+
+use super::session::Session;
+use crate::error::{Report, SqlState};
+use crate::net::buffer::Gather;
+use crate::session::shape::Shape;
+use crate::session::statements::Named;
+use crate::sql::known::Known;
+use crate::wire::backend as b;
+use crate::wire::expect::{For, Owed, Request};
+use crate::wire::frame::Header;
+use crate::wire::frontend::{self as f, Bind, Target};
+use crate::wire::limits::WHOLE_FRAME_MAX;
+
+/// A name that no statement has.
+const NOWHERE: &[u8] = b"pgweir stale";
+
+/// Whether a statement may run on the backend for a client that was told of it before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Agreement {
+    Yes,
+    /// The server was asked.
+    Awaited,
+    /// It would return something else.
+    No,
+}
+
+/// What PostgreSQL says of a statement whose result has changed.
+pub(super) fn put_error(out: &mut Vec<u8>) {
+    let message = "cached plan must not change result type";
+    b::put_report(
+        out,
+        &Report::error(SqlState::FEATURE_NOT_SUPPORTED, message),
+    );
+}
+
+/// Whether the client asks for the description of `portal` before it executes anything.
+fn describes(mut behind: &[u8], portal: &[u8]) -> bool {
+    while let Ok(Some(header)) = Header::peek(behind, WHOLE_FRAME_MAX) {
+        let Some((frame, rest)) = behind.split_at_checked(header.len) else {
+            return false;
+        };
+        match header.tag {
+            f::DESCRIBE => {
+                let target = Target::read(header.tag, &frame[crate::wire::frame::HEADER..]);
+                if target == Ok(Target::Portal(portal)) {
+                    return true;
+                }
+            }
+            f::PARSE | f::BIND | f::CLOSE => {}
+            _ => return false,
+        }
+        behind = rest;
+    }
+    false
+}
+
+impl Session {
+    /// Whether `bind` may go to the backend as far as the shape of its statement is concerned.
+    pub(super) fn agree(
+        &mut self,
+        bind: Bind<'_>,
+        named: &Named<Arc<Known>>,
+        behind: &[u8],
+        gather: &mut Gather,
+    ) -> Agreement {
+        let Some(lease) = &mut self.lease else {
+            return Agreement::Yes;
+        };
+        let given = lease.mirror.shape(named.statement.id);
+        if given.is_some_and(|given| Arc::ptr_eq(given, &named.shape)) {
+            return Agreement::Yes;
+        }
+        let given = given.cloned();
+        if lease.expect.skips_the_next() {
+            return Agreement::Yes;
+        }
+        let is_told = named.shape.is_known() || lease.mirror.awaited_shapes.contains(&named.shape);
+        let given = if let Some(given) = given {
+            given
+        } else {
+            self.reparsed = named.statement.id;
+            self.give_statement(&named.statement, For::Reparse, gather)
+        };
+        if !is_told || describes(behind, bind.portal) {
+            self.names.tell(bind.statement, &given);
+            return Agreement::Yes;
+        }
+        self.compare(bind, named, &given, gather)
+    }
+
+    fn compare(
+        &mut self,
+        bind: Bind<'_>,
+        named: &Named<Arc<Known>>,
+        given: &Arc<Shape>,
+        gather: &mut Gather,
+    ) -> Agreement {
+        let agrees = named.shape.agrees(given);
+        if agrees == Some(true) {
+            self.names.tell(bind.statement, given);
+            return Agreement::Yes;
+        }
+        let is_awaited = self.lease.as_ref().is_some_and(|lease| {
+            let awaited = &lease.mirror.awaited_shapes;
+            awaited.contains(given) || awaited.contains(&named.shape)
+        });
+        if !is_awaited {
+            if self.reparsed == named.statement.id {
+                return Agreement::No;
+            }
+            // The backend's may be the older one.
+            self.reparsed = named.statement.id;
+            self.give_statement(&named.statement, For::Reparse, gather);
+        }
+        self.held_up = true;
+        gather.own(|out| out.extend_from_slice(&f::FLUSH_FRAME));
+        Agreement::Awaited
+    }
+
+    /// Has the server fail here, with the effects on exchange and transaction that its own refusal would have.
+    pub(super) fn refuse_stale(&mut self, gather: &mut Gather) {
+        self.bound = None;
+        gather.own(|out| {
+            f::put_bind_head(out, b"", NOWHERE, 6);
+            out.extend_from_slice(&[0; 6]);
+        });
+        self.owe(Owed::new(Request::Bind, For::Refusal));
+    }
+}
