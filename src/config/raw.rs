@@ -363,6 +363,14 @@ sections! {
         client_idle_timeout: Option<Duration> = None, Live;
     }
 
+    /// What is counted of statements and shown of it.
+    Metrics = "metrics" {
+        /// Statements with a record of their own; those with the least time are counted as `other`.
+        max_queries: usize = 1000, Live;
+        /// Statements with series of their own in `/metrics`, at most; 0 for none. The rest is exported as `other`.
+        max_query_series: usize = 100, Live;
+    }
+
     /// The log, written to standard error.
     Log = "log" {
         /// `error`, `warn`, `info`, `debug`, `trace`, or a directive such as `pgweir::pool=debug,info`.

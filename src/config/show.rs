@@ -8,8 +8,8 @@ use super::decode::Value;
 use super::document::dotted;
 use super::model::{
     Auth, AuthMethod, ClientTls, Cluster, Config, Database, General, Http, HttpScope, Log,
-    LogFormat, Node, OnSessionState, PoolMode, PoolSettings, Secret, ServerTls, SslMode, Timeouts,
-    User,
+    LogFormat, Metrics, Node, OnSessionState, PoolMode, PoolSettings, Secret, ServerTls, SslMode,
+    Timeouts, User,
 };
 use super::raw::{Effect, SectionDocs, sections};
 use super::units::show_duration;
@@ -44,6 +44,7 @@ pub fn show(config: &Config) -> Vec<Setting> {
     for (name, user) in &config.users {
         shown.user(&dotted("users", name), user);
     }
+    shown.metrics(&config.metrics);
     shown.log(&config.log);
     shown.settings
 }
@@ -225,6 +226,12 @@ impl Shown {
         list!(self, "users.NAME" at path, of, User {
             pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
             query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout,
+        });
+    }
+
+    fn metrics(&mut self, of: &Metrics) {
+        list!(self, "metrics" at "metrics", of, Metrics {
+            max_queries, max_query_series,
         });
     }
 

@@ -233,6 +233,7 @@ impl Session {
                 Agreement::Yes => {}
                 Agreement::Awaited => return Ok(false),
                 Agreement::No => {
+                    self.bound = Some(Arc::clone(&named.statement));
                     self.refuse_stale(gather);
                     return Ok(true);
                 }
@@ -240,6 +241,8 @@ impl Session {
         }
         let statement = named.map(|named| named.statement);
         self.pool.counters.binds.fetch_add(1, Ordering::Relaxed);
+        self.metering.sent(frame.tag, frame.len());
+        self.metering.bound(bind.portal);
         let rest = frame.start + HEADER + bind.head..frame.end;
         let rest_len = rest.len() + frame.missing;
         if let Some(statement) = &statement {
@@ -266,12 +269,9 @@ impl Session {
         Ok(true)
     }
 
-    pub(super) fn execute(&mut self) {
+    pub(super) fn execute(&mut self, frame: Frame<'_>) {
         self.expect(Request::Execute);
-        if let Some(statement) = &self.bound {
-            let known = Arc::clone(&statement.known);
-            self.start(known);
-        }
+        self.start_execute(frame.payload);
     }
 
     pub(super) fn describe(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {

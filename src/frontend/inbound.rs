@@ -1,11 +1,10 @@
 //! What the client sends: framing, batches, simple queries, and forwarding.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 use std::task::Context;
 
 use super::reply;
-use super::session::{End, Phase, Running, Session};
+use super::session::{End, Phase, Session};
 use crate::config::model::{OnSessionState, PoolMode};
 use crate::error::{Report, Severity, SqlState};
 use crate::net::buffer::Gather;
@@ -38,6 +37,11 @@ pub(super) struct Frame<'a> {
 impl Frame<'_> {
     pub(super) fn range(&self) -> Range<usize> {
         self.start..self.end
+    }
+
+    /// All of it, with what is still to come.
+    pub(super) fn len(&self) -> usize {
+        self.end - self.start + self.missing
     }
 }
 
@@ -281,6 +285,10 @@ impl Session {
     /// Forwards one frame to the backend and notes what it will be answered with. False if it has to wait for answers.
     fn dispatch(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         self.held_up = false;
+        // A Bind may come here again.
+        if frame.tag != f::BIND {
+            self.metering.sent(frame.tag, frame.len());
+        }
         if matches!(frame.tag, f::SYNC | f::QUERY | f::FUNCTION_CALL) {
             self.names.next_exchange();
             self.reparsed = 0;
@@ -291,7 +299,7 @@ impl Session {
             f::BIND => return self.bind(frame, gather),
             f::DESCRIBE => return self.describe(frame, gather).map(|()| true),
             f::CLOSE => return self.close(frame, gather).map(|()| true),
-            f::EXECUTE => self.execute(),
+            f::EXECUTE => self.execute(frame),
             f::SYNC => {
                 self.expect(Request::Sync);
                 gather.input(frame.range());
@@ -329,6 +337,7 @@ impl Session {
         if frame.missing > 0 {
             // Too large to be looked at whole: nothing can be proved of it.
             self.pins.insert(PinReason::Unclassifiable);
+            self.start(std::sync::Arc::clone(self.shared.known.unread()));
         } else {
             let text = f::query_text(frame.payload).map_err(protocol_violation)?;
             let known = self.shared.known.lookup(text, self.lex_options());
@@ -384,15 +393,6 @@ impl Session {
             standard_conforming_strings: !off,
             unsafe_encoding,
         }
-    }
-
-    /// Counts a statement from here.
-    pub(super) fn start(&mut self, known: std::sync::Arc<Known>) {
-        self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
-        self.running.push_back(Running {
-            known,
-            started: self.since,
-        });
     }
 
     /// Notes what a statement that is about to be sent does to the session.
@@ -466,12 +466,13 @@ impl Session {
         }
         let new = known.pins.without(self.pins);
         if !new.is_empty() {
+            known.query.pinned();
             telemetry::metrics::pinned(new.iter().map(PinReason::as_str));
             if known.pins_first_time() {
                 tracing::info!(
                     pool = %self.pool.key,
                     reasons = %new,
-                    statement = %known.text,
+                    statement = %known.query.text,
                     "a statement makes clients keep their server connection; undo what it does when it is not needed, or give it a pool in session mode",
                 );
             }

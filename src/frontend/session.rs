@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep};
 
+use super::metering::Metering;
 use crate::config::model::PoolMode;
 use crate::error::Report;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
@@ -75,13 +76,6 @@ impl From<io::Error> for End {
     }
 }
 
-/// A statement under way, for the counters.
-#[derive(Debug)]
-pub(super) struct Running {
-    pub known: Arc<Known>,
-    pub started: Instant,
-}
-
 /// The answer to a question about the session's state, as far as it has come.
 #[derive(Debug, Default)]
 pub(super) struct ProbeAnswer {
@@ -134,7 +128,7 @@ pub struct Session {
     pub(super) reparsed: u64,
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
-    pub(super) running: std::collections::VecDeque<Running>,
+    pub(super) metering: Metering,
     /// The time of the present poll: the clock is read once for all that happens in it.
     pub(super) now: Instant,
     /// Since when the session is in its phase, and in its transaction.
@@ -168,6 +162,7 @@ impl Session {
         Self {
             stream: start.stream,
             effective: pool.effective.load_full(),
+            metering: Metering::new(&start.shared, &start.entry, &start.told),
             shared: start.shared,
             pool,
             _place: start.place,
@@ -190,7 +185,6 @@ impl Session {
             copies_in: false,
             reparsed: 0,
             bound: None,
-            running: std::collections::VecDeque::new(),
             now,
             since: now,
             transaction_since: now,
@@ -261,14 +255,14 @@ impl Session {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut moved = false;
         if self.outbox.is_empty() {
-            self.blocked_since = None;
+            self.set_blocked(None);
         } else {
             let before = self.outbox.len();
             if let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx) {
                 sent?;
                 moved = true;
             } else if self.outbox.len() < before || self.blocked_since.is_none() {
-                self.blocked_since = Some(self.now);
+                self.set_blocked(Some(self.now));
             }
         }
         if let Some(lease) = &mut self.lease
@@ -281,6 +275,12 @@ impl Session {
             }
         }
         Ok(moved)
+    }
+
+    fn set_blocked(&mut self, since: Option<Instant>) {
+        if let Some(before) = std::mem::replace(&mut self.blocked_since, since) {
+            self.metering.unblocked(self.now.duration_since(before));
+        }
     }
 
     /// Reads the client. While it waits for a backend its bytes are only collected, up to a bound, which also tells
@@ -394,6 +394,7 @@ impl Session {
     /// Tells the client why, gives the backend back, and closes.
     async fn finish(mut self, end: End) {
         self.entry.clear_running();
+        self.abandon_statement(&end);
         if self.phase == Phase::Waiting {
             self.pool.withdraw(&self.entry.waiter);
         }

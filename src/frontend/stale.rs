@@ -133,7 +133,6 @@ impl Session {
 
     /// Has the server fail here, with the effects on exchange and transaction that its own refusal would have.
     pub(super) fn refuse_stale(&mut self, gather: &mut Gather) {
-        self.bound = None;
         gather.own(|out| {
             f::put_bind_head(out, b"", NOWHERE, 6);
             out.extend_from_slice(&[0; 6]);

@@ -2,7 +2,6 @@
 //!
 //! What costs more than reading counters is only done while somebody reads, and once for all who do.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyper::body::Bytes;
@@ -66,18 +65,8 @@ impl Monitor {
         }
     }
 
-    fn snapshot(&self) -> Snapshot {
-        let shared = &self.shared;
-        Snapshot::take(
-            shared.config.load_full(),
-            &shared.pools,
-            &shared.registry,
-            shared.connections.load(Ordering::SeqCst),
-        )
-    }
-
     fn with_now<R>(&self, role: Role, use_it: impl FnOnce(&Now<'_>) -> R) -> R {
-        let snapshot = self.snapshot();
+        let snapshot = Snapshot::of(&self.shared);
         let timeline = self.timeline();
         use_it(&Now::new(&self.shared, &snapshot, &timeline, role))
     }
