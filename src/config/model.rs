@@ -21,6 +21,8 @@ pub struct Config {
     pub pool: PoolSettings,
     /// Defaults for every pool, user and database.
     pub timeouts: Timeouts,
+    /// Defaults for every database.
+    pub retry: Retry,
     /// Keyed by the name clients ask for. The key `*` is the fallback; it always exists when `cluster.primary` is set.
     pub databases: BTreeMap<String, Database>,
     pub users: BTreeMap<String, User>,
@@ -268,6 +270,32 @@ pub struct Timeouts {
     pub cancel_wait_timeout: Duration,
 }
 
+/// What is run again after a failure that is not the application's, and how often.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    /// Statements outside a transaction.
+    pub statements: bool,
+    /// Transactions.
+    pub replay: bool,
+    /// A COMMIT whose answer was lost is looked up.
+    pub settle_commit: bool,
+    /// Runs after the first one.
+    pub attempts: u32,
+    /// No further run begins this long after the first failure.
+    pub deadline: Duration,
+    /// The pause before a run is a random part of this, doubled with each run.
+    pub backoff: Duration,
+    pub backoff_max: Duration,
+    /// Reruns allowed for each 100 transactions of the pool.
+    pub budget: u32,
+    /// Reruns allowed for each second besides.
+    pub budget_min: u32,
+    /// Bytes of requests kept of one transaction.
+    pub journal_size: usize,
+    /// Exchanges kept of one transaction.
+    pub journal_statements: usize,
+}
+
 /// A database as clients name it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Database {
@@ -280,6 +308,7 @@ pub struct Database {
     pub password: Option<Secret>,
     pub pool: PoolSettings,
     pub timeouts: Timeouts,
+    pub retry: Retry,
     /// Settings every server connection of this database starts with (`client_encoding`, `datestyle`, `timezone`,
     /// `application_name`).
     pub startup: BTreeMap<String, String>,
@@ -298,6 +327,11 @@ pub struct User {
     pub idle_transaction_timeout: Option<Duration>,
     pub transaction_timeout: Option<Duration>,
     pub client_idle_timeout: Option<Duration>,
+    pub retry_statements: Option<bool>,
+    pub retry_replay: Option<bool>,
+    pub retry_settle_commit: Option<bool>,
+    pub retry_attempts: Option<u32>,
+    pub retry_deadline: Option<Duration>,
 }
 
 /// What is counted of statements and shown of it.

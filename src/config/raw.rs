@@ -273,7 +273,8 @@ sections! {
         /// Prepared statements kept on one server connection; the least recently used goes first.
         max_prepared_statements: usize = 200, Live;
         /// What happens to a client that uses session state which can't follow it: `pin` lets it keep its server
-        /// connection until the state is gone, `reject` refuses the statement with 0A000.
+        /// connection until the state is gone, `reject` refuses the statement with 0A000. What functions do unseen pins
+        /// in either case.
         on_session_state: OnSessionState = OnSessionState::Pin, NewConnections;
         /// Statement run once on each new server connection.
         connect_query: Option<String> = None, NewConnections;
@@ -307,6 +308,36 @@ sections! {
         server_lifetime: Limit = limit(3600), NewConnections;
         /// How long a cancel request may take, and how long the end of its statement is awaited.
         cancel_wait_timeout: Duration = Duration::from_secs(10), Live;
+    }
+
+    /// What pgweir runs again by itself after a failure that is not the application's: see docs/retries.md. The keys may
+    /// stand in `[databases.NAME.retry]` too.
+    Retry = "retry" {
+        /// Statements outside a transaction: those the server rolled back (40001, 40P01), and those lost with their
+        /// connection where that can do no harm.
+        statements: bool = true, Live;
+        /// Transactions on a deadlock, a serialization failure or the loss of the server: their statements are run again
+        /// and must be answered as before, byte for byte.
+        replay: bool = false, Live;
+        /// A COMMIT whose answer was lost is looked up on the server (`pg_xact_status`). Costs a small question ahead of
+        /// each COMMIT, in the same write.
+        settle_commit: bool = false, Live;
+        /// Runs of one request after the first.
+        attempts: usize = 10, Live;
+        /// No further run begins this long after the first failure.
+        deadline: Duration = Duration::from_secs(30), Live;
+        /// The pause before a run is a random part of this, doubled with each run.
+        backoff: Duration = Duration::from_millis(4), Live;
+        /// The longest of these pauses.
+        backoff_max: Duration = Duration::from_secs(1), Live;
+        /// Runs that a pool may add for each 100 of its transactions.
+        budget: usize = 100, Live;
+        /// Runs that a pool may add each second besides.
+        budget_min: usize = 100, Live;
+        /// Requests kept of one transaction for its replay; a longer one is not replayed.
+        journal_size: Size = Size(64 * 1024), Live;
+        /// The same as a number of exchanges: simple queries, or extended ones up to their Sync.
+        journal_statements: usize = 1000, Live;
     }
 
     /// A database as clients name it; `databases."*"` is any that is not named. Every key of `[pool]` and
@@ -361,6 +392,16 @@ sections! {
         transaction_timeout: Option<Duration> = None, Live;
         /// As in `[timeouts]`.
         client_idle_timeout: Option<Duration> = None, Live;
+        /// As `statements` in `[retry]`.
+        retry_statements: Option<bool> = None, Live;
+        /// As `replay` in `[retry]`.
+        retry_replay: Option<bool> = None, Live;
+        /// As `settle_commit` in `[retry]`.
+        retry_settle_commit: Option<bool> = None, Live;
+        /// As `attempts` in `[retry]`.
+        retry_attempts: Option<usize> = None, Live;
+        /// As `deadline` in `[retry]`.
+        retry_deadline: Option<Duration> = None, Live;
     }
 
     /// What is counted of statements and shown of it.

@@ -8,8 +8,8 @@ use super::decode::Value;
 use super::document::dotted;
 use super::model::{
     Auth, AuthMethod, ClientTls, Cluster, Config, Database, General, Http, HttpScope, Log,
-    LogFormat, Metrics, Node, OnSessionState, PoolMode, PoolSettings, Secret, ServerTls, SslMode,
-    Timeouts, User,
+    LogFormat, Metrics, Node, OnSessionState, PoolMode, PoolSettings, Retry, Secret, ServerTls,
+    SslMode, Timeouts, User,
 };
 use super::raw::{Effect, SectionDocs, sections};
 use super::units::show_duration;
@@ -38,6 +38,7 @@ pub fn show(config: &Config) -> Vec<Setting> {
     shown.tls(&config.client_tls, &config.server_tls);
     shown.pool("pool", &config.pool);
     shown.timeouts("timeouts", &config.timeouts);
+    shown.retry("retry", &config.retry);
     for (name, database) in &config.databases {
         shown.database(&dotted("databases", name), database);
     }
@@ -198,6 +199,13 @@ impl Shown {
         });
     }
 
+    fn retry(&mut self, path: &str, of: &Retry) {
+        list!(self, "retry" at path, of, Retry {
+            statements, replay, settle_commit, attempts, deadline, backoff, backoff_max, budget, budget_min,
+            journal_size, journal_statements,
+        });
+    }
+
     fn database(&mut self, path: &str, of: &Database) {
         let Database {
             primary,
@@ -207,6 +215,7 @@ impl Shown {
             password,
             pool,
             timeouts,
+            retry,
             startup,
         } = of;
         let section = "databases.NAME";
@@ -217,6 +226,7 @@ impl Shown {
         self.push(section, path, "password", password.print());
         self.pool(path, pool);
         self.timeouts(path, timeouts);
+        self.retry(&format!("{path}.retry"), retry);
         for (name, value) in startup {
             self.push(section, path, name, value.clone());
         }
@@ -225,7 +235,8 @@ impl Shown {
     fn user(&mut self, path: &str, of: &User) {
         list!(self, "users.NAME" at path, of, User {
             pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
-            query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout,
+            query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout, retry_statements,
+            retry_replay, retry_settle_commit, retry_attempts, retry_deadline,
         });
     }
 

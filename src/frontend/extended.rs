@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::inbound::Frame;
+use super::refusal::Refusal;
 use super::session::{End, Session};
 use super::stale::Agreement;
 use crate::error::{Report, SqlState};
@@ -99,7 +100,12 @@ impl Session {
 
     pub(super) fn parse(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
         if frame.missing > 0 {
-            self.pins.insert(PinReason::Unclassifiable);
+            let pins = PinReason::Unclassifiable.into();
+            if let Some(refusal) = self.refuses(pins) {
+                self.refuse_step(frame, refusal, gather);
+                return Ok(());
+            }
+            self.pins = self.pins.union(pins);
             // It goes to the server under the client's own name, and stays there.
             if frame.payload.first() == Some(&0) {
                 self.names.forget_unnamed();
@@ -234,7 +240,7 @@ impl Session {
                 Agreement::Awaited => return Ok(false),
                 Agreement::No => {
                     self.bound = Some(Arc::clone(&named.statement));
-                    self.refuse_stale(gather);
+                    self.refuse_step(frame, Refusal::Stale, gather);
                     return Ok(true);
                 }
             }
@@ -246,6 +252,11 @@ impl Session {
         let rest = frame.start + HEADER + bind.head..frame.end;
         let rest_len = rest.len() + frame.missing;
         if let Some(statement) = &statement {
+            if let Some(refusal) = self.refuses(statement.known.pins) {
+                self.bound = Some(Arc::clone(statement));
+                self.refuse_step(frame, refusal, gather);
+                return Ok(true);
+            }
             self.note(&statement.known)?;
             self.guard_sequences(&statement.known, gather);
         }

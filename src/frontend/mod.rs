@@ -13,6 +13,7 @@ pub mod login;
 mod metering;
 mod outbound;
 mod prepare;
+mod refusal;
 pub mod replication;
 mod reply;
 pub mod session;

@@ -8,7 +8,6 @@ use std::task::{Context, Poll};
 use super::checkout::QUESTION;
 use super::reply;
 use super::session::{End, ProbeAnswer, Session};
-use super::stale;
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
 use crate::error::{Report, SqlState};
@@ -80,11 +79,14 @@ impl Receiver for Relay<'_> {
     }
 
     fn skipped(&mut self, owed: Owed) {
+        if owed.to == For::Refusal {
+            self.session.refusals.pop_front();
+        }
         if owed.renames {
             self.session.names.undo();
         }
         let is_counted = matches!(owed.request, Request::Execute | Request::Query);
-        if is_counted && owed.to == For::Client {
+        if is_counted && matches!(owed.to, For::Client | For::Refusal) {
             self.session.skip_statement();
         }
     }
@@ -103,9 +105,13 @@ impl Relay<'_> {
             // A cancel request that the client meant for its own statement may have come late.
             self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
         }
-        self.count_error(owed, payload);
-        if owed.to == For::Refusal {
-            self.gather.own(stale::put_error);
+        let refused = (owed.to == For::Refusal)
+            .then(|| self.session.take_refusal(b::sqlstate(payload)))
+            .flatten();
+        let code = refused.as_ref().map(|report| report.code);
+        self.count_error(owed, code.or(b::sqlstate(payload)));
+        if let Some(report) = refused {
+            self.gather.own(|out| b::put_report(out, &report));
             return false;
         }
         if let Some(payload) = self.in_own_words(payload) {
@@ -116,7 +122,7 @@ impl Relay<'_> {
             });
             return false;
         }
-        let is_clients = matches!(owed.to, For::Client | For::Reparse | For::Shape);
+        let is_clients = !matches!(owed.to, For::Plan | For::Evict | For::Probe);
         if !self.session.timed_out
             || !is_clients
             || b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED)
@@ -158,21 +164,17 @@ impl Relay<'_> {
     }
 
     /// An error is that of the statement in front, or of one that the server skips for it.
-    fn count_error(&mut self, owed: Owed, payload: &[u8]) {
-        let Some(code) = b::sqlstate(payload) else {
+    fn count_error(&mut self, owed: Owed, code: Option<SqlState>) {
+        let Some(code) = code else {
             return;
         };
         let session = &mut *self.session;
         match (owed.request, owed.to) {
-            (Request::Query, For::Client) => session.metering.failed(code),
+            (Request::Query, For::Client | For::Refusal) => session.metering.failed(code),
             (Request::FunctionCall | Request::Sync, _) | (_, For::Plan | For::Probe) => {}
             (Request::Parse, For::Client) => {
                 let parse = session.names.under_way().cloned();
                 session.metering.failed_extended(code, parse);
-            }
-            (_, For::Refusal) => {
-                let code = SqlState::FEATURE_NOT_SUPPORTED;
-                session.metering.failed_extended(code, None);
             }
             _ => session.metering.failed_extended(code, None),
         }
@@ -180,7 +182,7 @@ impl Relay<'_> {
 
     fn ready(&mut self, backend: &Backend, owed: Owed) {
         match owed.to {
-            For::Client => {
+            For::Client | For::Refusal => {
                 self.session.timed_out = false;
                 match owed.request {
                     Request::Query => self.session.end_statement(HEADER + 1),
@@ -216,7 +218,7 @@ impl Relay<'_> {
                     self.session.cancel(identity);
                 }
             }
-            For::Reparse | For::Evict | For::Shape | For::Refusal | For::Local => {}
+            For::Reparse | For::Evict | For::Shape | For::Local => {}
         }
     }
 

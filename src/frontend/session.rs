@@ -8,6 +8,7 @@
 //!   goes through `pool::reset`.
 //! - Answers reach the client in the order of its requests, because all of them pass through one backend's queue.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -20,6 +21,7 @@ use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep};
 
 use super::metering::Metering;
+use super::refusal::Refusal;
 use crate::config::model::PoolMode;
 use crate::error::Report;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
@@ -120,6 +122,10 @@ pub struct Session {
     pub(super) held_up: bool,
     /// After an error of pgweir's own in an extended exchange: everything up to the next Sync is dropped.
     pub(super) skipping: bool,
+    /// Bytes of a refused frame that are still to come.
+    pub(super) dropping: usize,
+    /// Why the statements were refused that the server was made to fail in place of, oldest first.
+    pub(super) refusals: VecDeque<Refusal>,
     /// What the statements sent so far will leave: inside a transaction or not.
     pub(super) in_transaction: bool,
     /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
@@ -181,6 +187,8 @@ impl Session {
             discards: false,
             held_up: false,
             skipping: false,
+            dropping: 0,
+            refusals: VecDeque::new(),
             in_transaction: false,
             copies_in: false,
             reparsed: 0,
