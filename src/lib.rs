@@ -29,7 +29,7 @@
 //! - [`status`]: one read-only picture of everything, for the console and the metrics.
 //! - [`reload`]: taking over a changed configuration.
 //! - [`admin`]: the console, the virtual database `pgweir`.
-//! - [`http`]: `/live`, `/ready`, `/metrics`.
+//! - [`http`]: the live page, `/metrics`, `/live`, `/ready`, and who may read what of them.
 //! - [`server`]: the accept loop, and where each connection goes: session, console, replication, cancel request.
 //! - [`demo`]: throw-away PostgreSQL servers, for `pgweir demo` and for the tests.
 //! - [`app`]: composition root: builds the parts, waits for signals, drains.

@@ -6,6 +6,7 @@
 
 pub mod nodes;
 pub mod stats;
+pub mod timeline;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use super::document::dotted;
 use super::model::{
-    Auth, ClientTls, Cluster, Config, Database, General, Log, Metrics, PoolSettings, Probe, Retry,
-    Routing, ServerTls, Timeouts, User,
+    Auth, ClientTls, Cluster, Config, Database, General, Http, Log, Metrics, PoolSettings, Probe,
+    Retry, Routing, ServerTls, Timeouts, User,
 };
 use super::raw::{Effect, sections};
 
@@ -25,6 +25,7 @@ pub struct Change {
 pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     let mut changes = Changes::default();
     changes.general(&old.general, &new.general);
+    changes.http(&old.http, &new.http);
     changes.cluster(&old.cluster, &new.cluster);
     changes.auth(&old.auth, &new.auth);
     changes.client_tls(&old.client_tls, &new.client_tls);
@@ -75,6 +76,12 @@ impl Changes {
             listen, unix_socket_dir, unix_socket_mode, http, workers, max_client_conn, max_packet_size,
             shutdown_timeout, admin_users, stats_users, tcp_keepalive, tcp_keepidle, tcp_keepintvl, tcp_keepcnt,
             tcp_user_timeout,
+        });
+    }
+
+    fn http(&mut self, old: &Http, new: &Http) {
+        compare!(self, "http" at "http", old, new, Http {
+            admin_token, stats_token, without_token, hosts, cert_file, key_file,
         });
     }
 
@@ -255,6 +262,7 @@ fn effect(section: &str, name: &str) -> Effect {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::model::{HttpScope, Secret};
     use crate::config::{Overrides, load};
 
     fn config(settings: &[(&str, &str)]) -> Config {
@@ -334,6 +342,12 @@ mod tests {
         general.tcp_keepintvl = Some(general.shutdown_timeout);
         general.tcp_keepcnt = Some(1);
         general.tcp_user_timeout = Some(general.shutdown_timeout);
+        other.http.admin_token = Some(Secret::new("a".into()));
+        other.http.stats_token = Some(Secret::new("a".into()));
+        other.http.without_token = HttpScope::Health;
+        other.http.hosts.push("a".into());
+        other.http.cert_file = Some("/".into());
+        other.http.key_file = Some("/".into());
         other.cluster.primary = None;
         other.auth.userlist = Some("/".into());
         other.auth.cache_ttl *= 2;

@@ -12,6 +12,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub general: General,
+    pub http: Http,
     pub cluster: Cluster,
     pub auth: Auth,
     pub client_tls: ClientTls,
@@ -40,7 +41,7 @@ pub struct General {
     pub unix_socket_dir: Option<PathBuf>,
     /// Permissions of that socket.
     pub unix_socket_mode: u32,
-    /// HTTP listener for `/metrics`, `/live`, `/ready`; `None` switches it off.
+    /// HTTP listener for the live page, `/metrics`, `/live`, `/ready`; `None` switches it off.
     pub http: Option<SocketAddr>,
     /// Worker threads; 1 runs everything on one thread.
     pub workers: usize,
@@ -59,6 +60,28 @@ pub struct General {
     pub tcp_keepcnt: Option<u32>,
     /// `TCP_USER_TIMEOUT`; `None` leaves the system's.
     pub tcp_user_timeout: Option<Duration>,
+}
+
+/// How much of what is served over HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HttpScope {
+    /// `/live` and `/ready`.
+    Health,
+    /// And `/metrics`.
+    Metrics,
+    All,
+}
+
+/// Who may read what over HTTP, and TLS there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http {
+    pub admin_token: Option<Secret>,
+    pub stats_token: Option<Secret>,
+    pub without_token: HttpScope,
+    /// Names under which browsers may ask without a token, in lower case.
+    pub hosts: Vec<String>,
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
 }
 
 /// The PostgreSQL servers behind the fallback database and behind every database that names none itself.

@@ -13,7 +13,8 @@ use std::time::Duration;
 use super::decode::{Reader, Setting, Value};
 use super::document::Table;
 use super::model::{
-    AuthMethod, Consistency, LogFormat, Node, OnSessionState, PoolMode, Reads, Secret, SslMode,
+    AuthMethod, Consistency, HttpScope, LogFormat, Node, OnSessionState, PoolMode, Reads, Secret,
+    SslMode,
 };
 use super::types::{Address, Cap, FileMode, HttpAddress, Limit, Size};
 
@@ -124,7 +125,8 @@ sections! {
         unix_socket_dir: Option<PathBuf> = None, Restart;
         /// Permissions of that socket.
         unix_socket_mode: FileMode = FileMode(0o777), Restart;
-        /// Address of `/metrics`, `/live` and `/ready`, or `"off"`.
+        /// Address of the live page, `/metrics`, `/live` and `/ready`, or `"off"`. Who may read what there is said in
+        /// `[http]`.
         http: HttpAddress = HttpAddress(Some(([127, 0, 0, 1], 9930).into())), Restart;
         /// Worker threads; 1 runs everything on one thread, the shape of a sidecar.
         workers: usize = 1, Restart;
@@ -148,6 +150,30 @@ sections! {
         tcp_keepcnt: Cap = Cap(None), NewConnections;
         /// How long sent data may stay unacknowledged (`TCP_USER_TIMEOUT`); `"0"` leaves the operating system's.
         tcp_user_timeout: Limit = NO_LIMIT, NewConnections;
+    }
+
+    /// Who may read what over HTTP. `/live` and `/ready` answer everyone. A token is sent as
+    /// `Authorization: Bearer TOKEN`, or typed as the password that a browser asks for, beside any user name.
+    Http = "http" {
+        /// Token, of at least 16 characters, of those who may see everything, texts of statements and errors included.
+        admin_token: Option<Secret> = None, Live;
+        /// File with that token.
+        admin_token_file: Option<PathBuf> = None, Live;
+        /// Token of those who may see everything but texts of statements and errors and addresses of clients.
+        stats_token: Option<Secret> = None, Live;
+        /// File with that token.
+        stats_token_file: Option<PathBuf> = None, Live;
+        /// What is read without a token: `health` (`/live` and `/ready`), `metrics` (also `/metrics`), or `all`.
+        /// Default: `all` on a loopback address as long as no token is set, else `health`. An address that other
+        /// machines reach needs a token or this key.
+        without_token: Option<HttpScope> = None, Live;
+        /// Names, besides IP addresses and `localhost`, under which browsers may ask without a token, such as that of a
+        /// reverse proxy. Others are refused, so that no web page can reach this one under a name of its own.
+        hosts: Vec<String> = Vec::new(), Live;
+        /// Certificate chain, PEM; with it, HTTP is spoken over TLS only.
+        cert_file: Option<PathBuf> = None, NewConnections;
+        /// Private key of the certificate, PEM.
+        key_file: Option<PathBuf> = None, NewConnections;
     }
 
     /// The PostgreSQL servers behind every database that names none itself. With `primary` alone, every database and

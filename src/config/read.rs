@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::decode::Reader;
 use super::document::{Node, Origin, Table};
 use super::raw::{
-    Auth, ClientTls, Cluster, Database, General, Key, Log, Metrics, Pool, Retry, Routing,
+    Auth, ClientTls, Cluster, Database, General, Http, Key, Log, Metrics, Pool, Retry, Routing,
     ServerTls, Timeouts, User,
 };
 
@@ -23,6 +23,7 @@ pub(super) struct DatabaseTable {
 /// Everything as given, of the right types.
 pub(super) struct Raw {
     pub(super) general: General,
+    pub(super) http: Http,
     pub(super) cluster: Cluster,
     pub(super) auth: Auth,
     pub(super) client_tls: ClientTls,
@@ -48,6 +49,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         }};
     }
     let general = section!(General, &mut root, "general");
+    let http = section!(Http, &mut root, "http");
     let cluster = section!(Cluster, &mut root, "cluster");
     let auth = section!(Auth, &mut root, "auth");
     let mut tls = reader.take_table(&mut root, "tls");
@@ -66,6 +68,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         &root,
         &[
             "general",
+            "http",
             "cluster",
             "auth",
             "tls",
@@ -82,6 +85,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
     );
     Raw {
         general,
+        http,
         cluster,
         auth,
         client_tls,

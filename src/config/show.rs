@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::decode::Value;
 use super::document::dotted;
 use super::model::{
-    Auth, AuthMethod, ClientTls, Cluster, Config, Consistency, Database, General, Log, LogFormat,
-    Metrics, Node, OnSessionState, PoolMode, PoolSettings, Probe, Reads, Retry, Routing, Secret,
-    ServerTls, SslMode, Timeouts, User,
+    Auth, AuthMethod, ClientTls, Cluster, Config, Consistency, Database, General, Http, HttpScope,
+    Log, LogFormat, Metrics, Node, OnSessionState, PoolMode, PoolSettings, Probe, Reads, Retry,
+    Routing, Secret, ServerTls, SslMode, Timeouts, User,
 };
 use super::raw::{Effect, SectionDocs, sections};
 use super::units::show_duration;
@@ -32,6 +32,7 @@ pub fn show(config: &Config) -> Vec<Setting> {
         settings: Vec::new(),
     };
     shown.general(&config.general);
+    shown.http(&config.http);
     shown.cluster(&config.cluster);
     shown.auth(&config.auth);
     shown.tls(&config.client_tls, &config.server_tls);
@@ -84,6 +85,7 @@ show_as! {
     SslMode: value => word(Value::show(value));
     PoolMode: value => value.as_str().to_owned();
     OnSessionState: value => word(Value::show(value));
+    HttpScope: value => word(Value::show(value));
     LogFormat: value => word(Value::show(value));
     Reads: value => word(Value::show(value));
     Consistency: value => word(Value::show(value));
@@ -169,6 +171,12 @@ impl Shown {
                 setting.value = format!("{:04o}", of.unix_socket_mode);
             }
         }
+    }
+
+    fn http(&mut self, of: &Http) {
+        list!(self, "http" at "http", of, Http {
+            admin_token, stats_token, without_token, hosts, cert_file, key_file,
+        });
     }
 
     fn cluster(&mut self, of: &Cluster) {
@@ -343,6 +351,7 @@ mod tests {
             ("databases.app.password", "secret2"),
             ("auth.auth_user", "u"),
             ("auth.auth_password", "secret3"),
+            ("http.admin_token", "secret-secret-secret"),
         ]);
         for setting in &settings {
             assert!(!setting.value.contains("secret"), "{setting:?}");

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::decode::{Reader, Value};
 use super::document::{Item, Node, show_string};
 use super::model::{
-    AuthMethod, Consistency, LogFormat, Node as Server, OnSessionState, PoolMode, Reads, SslMode,
+    AuthMethod, Consistency, HttpScope, LogFormat, Node as Server, OnSessionState, PoolMode, Reads,
+    SslMode,
 };
 use super::server_url;
 use super::units::{
@@ -270,6 +271,7 @@ words! {
     OnSessionState { "pin" = Pin, "reject" = Reject }
     LogFormat { "text" = Text, "json" = Json }
     Reads { "replicas" = Replicas, "primary" = Primary }
+    HttpScope { "health" = Health, "metrics" = Metrics, "all" = All }
     SslMode {
         "disable" = Disable, "allow" = Allow, "prefer" = Prefer, "require" = Require, "verify-ca" = VerifyCa,
         "verify-full" = VerifyFull,

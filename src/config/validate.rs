@@ -11,6 +11,7 @@ use super::model::{Config, General, Log, Metrics, PoolSettings, Retry, Routing, 
 use super::raw;
 use super::read::Raw;
 use super::validate_auth::{auth, auth_needs, client_tls, server_tls};
+use super::validate_http::http;
 use super::validate_servers::{cluster, databases};
 
 /// The console's names: no database can have them.
@@ -30,6 +31,7 @@ const MAX_QUERIES_MAX: usize = 1_000_000;
 
 pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
     let general = general(&raw.general, reader);
+    let http = http(&raw.http, &raw.general, reader);
     let cluster = cluster(&raw.cluster, reader);
     let pool = pool(&raw.pool, "pool", reader);
     let timeouts = timeouts(&raw.timeouts, "timeouts", reader);
@@ -48,6 +50,7 @@ pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
         metrics: metrics(&raw.metrics, reader),
         log: log(&raw.log, reader),
         general,
+        http,
         cluster,
         auth,
         client_tls,
