@@ -431,7 +431,13 @@ impl Session {
             match effect {
                 Effect::Setting { name, local: false } => self.settings.touch(name.as_bytes()),
                 Effect::ResetSetting(name) => self.settings.reset(name.as_bytes()),
-                Effect::DeallocateSql(_) => self.deallocates = true,
+                Effect::DeallocateSql(name) => {
+                    self.deallocates = true;
+                    // The name may be one that pgweir has given.
+                    if name.is_some() {
+                        self.settings.ask_leftovers();
+                    }
+                }
                 Effect::ResetAll => self.settings.reset_known(),
                 Effect::DiscardAll => {
                     self.discards = true;
