@@ -325,6 +325,9 @@ impl Session {
         if let Some(lease) = &mut self.lease {
             if lease.expect.awaits_more() {
                 self.since = self.now;
+                if !lease.expect.is_open() && lease.status == TransactionStatus::Idle {
+                    self.transaction_since = self.now;
+                }
             }
             lease.expect.push(owed);
         }

@@ -51,6 +51,15 @@ impl Receiver for Relay<'_> {
         if done && owed.renames {
             self.session.names.confirm();
         }
+        if done
+            && !matches!(
+                owed.request,
+                Request::Parse | Request::Bind | Request::Close
+            )
+        {
+            // What is behind it in a pipeline is under way from here on.
+            self.session.since = self.session.now;
+        }
         match tag {
             b::ERROR_RESPONSE => return self.error(owed, payload),
             b::PARAMETER_STATUS if owed.to == For::Client => {
@@ -207,6 +216,7 @@ impl Relay<'_> {
                         .counters
                         .transaction_micros
                         .fetch_add(micros, Ordering::Relaxed);
+                    self.session.transaction_since = self.session.now;
                 }
             }
             For::Probe => {
