@@ -141,6 +141,7 @@ fn share(parts: Parts) -> Arc<Shared> {
         known,
         access: ArcSwap::from_pointee(parts.access),
         client_tls: ArcSwap::from_pointee(parts.client_tls),
+        https: ArcSwap::from_pointee(parts.https),
         mock: MockSecret::random(),
         connections: AtomicUsize::new(0),
         places: AtomicUsize::new(0),

@@ -17,6 +17,7 @@
 //! - [`meter`]: what is counted of statements: records by fingerprint, histograms.
 //! - [`sql`]: what a text is and does, from its tokens: classes, fingerprints, effects on the session.
 //! - [`session`]: the virtual session of a client, the mirror of a backend, the plan that turns one into the other.
+//! - [`retry`]: what may be run again after a failure, and how soon.
 //! - [`net`]: byte streams, TLS on both sides, buffers that exist only while they hold something.
 //! - [`auth`]: proofs of identity and the files behind them; no sockets.
 //! - [`backend`]: one server connection: login, sending, receiving, cancelling.
@@ -27,7 +28,7 @@
 //! - [`status`]: one read-only picture of everything, for the console and the metrics.
 //! - [`reload`]: taking over a changed configuration.
 //! - [`admin`]: the console, the virtual database `pgweir`.
-//! - [`http`]: `/live`, `/ready`, `/metrics`.
+//! - [`http`]: the live page, `/metrics`, `/live`, `/ready`, and who may read what of them.
 //! - [`server`]: the accept loop, and where each connection goes: session, console, replication, cancel request.
 //! - [`demo`]: throw-away PostgreSQL servers, for `pgweir demo` and for the tests.
 //! - [`app`]: composition root: builds the parts, waits for signals, drains.
@@ -92,6 +93,7 @@ pub mod net;
 pub mod pool;
 pub mod registry;
 pub mod reload;
+pub mod retry;
 pub mod server;
 pub mod session;
 pub mod shared;

@@ -15,6 +15,7 @@ use crate::auth::ident::IdentMaps;
 use crate::auth::scram::MockSecret;
 use crate::auth::userlist::Userlist;
 use crate::config::model::{Auth, Config};
+use crate::net::https::HttpsContext;
 use crate::net::tls::ClientTlsContext;
 use crate::pool::Pools;
 use crate::pool::auth_query::AuthQuery;
@@ -87,6 +88,8 @@ pub struct Shared {
     pub access: ArcSwap<Access>,
     /// `None` where clients are offered no TLS.
     pub client_tls: ArcSwap<Option<ClientTlsContext>>,
+    /// `None` where HTTP is spoken in clear text.
+    pub https: ArcSwap<Option<HttpsContext>>,
     pub secrets: AuthQuery,
     pub mock: MockSecret,
     /// Connections accepted and not ended, logins included.

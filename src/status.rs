@@ -5,6 +5,7 @@
 //! other, not at one instant: a client may have moved on between two of them.
 
 pub mod stats;
+pub mod timeline;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

@@ -12,6 +12,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub general: General,
+    pub http: Http,
     pub cluster: Cluster,
     pub auth: Auth,
     pub client_tls: ClientTls,
@@ -20,6 +21,8 @@ pub struct Config {
     pub pool: PoolSettings,
     /// Defaults for every pool, user and database.
     pub timeouts: Timeouts,
+    /// Defaults for every database.
+    pub retry: Retry,
     /// Keyed by the name clients ask for. The key `*` is the fallback; it always exists when `cluster.primary` is set.
     pub databases: BTreeMap<String, Database>,
     pub users: BTreeMap<String, User>,
@@ -36,7 +39,7 @@ pub struct General {
     pub unix_socket_dir: Option<PathBuf>,
     /// Permissions of that socket.
     pub unix_socket_mode: u32,
-    /// HTTP listener for `/metrics`, `/live`, `/ready`; `None` switches it off.
+    /// HTTP listener for the live page, `/metrics`, `/live`, `/ready`; `None` switches it off.
     pub http: Option<SocketAddr>,
     /// Worker threads; 1 runs everything on one thread.
     pub workers: usize,
@@ -55,6 +58,28 @@ pub struct General {
     pub tcp_keepcnt: Option<u32>,
     /// `TCP_USER_TIMEOUT`; `None` leaves the system's.
     pub tcp_user_timeout: Option<Duration>,
+}
+
+/// How much of what is served over HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HttpScope {
+    /// `/live` and `/ready`.
+    Health,
+    /// And `/metrics`.
+    Metrics,
+    All,
+}
+
+/// Who may read what over HTTP, and TLS there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http {
+    pub admin_token: Option<Secret>,
+    pub stats_token: Option<Secret>,
+    pub without_token: HttpScope,
+    /// Names under which browsers may ask without a token, in lower case.
+    pub hosts: Vec<String>,
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
 }
 
 /// The PostgreSQL servers behind the fallback database and behind every database that names none itself.
@@ -245,6 +270,32 @@ pub struct Timeouts {
     pub cancel_wait_timeout: Duration,
 }
 
+/// What is run again after a failure that is not the application's, and how often.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    /// Statements outside a transaction.
+    pub statements: bool,
+    /// Transactions.
+    pub replay: bool,
+    /// A COMMIT whose answer was lost is looked up.
+    pub settle_commit: bool,
+    /// Runs after the first one.
+    pub attempts: u32,
+    /// No further run begins this long after the first failure.
+    pub deadline: Duration,
+    /// The pause before a run is a random part of this, doubled with each run.
+    pub backoff: Duration,
+    pub backoff_max: Duration,
+    /// Reruns allowed for each 100 transactions of the pool.
+    pub budget: u32,
+    /// Reruns allowed for each second besides.
+    pub budget_min: u32,
+    /// Bytes of requests kept of one transaction.
+    pub journal_size: usize,
+    /// Exchanges kept of one transaction.
+    pub journal_statements: usize,
+}
+
 /// A database as clients name it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Database {
@@ -257,6 +308,7 @@ pub struct Database {
     pub password: Option<Secret>,
     pub pool: PoolSettings,
     pub timeouts: Timeouts,
+    pub retry: Retry,
     /// Settings every server connection of this database starts with (`client_encoding`, `datestyle`, `timezone`,
     /// `application_name`).
     pub startup: BTreeMap<String, String>,
@@ -275,6 +327,11 @@ pub struct User {
     pub idle_transaction_timeout: Option<Duration>,
     pub transaction_timeout: Option<Duration>,
     pub client_idle_timeout: Option<Duration>,
+    pub retry_statements: Option<bool>,
+    pub retry_replay: Option<bool>,
+    pub retry_settle_commit: Option<bool>,
+    pub retry_attempts: Option<u32>,
+    pub retry_deadline: Option<Duration>,
 }
 
 /// What is counted of statements and shown of it.

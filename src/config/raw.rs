@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use super::decode::{Reader, Setting, Value};
 use super::document::Table;
-use super::model::{AuthMethod, LogFormat, Node, OnSessionState, PoolMode, Secret, SslMode};
+use super::model::{
+    AuthMethod, HttpScope, LogFormat, Node, OnSessionState, PoolMode, Secret, SslMode,
+};
 use super::types::{Address, Cap, FileMode, HttpAddress, Limit, Size};
 
 /// When a changed key takes effect after a reload.
@@ -122,7 +124,8 @@ sections! {
         unix_socket_dir: Option<PathBuf> = None, Restart;
         /// Permissions of that socket.
         unix_socket_mode: FileMode = FileMode(0o777), Restart;
-        /// Address of `/metrics`, `/live` and `/ready`, or `"off"`.
+        /// Address of the live page, `/metrics`, `/live` and `/ready`, or `"off"`. Who may read what there is said in
+        /// `[http]`.
         http: HttpAddress = HttpAddress(Some(([127, 0, 0, 1], 9930).into())), Restart;
         /// Worker threads; 1 runs everything on one thread, the shape of a sidecar.
         workers: usize = 1, Restart;
@@ -146,6 +149,30 @@ sections! {
         tcp_keepcnt: Cap = Cap(None), NewConnections;
         /// How long sent data may stay unacknowledged (`TCP_USER_TIMEOUT`); `"0"` leaves the operating system's.
         tcp_user_timeout: Limit = NO_LIMIT, NewConnections;
+    }
+
+    /// Who may read what over HTTP. `/live` and `/ready` answer everyone. A token is sent as
+    /// `Authorization: Bearer TOKEN`, or typed as the password that a browser asks for, beside any user name.
+    Http = "http" {
+        /// Token, of at least 16 characters, of those who may see everything, texts of statements and errors included.
+        admin_token: Option<Secret> = None, Live;
+        /// File with that token.
+        admin_token_file: Option<PathBuf> = None, Live;
+        /// Token of those who may see everything but texts of statements and errors and addresses of clients.
+        stats_token: Option<Secret> = None, Live;
+        /// File with that token.
+        stats_token_file: Option<PathBuf> = None, Live;
+        /// What is read without a token: `health` (`/live` and `/ready`), `metrics` (also `/metrics`), or `all`.
+        /// Default: `all` on a loopback address as long as no token is set, else `health`. An address that other
+        /// machines reach needs a token or this key.
+        without_token: Option<HttpScope> = None, Live;
+        /// Names, besides IP addresses and `localhost`, under which browsers may ask without a token, such as that of a
+        /// reverse proxy. Others are refused, so that no web page can reach this one under a name of its own.
+        hosts: Vec<String> = Vec::new(), Live;
+        /// Certificate chain, PEM; with it, HTTP is spoken over TLS only.
+        cert_file: Option<PathBuf> = None, NewConnections;
+        /// Private key of the certificate, PEM.
+        key_file: Option<PathBuf> = None, NewConnections;
     }
 
     /// The PostgreSQL servers behind every database that names none itself. With `primary` alone, every database and
@@ -284,6 +311,36 @@ sections! {
         cancel_wait_timeout: Duration = Duration::from_secs(10), Live;
     }
 
+    /// What pgweir runs again by itself after a failure that is not the application's: see docs/retries.md. The keys may
+    /// stand in `[databases.NAME.retry]` too.
+    Retry = "retry" {
+        /// Statements outside a transaction: those the server rolled back (40001, 40P01), and those lost with their
+        /// connection where that can do no harm.
+        statements: bool = true, Live;
+        /// Transactions on a deadlock, a serialization failure or the loss of the server: their statements are run again
+        /// and must be answered as before, byte for byte.
+        replay: bool = false, Live;
+        /// A COMMIT whose answer was lost is looked up on the server (`pg_xact_status`). Costs a small question ahead of
+        /// each COMMIT, in the same write.
+        settle_commit: bool = false, Live;
+        /// Runs of one request after the first.
+        attempts: usize = 10, Live;
+        /// No further run begins this long after the first failure.
+        deadline: Duration = Duration::from_secs(30), Live;
+        /// The pause before a run is a random part of this, doubled with each run.
+        backoff: Duration = Duration::from_millis(4), Live;
+        /// The longest of these pauses.
+        backoff_max: Duration = Duration::from_secs(1), Live;
+        /// Runs that a pool may add for each 100 of its transactions.
+        budget: usize = 100, Live;
+        /// Runs that a pool may add each second besides.
+        budget_min: usize = 100, Live;
+        /// Requests kept of one transaction for its replay; a longer one is not replayed.
+        journal_size: Size = Size(64 * 1024), Live;
+        /// The same as a number of exchanges: simple queries, or extended ones up to their Sync.
+        journal_statements: usize = 1000, Live;
+    }
+
     /// A database as clients name it; `databases."*"` is any that is not named. Every key of `[pool]` and
     /// `[timeouts]` may stand here too and then holds for this database.
     Database = "databases.NAME" {
@@ -336,6 +393,16 @@ sections! {
         transaction_timeout: Option<Duration> = None, Live;
         /// As in `[timeouts]`.
         client_idle_timeout: Option<Duration> = None, Live;
+        /// As `statements` in `[retry]`.
+        retry_statements: Option<bool> = None, Live;
+        /// As `replay` in `[retry]`.
+        retry_replay: Option<bool> = None, Live;
+        /// As `settle_commit` in `[retry]`.
+        retry_settle_commit: Option<bool> = None, Live;
+        /// As `attempts` in `[retry]`.
+        retry_attempts: Option<usize> = None, Live;
+        /// As `deadline` in `[retry]`.
+        retry_deadline: Option<Duration> = None, Live;
     }
 
     /// What is counted of statements and shown of it.

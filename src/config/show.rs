@@ -7,8 +7,9 @@ use std::time::Duration;
 use super::decode::Value;
 use super::document::dotted;
 use super::model::{
-    Auth, AuthMethod, ClientTls, Cluster, Config, Database, General, Log, LogFormat, Metrics, Node,
-    OnSessionState, PoolMode, PoolSettings, Secret, ServerTls, SslMode, Timeouts, User,
+    Auth, AuthMethod, ClientTls, Cluster, Config, Database, General, Http, HttpScope, Log,
+    LogFormat, Metrics, Node, OnSessionState, PoolMode, PoolSettings, Retry, Secret, ServerTls,
+    SslMode, Timeouts, User,
 };
 use super::raw::{Effect, SectionDocs, sections};
 use super::units::show_duration;
@@ -31,11 +32,13 @@ pub fn show(config: &Config) -> Vec<Setting> {
         settings: Vec::new(),
     };
     shown.general(&config.general);
+    shown.http(&config.http);
     shown.cluster(&config.cluster);
     shown.auth(&config.auth);
     shown.tls(&config.client_tls, &config.server_tls);
     shown.pool("pool", &config.pool);
     shown.timeouts("timeouts", &config.timeouts);
+    shown.retry("retry", &config.retry);
     for (name, database) in &config.databases {
         shown.database(&dotted("databases", name), database);
     }
@@ -81,6 +84,7 @@ show_as! {
     SslMode: value => word(Value::show(value));
     PoolMode: value => value.as_str().to_owned();
     OnSessionState: value => word(Value::show(value));
+    HttpScope: value => word(Value::show(value));
     LogFormat: value => word(Value::show(value));
     Node: node => show_node(node);
 }
@@ -154,6 +158,12 @@ impl Shown {
         }
     }
 
+    fn http(&mut self, of: &Http) {
+        list!(self, "http" at "http", of, Http {
+            admin_token, stats_token, without_token, hosts, cert_file, key_file,
+        });
+    }
+
     fn cluster(&mut self, of: &Cluster) {
         list!(self, "cluster" at "cluster", of, Cluster { primary, replicas });
     }
@@ -189,6 +199,13 @@ impl Shown {
         });
     }
 
+    fn retry(&mut self, path: &str, of: &Retry) {
+        list!(self, "retry" at path, of, Retry {
+            statements, replay, settle_commit, attempts, deadline, backoff, backoff_max, budget, budget_min,
+            journal_size, journal_statements,
+        });
+    }
+
     fn database(&mut self, path: &str, of: &Database) {
         let Database {
             primary,
@@ -198,6 +215,7 @@ impl Shown {
             password,
             pool,
             timeouts,
+            retry,
             startup,
         } = of;
         let section = "databases.NAME";
@@ -208,6 +226,7 @@ impl Shown {
         self.push(section, path, "password", password.print());
         self.pool(path, pool);
         self.timeouts(path, timeouts);
+        self.retry(&format!("{path}.retry"), retry);
         for (name, value) in startup {
             self.push(section, path, name, value.clone());
         }
@@ -216,7 +235,8 @@ impl Shown {
     fn user(&mut self, path: &str, of: &User) {
         list!(self, "users.NAME" at path, of, User {
             pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
-            query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout,
+            query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout, retry_statements,
+            retry_replay, retry_settle_commit, retry_attempts, retry_deadline,
         });
     }
 
@@ -280,6 +300,7 @@ mod tests {
             ("databases.app.password", "secret2"),
             ("auth.auth_user", "u"),
             ("auth.auth_password", "secret3"),
+            ("http.admin_token", "secret-secret-secret"),
         ]);
         for setting in &settings {
             assert!(!setting.value.contains("secret"), "{setting:?}");

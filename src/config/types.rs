@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::decode::{Reader, Value};
 use super::document::{Item, Node, show_string};
-use super::model::{AuthMethod, LogFormat, Node as Server, OnSessionState, PoolMode, SslMode};
+use super::model::{
+    AuthMethod, HttpScope, LogFormat, Node as Server, OnSessionState, PoolMode, SslMode,
+};
 use super::server_url;
 use super::units::{
     missing_duration_unit, missing_size_unit, parse_duration, parse_size, show_duration, show_size,
@@ -229,6 +231,7 @@ words! {
     PoolMode { "session" = Session, "transaction" = Transaction, "statement" = Statement }
     OnSessionState { "pin" = Pin, "reject" = Reject }
     LogFormat { "text" = Text, "json" = Json }
+    HttpScope { "health" = Health, "metrics" = Metrics, "all" = All }
     SslMode {
         "disable" = Disable, "allow" = Allow, "prefer" = Prefer, "require" = Require, "verify-ca" = VerifyCa,
         "verify-full" = VerifyFull,

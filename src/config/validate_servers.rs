@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use super::decode::{Reader, Setting};
 use super::files::secret;
-use super::model::{Cluster, Database, Node, PoolSettings, Timeouts};
+use super::model::{Cluster, Database, Node, PoolSettings, Retry, Timeouts};
 use super::raw;
 use super::read::{DatabaseTable, Raw};
 use super::server_url::check_host;
-use super::validate::{CONSOLE_NAMES, pool, timeouts};
+use super::validate::{CONSOLE_NAMES, pool, retry, timeouts};
 
 /// The database that stands for every one that is not named.
 const FALLBACK: &str = "*";
@@ -107,8 +107,7 @@ fn no_server_twice(
 pub(super) fn databases(
     raw: &Raw,
     cluster: &Cluster,
-    pool: &PoolSettings,
-    timeouts: &Timeouts,
+    (pool, timeouts, retry): (&PoolSettings, &Timeouts, &Retry),
     reader: &mut Reader<'_>,
 ) -> BTreeMap<String, Database> {
     let mut databases = BTreeMap::new();
@@ -126,6 +125,7 @@ pub(super) fn databases(
             password: None,
             pool: pool.clone(),
             timeouts: timeouts.clone(),
+            retry: retry.clone(),
             startup: BTreeMap::new(),
         };
         databases
@@ -187,6 +187,7 @@ fn database(
     }
     let pool = pool(&table.pool, path, reader);
     let timeouts = timeouts(&table.timeouts, path, reader);
+    let retry = retry(&table.retry, &format!("{path}.retry"), reader);
     let (mut primary, mut replicas, own) = servers(table, cluster, reader)?;
     if own && primary.user.is_none() {
         primary.user.clone_from(&raw.user.value);
@@ -215,6 +216,7 @@ fn database(
         password,
         pool,
         timeouts,
+        retry,
         startup: startup
             .into_iter()
             .filter_map(|(name, setting)| Some((name.to_owned(), setting.value.clone()?)))

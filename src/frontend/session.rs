@@ -32,6 +32,7 @@ use crate::pool::{ClientPlace, Lease, Pool};
 use crate::registry::{ClientState, Order, Registered};
 use crate::session::mirror::Reported;
 use crate::session::settings::{Row, Tracker};
+use crate::session::shape::Description;
 use crate::session::statements::Names;
 use crate::shared::{Prepared, Shared};
 use crate::sql::known::Known;
@@ -130,6 +131,8 @@ pub struct Session {
     pub(super) in_transaction: bool,
     /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
     pub(super) copies_in: bool,
+    /// Descriptions that pgweir gives itself, in that order.
+    pub(super) descriptions: VecDeque<Arc<Description>>,
     /// The statement that was parsed anew in this exchange because its shape was in doubt; 0 for none.
     pub(super) reparsed: u64,
     /// The statement last bound, which Execute runs.
@@ -191,6 +194,7 @@ impl Session {
             refusals: VecDeque::new(),
             in_transaction: false,
             copies_in: false,
+            descriptions: VecDeque::new(),
             reparsed: 0,
             bound: None,
             now,

@@ -1,6 +1,6 @@
 //! The configuration of one pool: what the database says, with the user's differences laid over it.
 
-use crate::config::model::{Config, Node, PoolSettings, Secret, Timeouts};
+use crate::config::model::{Config, Node, PoolSettings, Retry, Secret, Timeouts};
 
 /// What a pool of one user and database goes by. Replaced as a whole at reload.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +14,7 @@ pub struct Effective {
     pub login_password: Option<Secret>,
     pub pool: PoolSettings,
     pub timeouts: Timeouts,
+    pub retry: Retry,
     /// Settings every server connection starts with.
     pub startup: Vec<(String, String)>,
     /// The database came from the fallback entry `*`.
@@ -32,6 +33,7 @@ impl Effective {
         let entry = named.or_else(|| config.databases.get("*"))?;
         let mut pool = entry.pool.clone();
         let mut timeouts = entry.timeouts.clone();
+        let mut retry = entry.retry.clone();
         if let Some(user) = config.users.get(user) {
             pool.pool_mode = user.pool_mode.unwrap_or(pool.pool_mode);
             pool.max_size = user.max_size.unwrap_or(pool.max_size);
@@ -49,6 +51,11 @@ impl Effective {
                 user.transaction_timeout.or(timeouts.transaction_timeout);
             timeouts.client_idle_timeout =
                 user.client_idle_timeout.or(timeouts.client_idle_timeout);
+            retry.statements = user.retry_statements.unwrap_or(retry.statements);
+            retry.replay = user.retry_replay.unwrap_or(retry.replay);
+            retry.settle_commit = user.retry_settle_commit.unwrap_or(retry.settle_commit);
+            retry.attempts = user.retry_attempts.unwrap_or(retry.attempts);
+            retry.deadline = user.retry_deadline.unwrap_or(retry.deadline);
         }
         Some(Self {
             primary: entry.primary.clone(),
@@ -57,6 +64,7 @@ impl Effective {
             login_password: entry.user.as_ref().and(entry.password.clone()),
             pool,
             timeouts,
+            retry,
             startup: entry
                 .startup
                 .iter()

@@ -94,6 +94,11 @@ impl Mirror {
         self.prepared.contains(&id)
     }
 
+    /// Whether the backend has statement `id` and would run it.
+    pub fn runs(&self, id: u64) -> bool {
+        self.prepared.peek(&id).is_some_and(|given| !given.stale)
+    }
+
     /// The shape of statement `id` if the backend has it and would run it; counts as a use of it.
     pub fn shape(&mut self, id: u64) -> Option<&Arc<Shape>> {
         self.prepared

@@ -27,6 +27,7 @@ mod drivers;
 mod encryption;
 mod extended;
 mod http;
+mod page_access;
 mod passthrough;
 mod pooling;
 mod refusals;
