@@ -335,7 +335,8 @@ sections! {
         idle_transaction_timeout: Limit = NO_LIMIT, Live;
         /// Longest transaction.
         transaction_timeout: Limit = NO_LIMIT, Live;
-        /// Longest statement.
+        /// Longest statement. Of several in one extended exchange without Flush, which the server answers together, it
+        /// is the limit of all of them.
         query_timeout: Limit = NO_LIMIT, Live;
         /// Longest time a client may be idle outside a transaction.
         client_idle_timeout: Limit = NO_LIMIT, Live;
