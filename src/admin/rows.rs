@@ -55,6 +55,7 @@ impl View<'_> {
             Show::Sockets => self.sockets(|_| true),
             Show::ActiveSockets => self
                 .sockets(|row| matches!(&row[4], Value::Text(state) if state.ends_with("active"))),
+            Show::Nodes => snapshot.nodes.iter().map(super::nodes::row).collect(),
             Show::Databases => snapshot.databases.iter().map(database).collect(),
             Show::Users => self.users(),
             Show::Stats => self.each_database(|stats| {
@@ -405,6 +406,7 @@ fn utc(seconds: u64) -> String {
 mod tests {
     use super::*;
     use crate::backend::connect::Dialer;
+    use crate::cluster::Clusters;
     use crate::config::{Overrides, load};
     use crate::meter::{Queries, Recent};
     use crate::pool::Pools;
@@ -448,7 +450,8 @@ mod tests {
             queries: &queries,
             recent: &recent,
         };
-        let snapshot = Snapshot::take(config, &pools, &registry, counted, 3);
+        let clusters = Clusters::new(&pools);
+        let snapshot = Snapshot::take(config, (&pools, &clusters), &registry, counted, 3);
         check(&View {
             snapshot: &snapshot,
             stats: &stats,

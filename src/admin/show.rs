@@ -1,6 +1,7 @@
 //! What `SHOW` can show: names and columns. Which columns a table has does not depend on what is in it, so that
 //! Describe can be answered before anything is run.
 
+use super::nodes::NODES;
 use super::queries;
 use super::table::{Column, int4, int8, numeric, text};
 
@@ -20,6 +21,7 @@ pub enum Show {
     Lists,
     Locks,
     Mem,
+    Nodes,
     Peers,
     PeerPools,
     Pins,
@@ -43,7 +45,7 @@ pub enum Show {
     Parameter(usize),
 }
 
-const NAMES: [(&str, Show); 28] = [
+const NAMES: [(&str, Show); 29] = [
     ("active_sockets", Show::ActiveSockets),
     ("clients", Show::Clients),
     ("config", Show::Config),
@@ -56,6 +58,7 @@ const NAMES: [(&str, Show); 28] = [
     ("lists", Show::Lists),
     ("locks", Show::Locks),
     ("mem", Show::Mem),
+    ("nodes", Show::Nodes),
     ("peer_pools", Show::PeerPools),
     ("peers", Show::Peers),
     ("pins", Show::Pins),
@@ -303,6 +306,7 @@ impl Show {
                     ]
                 }
             }
+            Self::Nodes => &NODES,
             Self::Peers => {
                 const {
                     &[
@@ -354,6 +358,7 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tSHOW QUERIES|SLOW|ERRORS|WAITS|LOCKS|PINS\n\
     \tSHOW ... [LIKE '<pattern>'] [WHERE <column> <operator> <value> [AND ...]]\n\
     \t         [ORDER BY <column> [DESC], ...] [LIMIT <count>]\n\
+    \tSHOW NODES\n\
     \tSET key = value\n\
     \tRELOAD\n\
     \tPAUSE [<db>]\n\
@@ -363,6 +368,8 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tRECONNECT [<db>]\n\
     \tKILL [<db>]\n\
     \tKILL_CLIENT <client_id>\n\
+    \tDRAIN <node>\n\
+    \tUNDRAIN <node>\n\
     \tSHUTDOWN\n\
     \tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS\n\
     \tWAIT_CLOSE [<db>]";
