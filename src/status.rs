@@ -6,6 +6,7 @@
 
 pub mod stats;
 pub mod timeline;
+pub mod trends;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
