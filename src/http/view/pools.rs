@@ -65,7 +65,7 @@ impl<'a> PoolView<'a> {
             servers_active: status.sv_active,
             servers_idle: status.sv_idle,
             servers_other: status.sv_login + status.sv_tested + status.sv_being_canceled,
-            servers_max: pool.effective.load().pool.max_size,
+            servers_max: status.connections_max,
             statements_a_second: recent(|point| point.statements),
             errors_a_second: recent(|point| point.errors),
             why_waiting: (status.cl_waiting > 0).then(|| pool.why_waiting()),
