@@ -95,7 +95,7 @@ pub struct PoolStatus {
     pub sv_login: usize,
     /// Server connections in any state.
     pub connections: usize,
-    /// The limit pool.max_size, for each server that the pool has connections to.
+    /// The limit `pool.max_size`, for each server that the pool has connections to.
     pub connections_max: usize,
     /// How long the first in the queue has waited.
     pub maxwait: Duration,
