@@ -39,7 +39,7 @@ const ALLOWED: [(&str, &[&str]); 30] = [
     ("session", &["wire", "sql"]),
     ("auth", &["wire"]),
     ("backend", &["wire", "net", "auth", "session::mirror"]),
-    ("pool", &["wire", "session", "auth", "backend"]),
+    ("pool", &["wire", "meter", "session", "auth", "backend"]),
     ("cluster", &["wire", "backend", "pool"]),
     ("routing", &["sql", "session", "cluster::topology"]),
     ("retry", &["wire", "sql", "session"]),
