@@ -36,6 +36,7 @@ mod refusals;
 mod reload;
 mod replication;
 mod same;
+mod scraping;
 mod sequences;
 mod server_failures;
 mod session_state;
