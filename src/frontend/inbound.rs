@@ -376,14 +376,7 @@ impl Session {
 
     /// How the server reads this session's SQL.
     pub(super) fn lex_options(&self) -> LexOptions {
-        const UNSAFE: [&[u8]; 6] = [b"SJIS", b"BIG5", b"GBK", b"UHC", b"JOHAB", b"GB18030"];
-        let off = self.told.get(b"standard_conforming_strings") == Some(b"off");
-        let encoding = self.told.get(b"client_encoding").unwrap_or_default();
-        let unsafe_encoding = UNSAFE.contains(&encoding) || encoding == b"SHIFT_JIS_2004";
-        LexOptions {
-            standard_conforming_strings: !off,
-            unsafe_encoding,
-        }
+        self.told.lex_options()
     }
 
     /// Counts a statement from here.

@@ -32,8 +32,12 @@ pub(super) fn close_complete(outbox: &mut Outbox) {
 }
 
 /// Tells the client which reported values differ from those it knows.
-pub(super) fn tell_changes(told: &mut Arc<Reported>, now: &Arc<Reported>, outbox: &mut Outbox) {
-    if !Arc::ptr_eq(told, now) {
+pub(super) fn tell_changes(
+    told: &mut Arc<Reported>,
+    now: &mut Arc<Reported>,
+    outbox: &mut Outbox,
+) {
+    if !Reported::unify(told, now) {
         put(outbox, |out| put_changes(told, now, out));
     }
 }
