@@ -128,6 +128,8 @@ pub async fn serve(
 }
 
 fn share(parts: Parts) -> Arc<Shared> {
+    let known = KnownStatements::default();
+    known.queries.set_max(parts.config.metrics.max_queries);
     let pools = Pools::new(Arc::new(parts.dialer));
     let config = Arc::new(ArcSwap::from_pointee(parts.config));
     Arc::new(Shared {
@@ -136,7 +138,7 @@ fn share(parts: Parts) -> Arc<Shared> {
         pools,
         registry: Arc::default(),
         statements: Global::default(),
-        known: KnownStatements::default(),
+        known,
         access: ArcSwap::from_pointee(parts.access),
         client_tls: ArcSwap::from_pointee(parts.client_tls),
         mock: MockSecret::random(),

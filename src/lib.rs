@@ -14,6 +14,7 @@
 //! - [`config`]: TOML, flags and environment in, one validated [`config::model::Config`] out; the import from PgBouncer.
 //! - [`telemetry`]: the log, the counters of events.
 //! - [`wire`]: the protocol without I/O: framing, messages, and [`wire::expect`], the replies a backend owes.
+//! - [`meter`]: what is counted of statements: records by fingerprint, histograms.
 //! - [`sql`]: what a text is and does, from its tokens: classes, fingerprints, effects on the session.
 //! - [`session`]: the virtual session of a client, the mirror of a backend, the plan that turns one into the other.
 //! - [`net`]: byte streams, TLS on both sides, buffers that exist only while they hold something.
@@ -86,6 +87,7 @@ pub mod demo;
 pub mod error;
 pub mod frontend;
 pub mod http;
+pub mod meter;
 pub mod net;
 pub mod pool;
 pub mod registry;

@@ -106,6 +106,8 @@ fn take_over(parts: Parts, shared: &Shared) {
         tracing::info!(key = %change.key, effect = change.effect.as_str(), "configuration changed");
     }
     telemetry::tracing::reload(&parts.config.log);
+    let max = parts.config.metrics.max_queries;
+    shared.known.queries.set_max(max);
     shared.config.store(Arc::new(parts.config));
     shared.access.store(Arc::new(parts.access));
     shared.client_tls.store(Arc::new(parts.client_tls));

@@ -14,15 +14,13 @@ use crate::backend::cancel;
 use crate::error::UserFacing;
 use crate::frontend::replication;
 use crate::frontend::session::Session;
-use crate::frontend::startup::{self, Arrival, HandshakeError};
+use crate::frontend::startup::{self, Admitted, Arrival, HandshakeError};
 use crate::net::connect::SocketOptions;
 use crate::net::stream::Stream;
-use crate::pool::ClientPlace;
 use crate::registry;
 use crate::shared::Shared;
 use crate::tasks;
 use crate::wire::backend::put_report;
-use crate::wire::startup::StartupMessage;
 
 /// Connections beyond `max_client_conn` that are still heard, because they may be cancel requests.
 const BEYOND_LIMIT: usize = 200;
@@ -174,56 +172,47 @@ async fn log_in(
                 let admit = startup::admit(&mut stream, &message, origin.address, &shared);
                 tokio::time::timeout_at(deadline, admit)
                     .await
-                    .unwrap_or(Err(HandshakeError::Timeout))
+                    .unwrap_or(Err(HandshakeError::Timeout { why: None }))
             };
             match admitted {
                 Err(error) => {
                     refuse(Some(stream), &error, &origin, &shared).await;
                     None
                 }
-                Ok(place) => start(stream, message, origin, shared, console, place).await,
+                Ok(None) => {
+                    console.serve(stream, &message, origin.address).await;
+                    None
+                }
+                Ok(Some(place)) => {
+                    let client = Admitted {
+                        stream,
+                        message,
+                        peer: origin.text.clone(),
+                        place,
+                        shared,
+                        deadline,
+                    };
+                    start(client, &origin).await
+                }
             }
         }
     }
 }
 
 /// Serves an authenticated client; what becomes a session is returned.
-async fn start(
-    stream: Stream,
-    message: StartupMessage,
-    origin: Origin,
-    shared: Arc<Shared>,
-    console: &Arc<Console>,
-    place: Option<ClientPlace>,
-) -> Option<Session> {
-    match place {
-        None => {
-            console.serve(stream, &message, origin.address).await;
+async fn start(client: Admitted, origin: &Origin) -> Option<Session> {
+    let shared = Arc::clone(&client.shared);
+    let outcome = if client.message.replication.is_some() {
+        replication::serve(client).await.map(|()| None)
+    } else {
+        startup::begin(client).await.map(Some)
+    };
+    match outcome {
+        Ok(session) => session,
+        Err((stream, error)) => {
+            refuse(stream, &error, origin, &shared).await;
             None
         }
-        Some(place) if message.replication.is_some() => {
-            if let Err((stream, error)) =
-                replication::serve(stream, &message, &place, &shared).await
-            {
-                refuse(stream, &error, &origin, &shared).await;
-            }
-            None
-        }
-        Some(place) => match startup::begin(
-            stream,
-            &message,
-            origin.text.clone(),
-            place,
-            Arc::clone(&shared),
-        )
-        .await
-        {
-            Ok(session) => Some(session),
-            Err((stream, error)) => {
-                refuse(stream, &error, &origin, &shared).await;
-                None
-            }
-        },
     }
 }
 

@@ -8,13 +8,16 @@ pub mod stats;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::config::model::{Config, PoolMode};
+use crate::meter::{Queries, QueriesSample};
 use crate::pool::effective::Effective;
 use crate::pool::live::LiveBackend;
 use crate::pool::{Pool, Pools};
 use crate::registry::{ClientEntry, ClientState, Registry};
+use crate::shared::Shared;
 
 /// What a server connection is doing, in PgBouncer's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +113,8 @@ pub struct Snapshot {
     pub servers: Vec<ServerStatus>,
     pub databases: Vec<DatabaseStatus>,
     pub users: Vec<UserStatus>,
+    /// Statements, those with the most time first.
+    pub queries: QueriesSample,
     /// Connections that have not logged in.
     pub logging_in: usize,
     /// Everything is paused.
@@ -117,11 +122,23 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Everything now.
+    pub fn of(shared: &Shared) -> Self {
+        Self::take(
+            shared.config.load_full(),
+            &shared.pools,
+            &shared.registry,
+            &shared.known.queries,
+            shared.connections.load(Ordering::SeqCst),
+        )
+    }
+
     /// `connections` counts those accepted and not ended.
     pub fn take(
         config: Arc<Config>,
         pools: &Pools,
         registry: &Registry,
+        queries: &Queries,
         connections: usize,
     ) -> Self {
         let mut all = pools.all();
@@ -132,6 +149,7 @@ impl Snapshot {
         Self {
             databases: databases(&config, pools, &pool_rows),
             users: users(&config, &pool_rows),
+            queries: queries.sample(),
             logging_in: connections.saturating_sub(clients.len()),
             paused: pools.is_paused(),
             pools: pool_rows,

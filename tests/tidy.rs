@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 const FILE_LINES_MAX: usize = 500;
 
 /// Pure modules: of the modules open to all they take only `error` and `config`.
-const PURE: [&str; 5] = ["wire", "sql", "session", "routing", "retry"];
+const PURE: [&str; 6] = ["wire", "meter", "sql", "session", "routing", "retry"];
 
 /// What every module may use; the configuration only in its validated form.
 const OPEN_TO_ALL: [&str; 5] = [
@@ -27,13 +27,14 @@ const OPEN_TO_PURE: [&str; 3] = ["error", "config::model", "config::units"];
 
 /// Each module of `src/` and what it may use besides itself and what is open to all. An entry with `::` opens only
 /// that part. `*` is everything but the modules of [`TOP`].
-const ALLOWED: [(&str, &[&str]); 28] = [
+const ALLOWED: [(&str, &[&str]); 29] = [
     ("error", &[]),
     ("tasks", &[]),
     ("telemetry", &[]),
     ("config", &[]),
     ("wire", &[]),
-    ("sql", &[]),
+    ("meter", &[]),
+    ("sql", &["meter"]),
     ("net", &[]),
     ("session", &["wire", "sql"]),
     ("auth", &["wire"]),
@@ -48,13 +49,13 @@ const ALLOWED: [(&str, &[&str]); 28] = [
     (
         "shared",
         &[
-            "auth", "net", "session", "sql", "pool", "cluster", "cache", "registry",
+            "auth", "net", "session", "meter", "sql", "pool", "cluster", "cache", "registry",
         ],
     ),
     ("frontend", &["*", "registry", "shared"]),
     (
         "status",
-        &["pool", "cluster", "cache", "registry", "shared"],
+        &["meter", "pool", "cluster", "cache", "registry", "shared"],
     ),
     (
         "reload",
@@ -65,10 +66,11 @@ const ALLOWED: [(&str, &[&str]); 28] = [
     (
         "admin",
         &[
-            "config", "wire", "net", "status", "registry", "pool", "cluster", "reload", "shared",
+            "config", "wire", "net", "meter", "status", "registry", "pool", "cluster", "reload",
+            "shared",
         ],
     ),
-    ("http", &["status", "shared"]),
+    ("http", &["meter", "status", "shared"]),
     ("load", &["config", "wire", "net", "auth", "backend"]),
     ("demo", &["config"]),
     (

@@ -38,11 +38,13 @@ const REQUESTS: [Request; 10] = [
     Request::CopyEnd,
 ];
 
-const TO: [For; 6] = [
+const TO: [For; 8] = [
     For::Client,
     For::Plan,
     For::Reparse,
     For::Evict,
+    For::Refusal,
+    For::Shape,
     For::Probe,
     For::Local,
 ];
@@ -58,7 +60,7 @@ impl Receiver for Ranges {
     }
     fn local(&mut self, _: Request) {}
     fn message(&mut self, _: &Backend, received: Received, _: u8, _: &[u8]) -> bool {
-        received.owed.to == For::Client
+        matches!(received.owed.to, For::Client | For::Refusal)
     }
     fn skipped(&mut self, _: Owed) {}
 }

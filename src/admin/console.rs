@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -106,12 +105,7 @@ impl Console {
     /// The rows of a table, now.
     pub(super) fn rows(&self, show: Show) -> Vec<Row> {
         let shared = &self.shared;
-        let snapshot = Snapshot::take(
-            shared.config.load_full(),
-            &shared.pools,
-            &shared.registry,
-            shared.connections.load(Ordering::SeqCst),
-        );
+        let snapshot = Snapshot::of(shared);
         let stats = self.history.stats(&shared.pools);
         View {
             snapshot: &snapshot,

@@ -390,6 +390,7 @@ mod tests {
     use super::*;
     use crate::backend::connect::Dialer;
     use crate::config::{Overrides, load};
+    use crate::meter::Queries;
     use crate::pool::Pools;
     use crate::registry::{NewClient, Registry};
 
@@ -425,7 +426,7 @@ mod tests {
         entry.set_state(ClientState::Idle);
         let history = crate::status::stats::History::default();
         let stats = history.stats(&pools);
-        let snapshot = Snapshot::take(config, &pools, &registry, 3);
+        let snapshot = Snapshot::take(config, &pools, &registry, &Queries::default(), 3);
         check(&View {
             snapshot: &snapshot,
             stats: &stats,

@@ -143,7 +143,7 @@ pub fn receive(
             },
             received => received?,
         };
-        let mut to_client = received.owed.to == For::Client;
+        let mut to_client = matches!(received.owed.to, For::Client | For::Refusal);
         if is_state {
             to_client |= header.tag == b::ERROR_RESPONSE
                 && (matches!(received.owed.to, For::Reparse | For::Shape) || b::is_fatal(payload));

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use super::document::dotted;
 use super::model::{
-    Auth, ClientTls, Cluster, Config, Database, General, Log, PoolSettings, ServerTls, Timeouts,
-    User,
+    Auth, ClientTls, Cluster, Config, Database, General, Log, Metrics, PoolSettings, ServerTls,
+    Timeouts, User,
 };
 use super::raw::{Effect, sections};
 
@@ -33,6 +33,7 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     changes.timeouts("timeouts", &old.timeouts, &new.timeouts);
     changes.databases(old, new);
     changes.users(old, new);
+    changes.metrics(&old.metrics, &new.metrics);
     changes.log(&old.log, &new.log);
     changes.0
 }
@@ -175,6 +176,12 @@ impl Changes {
         compare!(self, "users.NAME" at at, old, new, User {
             pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
             query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout,
+        });
+    }
+
+    fn metrics(&mut self, old: &Metrics, new: &Metrics) {
+        compare!(self, "metrics" at "metrics", old, new, Metrics {
+            max_queries, max_query_series,
         });
     }
 

@@ -23,6 +23,7 @@ pub struct Config {
     /// Keyed by the name clients ask for. The key `*` is the fallback; it always exists when `cluster.primary` is set.
     pub databases: BTreeMap<String, Database>,
     pub users: BTreeMap<String, User>,
+    pub metrics: Metrics,
     pub log: Log,
 }
 
@@ -274,6 +275,15 @@ pub struct User {
     pub idle_transaction_timeout: Option<Duration>,
     pub transaction_timeout: Option<Duration>,
     pub client_idle_timeout: Option<Duration>,
+}
+
+/// What is counted of statements and shown of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metrics {
+    /// Statements with a record of their own.
+    pub max_queries: usize,
+    /// Statements with series of their own in `/metrics`.
+    pub max_query_series: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -246,7 +246,8 @@ sections! {
         /// Prepared statements kept on one server connection; the least recently used goes first.
         max_prepared_statements: usize = 200, Live;
         /// What happens to a client that uses session state which can't follow it: `pin` lets it keep its server
-        /// connection until the state is gone, `reject` refuses the statement with 0A000.
+        /// connection until the state is gone, `reject` refuses the statement with 0A000. What functions do unseen pins
+        /// in either case.
         on_session_state: OnSessionState = OnSessionState::Pin, NewConnections;
         /// Statement run once on each new server connection.
         connect_query: Option<String> = None, NewConnections;
@@ -334,6 +335,14 @@ sections! {
         transaction_timeout: Option<Duration> = None, Live;
         /// As in `[timeouts]`.
         client_idle_timeout: Option<Duration> = None, Live;
+    }
+
+    /// What is counted of statements and shown of it.
+    Metrics = "metrics" {
+        /// Statements with a record of their own; those with the least time are counted as `other`.
+        max_queries: usize = 1000, Live;
+        /// Statements with series of their own in `/metrics`, at most; 0 for none. The rest is exported as `other`.
+        max_query_series: usize = 100, Live;
     }
 
     /// The log, written to standard error.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::decode::Reader;
 use super::document::{Node, Origin, Table};
 use super::raw::{
-    Auth, ClientTls, Cluster, Database, General, Key, Log, Pool, ServerTls, Timeouts, User,
+    Auth, ClientTls, Cluster, Database, General, Key, Log, Metrics, Pool, ServerTls, Timeouts, User,
 };
 
 /// One `[databases.NAME]`, with the pool's and timeouts' keys that stand in it over the general ones.
@@ -28,6 +28,7 @@ pub(super) struct Raw {
     pub(super) timeouts: Timeouts,
     pub(super) databases: BTreeMap<String, DatabaseTable>,
     pub(super) users: BTreeMap<String, (String, User)>,
+    pub(super) metrics: Metrics,
     pub(super) log: Log,
 }
 
@@ -52,6 +53,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
     let timeouts = section!(Timeouts, &mut root, "timeouts");
     let databases = read_databases(&mut root, &pool, &timeouts, reader);
     let users = read_users(&mut root, reader);
+    let metrics = section!(Metrics, &mut root, "metrics");
     let log = section!(Log, &mut root, "log");
     refuse_unknown_names(
         &root,
@@ -64,6 +66,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
             "timeouts",
             "databases",
             "users",
+            "metrics",
             "log",
         ],
         reader,
@@ -78,6 +81,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         timeouts,
         databases,
         users,
+        metrics,
         log,
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::decode::Value;
 use super::document::dotted;
 use super::model::{
-    Auth, AuthMethod, ClientTls, Cluster, Config, Database, General, Log, LogFormat, Node,
+    Auth, AuthMethod, ClientTls, Cluster, Config, Database, General, Log, LogFormat, Metrics, Node,
     OnSessionState, PoolMode, PoolSettings, Secret, ServerTls, SslMode, Timeouts, User,
 };
 use super::raw::{Effect, SectionDocs, sections};
@@ -42,6 +42,7 @@ pub fn show(config: &Config) -> Vec<Setting> {
     for (name, user) in &config.users {
         shown.user(&dotted("users", name), user);
     }
+    shown.metrics(&config.metrics);
     shown.log(&config.log);
     shown.settings
 }
@@ -216,6 +217,12 @@ impl Shown {
         list!(self, "users.NAME" at path, of, User {
             pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
             query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout,
+        });
+    }
+
+    fn metrics(&mut self, of: &Metrics) {
+        list!(self, "metrics" at "metrics", of, Metrics {
+            max_queries, max_query_series,
         });
     }
 

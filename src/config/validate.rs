@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::decode::{Reader, Setting};
-use super::model::{Config, General, Log, PoolSettings, Timeouts, User};
+use super::model::{Config, General, Log, Metrics, PoolSettings, Timeouts, User};
 use super::raw;
 use super::read::Raw;
 use super::validate_auth::{auth, auth_needs, client_tls, server_tls};
@@ -22,6 +22,8 @@ const LARGEST_PACKET: u64 = 2_147_483_647;
 const SMALLEST_PACKET: u64 = 10_000;
 const MOST_WORKERS: usize = 1024;
 const LARGEST_POOL: usize = 100_000;
+/// Each record takes some kilobytes.
+const MAX_QUERIES_MAX: usize = 1_000_000;
 
 pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
     let general = general(&raw.general, reader);
@@ -38,6 +40,7 @@ pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
             .iter()
             .map(|(name, (path, raw))| (name.clone(), user(raw, path, reader)))
             .collect(),
+        metrics: metrics(&raw.metrics, reader),
         log: log(&raw.log, reader),
         general,
         cluster,
@@ -253,6 +256,27 @@ fn user(raw: &raw::User, path: &str, reader: &mut Reader<'_>) -> User {
         idle_transaction_timeout: raw.idle_transaction_timeout.value,
         transaction_timeout: raw.transaction_timeout.value,
         client_idle_timeout: raw.client_idle_timeout.value,
+    }
+}
+
+fn metrics(raw: &raw::Metrics, reader: &mut Reader<'_>) -> Metrics {
+    within(
+        &raw.max_queries,
+        "metrics.max_queries",
+        1,
+        MAX_QUERIES_MAX,
+        reader,
+    );
+    within(
+        &raw.max_query_series,
+        "metrics.max_query_series",
+        0,
+        MAX_QUERIES_MAX,
+        reader,
+    );
+    Metrics {
+        max_queries: raw.max_queries.value,
+        max_query_series: raw.max_query_series.value,
     }
 }
 

@@ -42,8 +42,9 @@ impl Session {
         let Poll::Ready(outcome) = self.entry.waiter.poll(cx) else {
             return Ok(false);
         };
-        let waited =
-            u64::try_from(self.now.duration_since(self.since).as_micros()).unwrap_or(u64::MAX);
+        let waited = self.now.duration_since(self.since);
+        self.metering.waited(waited);
+        let waited = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
         self.pool
             .counters
             .wait_micros

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::inbound::Frame;
+use super::refusal::Refusal;
 use super::session::{End, Session};
 use super::stale::Agreement;
 use crate::error::{Report, SqlState};
@@ -99,7 +100,12 @@ impl Session {
 
     pub(super) fn parse(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
         if frame.missing > 0 {
-            self.pins.insert(PinReason::Unclassifiable);
+            let pins = PinReason::Unclassifiable.into();
+            if let Some(refusal) = self.refuses(pins) {
+                self.refuse_step(frame, refusal, gather);
+                return Ok(());
+            }
+            self.pins = self.pins.union(pins);
             // It goes to the server under the client's own name, and stays there.
             if frame.payload.first() == Some(&0) {
                 self.names.forget_unnamed();
@@ -233,16 +239,24 @@ impl Session {
                 Agreement::Yes => {}
                 Agreement::Awaited => return Ok(false),
                 Agreement::No => {
-                    self.refuse_stale(gather);
+                    self.bound = Some(Arc::clone(&named.statement));
+                    self.refuse_step(frame, Refusal::Stale, gather);
                     return Ok(true);
                 }
             }
         }
         let statement = named.map(|named| named.statement);
         self.pool.counters.binds.fetch_add(1, Ordering::Relaxed);
+        self.metering.sent(frame.tag, frame.len());
+        self.metering.bound(bind.portal);
         let rest = frame.start + HEADER + bind.head..frame.end;
         let rest_len = rest.len() + frame.missing;
         if let Some(statement) = &statement {
+            if let Some(refusal) = self.refuses(statement.known.pins) {
+                self.bound = Some(Arc::clone(statement));
+                self.refuse_step(frame, refusal, gather);
+                return Ok(true);
+            }
             self.note(&statement.known)?;
             self.guard_sequences(&statement.known, gather);
         }
@@ -266,12 +280,9 @@ impl Session {
         Ok(true)
     }
 
-    pub(super) fn execute(&mut self) {
+    pub(super) fn execute(&mut self, frame: Frame<'_>) {
         self.expect(Request::Execute);
-        if let Some(statement) = &self.bound {
-            let known = Arc::clone(&statement.known);
-            self.start(known);
-        }
+        self.start_execute(frame.payload);
     }
 
     pub(super) fn describe(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {

@@ -1,12 +1,12 @@
 //! What the client sends: framing, batches, simple queries, and forwarding.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::task::Context;
 
 use super::reply;
-use super::session::{End, Phase, Running, Session};
-use crate::config::model::{OnSessionState, PoolMode};
+use super::session::{End, Phase, Session};
+use crate::config::model::PoolMode;
 use crate::error::{Report, Severity, SqlState};
 use crate::net::buffer::Gather;
 use crate::session::leftovers;
@@ -38,6 +38,11 @@ pub(super) struct Frame<'a> {
 impl Frame<'_> {
     pub(super) fn range(&self) -> Range<usize> {
         self.start..self.end
+    }
+
+    /// All of it, with what is still to come.
+    pub(super) fn len(&self) -> usize {
+        self.end - self.start + self.missing
     }
 }
 
@@ -100,7 +105,11 @@ impl Session {
         gather: &mut Gather,
         cx: &mut Context<'_>,
     ) -> Result<usize, End> {
-        let mut at = self.forward_rest(input, gather);
+        let mut at = if self.dropping > 0 {
+            self.drop_rest(input)
+        } else {
+            self.forward_rest(input, gather)
+        };
         let max = self.shared.config.load().general.max_packet_size;
         while let Some(header) = Header::peek(&input[at..], max).map_err(protocol_violation)? {
             check_type(header)?;
@@ -143,7 +152,9 @@ impl Session {
             }
             at += have;
             if missing > 0 {
-                self.await_rest(missing)?;
+                if let Some(lease) = self.lease.as_mut().filter(|_| self.dropping == 0) {
+                    lease.unsent_of_frame = missing;
+                }
                 break;
             }
         }
@@ -168,20 +179,6 @@ impl Session {
         lease.unsent_of_frame -= count;
         gather.input(0..count);
         count
-    }
-
-    fn await_rest(&mut self, missing: usize) -> Result<(), End> {
-        match &mut self.lease {
-            Some(lease) => lease.unsent_of_frame = missing,
-            // Only reached while skipping: there is no backend to pass the rest to.
-            None => {
-                return Err(protocol_violation(FrameError::TooLarge {
-                    len: missing,
-                    max: STATEMENT_MAX,
-                }));
-            }
-        }
-        Ok(())
     }
 
     /// A backend that may be sent to now, having got one if necessary.
@@ -227,7 +224,10 @@ impl Session {
                 Ok(true)
             }
             // PostgreSQL accepts and ignores these outside COPY; Flush has nothing to flush.
-            f::FLUSH | f::COPY_DATA | f::COPY_DONE | f::COPY_FAIL => Ok(frame.missing == 0),
+            f::FLUSH | f::COPY_DATA | f::COPY_DONE | f::COPY_FAIL => {
+                self.dropping = frame.missing;
+                Ok(true)
+            }
             f::TERMINATE => Err(End::ClientGone),
             _ => Ok(false),
         }
@@ -243,7 +243,10 @@ impl Session {
                 Ok(())
             }
             f::TERMINATE => Err(End::ClientGone),
-            _ => Ok(()),
+            _ => {
+                self.dropping = frame.missing;
+                Ok(())
+            }
         }
     }
 
@@ -252,6 +255,7 @@ impl Session {
         if report.severity == Severity::Fatal {
             return Err(End::Fatal(Box::new(report.clone())));
         }
+        self.log_error(report);
         reply::report(&mut self.outbox, report);
         let max = self.shared.config.load().general.max_packet_size;
         let header = Header::peek(self.inbox.bytes(), max).map_err(protocol_violation)?;
@@ -259,18 +263,10 @@ impl Session {
             Some(Header {
                 tag: f::QUERY | f::FUNCTION_CALL,
                 len,
-            }) if len <= self.inbox.len() => {
+            }) => {
+                self.dropping = len.saturating_sub(self.inbox.len());
                 self.inbox.consume(len);
                 reply::ready(&mut self.outbox);
-            }
-            Some(Header {
-                tag: f::QUERY | f::FUNCTION_CALL,
-                ..
-            }) => {
-                return Err(End::Fatal(Box::new(Report {
-                    severity: Severity::Fatal,
-                    ..report.clone()
-                })));
             }
             _ => self.skipping = true,
         }
@@ -281,6 +277,10 @@ impl Session {
     /// Forwards one frame to the backend and notes what it will be answered with. False if it has to wait for answers.
     fn dispatch(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         self.held_up = false;
+        // A Bind may come here again.
+        if frame.tag != f::BIND {
+            self.metering.sent(frame.tag, frame.len());
+        }
         if matches!(frame.tag, f::SYNC | f::QUERY | f::FUNCTION_CALL) {
             self.names.next_exchange();
             self.reparsed = 0;
@@ -291,7 +291,7 @@ impl Session {
             f::BIND => return self.bind(frame, gather),
             f::DESCRIBE => return self.describe(frame, gather).map(|()| true),
             f::CLOSE => return self.close(frame, gather).map(|()| true),
-            f::EXECUTE => self.execute(),
+            f::EXECUTE => self.execute(frame),
             f::SYNC => {
                 self.expect(Request::Sync);
                 gather.input(frame.range());
@@ -300,7 +300,12 @@ impl Session {
             }
             f::FUNCTION_CALL => {
                 if !f::calls_large_object_function(frame.payload) {
-                    self.pins.insert(PinReason::OpaqueState);
+                    let pins = PinReason::OpaqueState.into();
+                    if let Some(refusal) = self.refuses(pins) {
+                        self.refuse_query(frame, None, refusal, gather);
+                        return Ok(true);
+                    }
+                    self.pins = self.pins.union(pins);
                 }
                 self.expect(Request::FunctionCall);
             }
@@ -326,15 +331,27 @@ impl Session {
     }
 
     fn query(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
-        if frame.missing > 0 {
-            // Too large to be looked at whole: nothing can be proved of it.
-            self.pins.insert(PinReason::Unclassifiable);
+        let known = if frame.missing > 0 {
+            None
         } else {
             let text = f::query_text(frame.payload).map_err(protocol_violation)?;
-            let known = self.shared.known.lookup(text, self.lex_options());
+            Some(self.shared.known.lookup(text, self.lex_options()))
+        };
+        // Of a text too large to be looked at whole nothing can be proved.
+        let pins = known
+            .as_ref()
+            .map_or(PinReason::Unclassifiable.into(), |known| known.pins);
+        if let Some(refusal) = self.refuses(pins) {
+            self.refuse_query(frame, known, refusal, gather);
+            return Ok(());
+        }
+        if let Some(known) = known {
             self.note(&known)?;
             self.guard_sequences(&known, gather);
             self.start(known);
+        } else {
+            self.pins = self.pins.union(pins);
+            self.start(Arc::clone(self.shared.known.unread()));
         }
         self.expect(Request::Query);
         self.names.forget_unnamed();
@@ -362,6 +379,7 @@ impl Session {
         if reads
             && is_foreign
             && !lease.expect.owes(For::Client)
+            && !lease.expect.owes(For::Refusal)
             && lease.status != TransactionStatus::Failed
         {
             gather.own(|out| f::put_query(out, b"DISCARD SEQUENCES"));
@@ -377,15 +395,6 @@ impl Session {
     /// How the server reads this session's SQL.
     pub(super) fn lex_options(&self) -> LexOptions {
         self.told.lex_options()
-    }
-
-    /// Counts a statement from here.
-    pub(super) fn start(&mut self, known: std::sync::Arc<Known>) {
-        self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
-        self.running.push_back(Running {
-            known,
-            started: self.since,
-        });
     }
 
     /// Notes what a statement that is about to be sent does to the session.
@@ -431,7 +440,8 @@ impl Session {
                 _ => {}
             }
         }
-        self.pin(known)
+        self.pin(known);
+        Ok(())
     }
 
     /// The server has told what is left of what pins a session. `is_all` is false if statements were sent since it was
@@ -445,31 +455,23 @@ impl Session {
         self.unpinned = was_pinned && self.pins.is_empty();
     }
 
-    fn pin(&mut self, known: &Known) -> Result<(), End> {
+    fn pin(&mut self, known: &Known) {
         if known.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
-            return Ok(());
-        }
-        if self.effective.pool.on_session_state == OnSessionState::Reject {
-            let report = Report::fatal(
-                SqlState::FEATURE_NOT_SUPPORTED,
-                "statement uses session state, which on_session_state = \"reject\" refuses",
-            )
-            .hint("Use pool.on_session_state = \"pin\" or a pool in session mode.");
-            return Err(End::Fatal(Box::new(report)));
+            return;
         }
         let new = known.pins.without(self.pins);
         if !new.is_empty() {
+            known.query.pinned();
             telemetry::metrics::pinned(new.iter().map(PinReason::as_str));
             if known.pins_first_time() {
                 tracing::info!(
                     pool = %self.pool.key,
                     reasons = %new,
-                    statement = %known.text,
+                    statement = %known.query.text,
                     "a statement makes clients keep their server connection; undo what it does when it is not needed, or give it a pool in session mode",
                 );
             }
         }
         self.pins = self.pins.union(known.pins);
-        Ok(())
     }
 }

@@ -18,6 +18,7 @@ use crate::auth::secrets::{LookupError, SecretSource, UserSecret};
 use crate::backend::login::{Credentials, LoginError, UpstreamAuth};
 use crate::config::model::{AuthMethod, Secret};
 use crate::error::{ErrorKind, Report, SqlState, UserFacing};
+use crate::net::departure::unless_gone;
 use crate::net::stream::Stream;
 use crate::pool::Pool;
 use crate::pool::open::{self, OpenError, Opened};
@@ -87,6 +88,12 @@ struct Method {
 }
 
 impl Applicant<'_> {
+    /// The outcome of `work`, unless the client goes before it is done.
+    async fn unless_gone<T>(&self, work: impl Future<Output = T>) -> Result<T, Denied> {
+        let outcome = unless_gone(self.stream, work).await;
+        outcome.map_err(|error| AuthError::from(error).into())
+    }
+
     fn is_private(&self) -> bool {
         self.stream.is_tls() || self.address.is_none_or(|address| address.is_loopback())
     }
@@ -192,10 +199,8 @@ async fn secret(applicant: &Applicant<'_>, shared: &Shared) -> Result<Option<Use
     if let Some(secret) = shared.access.load().userlist.get(applicant.user) {
         return Ok(Some(secret.clone()));
     }
-    Ok(shared
-        .secrets
-        .lookup(applicant.user, applicant.database)
-        .await?)
+    let lookup = shared.secrets.lookup(applicant.user, applicant.database);
+    Ok(applicant.unless_gone(lookup).await??)
 }
 
 async fn by_secret(
@@ -273,14 +278,15 @@ async fn passthrough(
     if fits_learnt(applicant.user, &password, shared, pool).await {
         return Ok(());
     }
-    let _turn = pool.turn_to_try().await;
+    let _turn = applicant.unless_gone(pool.turn_to_try()).await?;
     // The client that had its turn before may have shown the same password.
     if fits_learnt(applicant.user, &password, shared, pool).await {
         return Ok(());
     }
     // A password that is wrong by what was learnt may have been changed since: the server is asked.
     let credentials = Credentials::Password(password.clone());
-    try_login(shared, pool, applicant, &credentials).await?;
+    let tried = try_login(shared, pool, applicant, &credentials);
+    applicant.unless_gone(tried).await??;
     if let Some(verifier) = verifier_of(password).await {
         pool.learn(Learnt::Verifier(verifier), Instant::now());
     }
@@ -302,11 +308,12 @@ async fn needs_password(
     if let Some(needed) = known() {
         return Ok(needed);
     }
-    let _turn = pool.turn_to_try().await;
+    let _turn = applicant.unless_gone(pool.turn_to_try()).await?;
     if let Some(needed) = known() {
         return Ok(needed);
     }
-    match try_login(shared, pool, applicant, &Credentials::None).await {
+    let tried = try_login(shared, pool, applicant, &Credentials::None);
+    match applicant.unless_gone(tried).await? {
         Ok(()) => {
             pool.learn(Learnt::NoPassword, Instant::now());
             Ok(false)
@@ -343,7 +350,8 @@ async fn try_login(
     credentials: &Credentials,
 ) -> Result<(), OpenError> {
     let user = applicant.user;
-    let mut effective = pool.effective.load().as_ref().clone();
+    let (generation, effective) = pool.opens_with();
+    let mut effective = effective.as_ref().clone();
     let is_forced = effective.login_user != user;
     user.clone_into(&mut effective.login_user);
     // Other rules may hold for replication, and its database need not exist.
@@ -355,7 +363,7 @@ async fn try_login(
     }
     let dialer = shared.pools.dialer.load_full();
     let Opened { backend, logged_in } =
-        open::open(&effective, credentials, &dialer, pool.generation()).await?;
+        open::open(&effective, credentials, &dialer, generation).await?;
     if is_forced {
         return Ok(());
     }

@@ -2,7 +2,7 @@
 //!
 //! [`startup`] takes a connection to the point where it may run statements; [`session`] is the loop that runs them:
 //! `inbound` reads what the client sends and forwards it, `outbound` takes what the server answers, `checkout` gets and
-//! gives back the backend in between. One poll does it all, in that order; nothing calls back up.
+//! gives back the backend in between, `metering` counts. One poll does it all, in that order; nothing calls back up.
 
 pub mod authenticate;
 mod checkout;
@@ -10,8 +10,10 @@ mod deadline;
 mod extended;
 mod inbound;
 pub mod login;
+mod metering;
 mod outbound;
 mod prepare;
+mod refusal;
 pub mod replication;
 mod reply;
 pub mod session;

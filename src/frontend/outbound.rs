@@ -8,7 +8,6 @@ use std::task::{Context, Poll};
 use super::checkout::QUESTION;
 use super::reply;
 use super::session::{End, ProbeAnswer, Session};
-use super::stale;
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
 use crate::error::{Report, SqlState};
@@ -19,7 +18,7 @@ use crate::session::settings::Row;
 use crate::sql::state::{PinReason, PinSet};
 use crate::wire::backend::{self as b, TransactionStatus};
 use crate::wire::expect::{For, Owed, Received, Request, UNNAMED};
-use crate::wire::frame;
+use crate::wire::frame::{self, HEADER};
 use crate::wire::limits::OUTBOX_MAX;
 
 /// The session's part in receiving.
@@ -34,6 +33,7 @@ struct Relay<'a> {
 
 impl Receiver for Relay<'_> {
     fn relay(&mut self, range: Range<usize>) {
+        self.session.metering.relayed(range.len());
         self.gather.input(range);
     }
 
@@ -54,14 +54,18 @@ impl Receiver for Relay<'_> {
             b::PARAMETER_STATUS if owed.to == For::Client => {
                 self.session.told = Arc::clone(&backend.mirror.reported);
                 // It may have been set where no text tells, such as in a function or a trigger.
-                if let Some((name, _)) = b::parameter_status(payload) {
+                if let Some((name, value)) = b::parameter_status(payload) {
                     self.session.settings.touch(name);
+                    if name == b"application_name" {
+                        self.session.rename_application(value);
+                    }
                 }
             }
             b::COMMAND_COMPLETE if owed.to == For::Client => self.complete(owed, payload),
-            b::EMPTY_QUERY_RESPONSE | b::PORTAL_SUSPENDED if owed.request == Request::Execute => {
-                self.session.running.pop_front();
+            b::EMPTY_QUERY_RESPONSE if owed.request == Request::Execute => {
+                self.session.end_statement(HEADER);
             }
+            b::PORTAL_SUSPENDED => self.session.suspend_statement(),
             b::READY_FOR_QUERY => self.ready(backend, owed),
             b::DATA_ROW if owed.to == For::Probe => {
                 if let Some([Some(name), value]) = b::columns(payload).as_deref() {
@@ -75,12 +79,15 @@ impl Receiver for Relay<'_> {
     }
 
     fn skipped(&mut self, owed: Owed) {
+        if owed.to == For::Refusal {
+            self.session.refusals.pop_front();
+        }
         if owed.renames {
             self.session.names.undo();
         }
         let is_counted = matches!(owed.request, Request::Execute | Request::Query);
-        if is_counted && owed.to == For::Client {
-            self.session.running.pop_front();
+        if is_counted && matches!(owed.to, For::Client | For::Refusal) {
+            self.session.skip_statement();
         }
     }
 }
@@ -98,11 +105,13 @@ impl Relay<'_> {
             // A cancel request that the client meant for its own statement may have come late.
             self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
         }
-        if let Some(running) = self.session.running.front() {
-            running.known.failed();
-        }
-        if owed.to == For::Refusal {
-            self.gather.own(stale::put_error);
+        let refused = (owed.to == For::Refusal)
+            .then(|| self.session.take_refusal(b::sqlstate(payload)))
+            .flatten();
+        let code = refused.as_ref().map(|report| report.code);
+        self.count_error(owed, code.or(b::sqlstate(payload)));
+        if let Some(report) = refused {
+            self.gather.own(|out| b::put_report(out, &report));
             return false;
         }
         if let Some(payload) = self.in_own_words(payload) {
@@ -113,7 +122,7 @@ impl Relay<'_> {
             });
             return false;
         }
-        let is_clients = matches!(owed.to, For::Client | For::Reparse | For::Shape);
+        let is_clients = !matches!(owed.to, For::Plan | For::Evict | For::Probe);
         if !self.session.timed_out
             || !is_clients
             || b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED)
@@ -148,33 +157,37 @@ impl Relay<'_> {
             b"DEALLOCATE ALL\0" => self.session.names.forget_all(),
             _ => {}
         }
-        if let Some(running) = self.session.running.front() {
-            running.known.returned(b::rows(payload));
-        }
+        self.session.metering.returned(b::rows(payload));
         if owed.request == Request::Execute {
-            self.finish_statement();
+            self.session.end_statement(HEADER + payload.len());
         }
     }
 
-    fn finish_statement(&mut self) {
-        if let Some(running) = self.session.running.pop_front() {
-            let took = self.session.now.duration_since(running.started);
-            running.known.took(took);
-            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-            self.session
-                .pool
-                .counters
-                .query_micros
-                .fetch_add(micros, Ordering::Relaxed);
+    /// An error is that of the statement in front, or of one that the server skips for it.
+    fn count_error(&mut self, owed: Owed, code: Option<SqlState>) {
+        let Some(code) = code else {
+            return;
+        };
+        let session = &mut *self.session;
+        match (owed.request, owed.to) {
+            (Request::Query, For::Client | For::Refusal) => session.metering.failed(code),
+            (Request::FunctionCall | Request::Sync, _) | (_, For::Plan | For::Probe) => {}
+            (Request::Parse, For::Client) => {
+                let parse = session.names.under_way().cloned();
+                session.metering.failed_extended(code, parse);
+            }
+            _ => session.metering.failed_extended(code, None),
         }
     }
 
     fn ready(&mut self, backend: &Backend, owed: Owed) {
         match owed.to {
-            For::Client => {
+            For::Client | For::Refusal => {
                 self.session.timed_out = false;
-                if owed.request == Request::Query {
-                    self.finish_statement();
+                match owed.request {
+                    Request::Query => self.session.end_statement(HEADER + 1),
+                    Request::Sync => self.session.end_exchange(),
+                    _ => {}
                 }
                 if backend.status == TransactionStatus::Idle {
                     self.session
@@ -205,7 +218,7 @@ impl Relay<'_> {
                     self.session.cancel(identity);
                 }
             }
-            For::Reparse | For::Evict | For::Shape | For::Refusal | For::Local => {}
+            For::Reparse | For::Evict | For::Shape | For::Local => {}
         }
     }
 
@@ -285,6 +298,7 @@ impl Session {
         let Some(mut lease) = self.lease.take() else {
             return Ok(());
         };
+        self.metering.answered(self.now);
         let mut relay = Relay {
             gather: Gather::take(),
             session: self,

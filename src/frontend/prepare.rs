@@ -2,8 +2,12 @@
 //!
 //! Startup parameters are tried on a backend once and remembered with what they made it report, so that the next
 //! client with the same ones needs no backend to log in.
+//!
+//! Waiting for that backend and for its answer counts as part of the login: it ends at `client_login_timeout`.
 
 use std::sync::Arc;
+
+use tokio::time::Instant;
 
 use super::startup::HandshakeError;
 use crate::backend::query::{self, QueryError};
@@ -51,6 +55,7 @@ pub(super) async fn prepare(
     pool: &Arc<Pool>,
     message: &StartupMessage,
     waiter: &Arc<Waiter>,
+    deadline: Instant,
 ) -> Result<Prepared, HandshakeError> {
     let Some(settings) = requested(message) else {
         return Err(HandshakeError::Parameter {
@@ -72,8 +77,12 @@ pub(super) async fn prepare(
     if let Some((settings, reported)) = pool.startups.get(&settings) {
         return Ok(Prepared { settings, reported });
     }
-    let mut lease = wait_for_lease(pool, waiter).await?;
-    let tried = try_on(&mut lease, &settings).await;
+    let mut lease = wait_for_lease(pool, waiter, deadline).await?;
+    let Ok(tried) = tokio::time::timeout_at(deadline, try_on(&mut lease, &settings)).await else {
+        return Err(HandshakeError::Timeout {
+            why: Some("The server did not answer to the startup parameters.".to_owned()),
+        });
+    };
     // A refusal leaves the connection as clean as it was; anything else leaves it to be closed.
     lease.checkin();
     let reported = tried?;
@@ -82,7 +91,11 @@ pub(super) async fn prepare(
     Ok(Prepared { settings, reported })
 }
 
-async fn wait_for_lease(pool: &Arc<Pool>, waiter: &Arc<Waiter>) -> Result<Lease, HandshakeError> {
+async fn wait_for_lease(
+    pool: &Arc<Pool>,
+    waiter: &Arc<Waiter>,
+    deadline: Instant,
+) -> Result<Lease, HandshakeError> {
     /// Leaves the queue if the client goes away meanwhile.
     struct Withdraw<'a>(&'a Arc<Pool>, &'a Arc<Waiter>);
     impl Drop for Withdraw<'_> {
@@ -96,18 +109,20 @@ async fn wait_for_lease(pool: &Arc<Pool>, waiter: &Arc<Waiter>) -> Result<Lease,
     pool.enqueue(waiter);
     let _withdraw = Withdraw(pool, waiter);
     let limit = pool.effective.load().timeouts.query_wait_timeout;
+    let until = limit.map(|limit| Instant::now() + limit);
     let granted = std::future::poll_fn(|cx| waiter.poll(cx));
-    match limit {
-        None => Ok(granted.await?),
-        Some(limit) => match tokio::time::timeout(limit, granted).await {
-            Ok(granted) => Ok(granted?),
-            // The server's own words, if it had any, say more than that the wait was in vain.
-            Err(_) => Err(match pool.last_refusal() {
-                Some(refusal) => HandshakeError::Open(refusal),
-                None => pool.wait_timeout(limit).into(),
-            }),
-        },
+    let until_first = until.map_or(deadline, |until| until.min(deadline));
+    if let Ok(granted) = tokio::time::timeout_at(until_first, granted).await {
+        return Ok(granted?);
     }
+    // The server's own words, if it had any, say more than that the wait was in vain.
+    Err(match (pool.last_refusal(), limit) {
+        (Some(refusal), _) => HandshakeError::Open(refusal),
+        (None, Some(limit)) if until_first < deadline => pool.wait_timeout(limit).into(),
+        (None, _) => HandshakeError::Timeout {
+            why: Some(format!("Pool {}: {}.", pool.key, pool.why_waiting())),
+        },
+    })
 }
 
 /// Brings the backend to `settings`; what it then reports is what a new session is told.

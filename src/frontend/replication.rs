@@ -7,21 +7,20 @@ use std::sync::Arc;
 
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 
-use super::startup::HandshakeError;
+use super::startup::{Admitted, HandshakeError};
 use crate::net::stream::Stream;
-use crate::pool::ClientPlace;
 use crate::pool::open;
-use crate::shared::Shared;
 use crate::wire::backend;
-use crate::wire::startup::StartupMessage;
 
 /// Serves the client until either end closes.
-pub async fn serve(
-    mut client: Stream,
-    message: &StartupMessage,
-    place: &ClientPlace,
-    shared: &Shared,
-) -> Result<(), (Option<Stream>, HandshakeError)> {
+pub async fn serve(client: Admitted) -> Result<(), (Option<Stream>, HandshakeError)> {
+    let Admitted {
+        stream: mut client,
+        message,
+        place,
+        shared,
+        ..
+    } = client;
     let pool = place.pool();
     let mut effective = pool.effective.load().as_ref().clone();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

@@ -8,6 +8,7 @@
 //!   goes through `pool::reset`.
 //! - Answers reach the client in the order of its requests, because all of them pass through one backend's queue.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -19,6 +20,8 @@ use std::time::Duration;
 use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep};
 
+use super::metering::Metering;
+use super::refusal::Refusal;
 use crate::config::model::PoolMode;
 use crate::error::Report;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
@@ -75,13 +78,6 @@ impl From<io::Error> for End {
     }
 }
 
-/// A statement under way, for the counters.
-#[derive(Debug)]
-pub(super) struct Running {
-    pub known: Arc<Known>,
-    pub started: Instant,
-}
-
 /// The answer to a question about the session's state, as far as it has come.
 #[derive(Debug, Default)]
 pub(super) struct ProbeAnswer {
@@ -126,6 +122,10 @@ pub struct Session {
     pub(super) held_up: bool,
     /// After an error of pgweir's own in an extended exchange: everything up to the next Sync is dropped.
     pub(super) skipping: bool,
+    /// Bytes of a refused frame that are still to come.
+    pub(super) dropping: usize,
+    /// Why the statements were refused that the server was made to fail in place of, oldest first.
+    pub(super) refusals: VecDeque<Refusal>,
     /// What the statements sent so far will leave: inside a transaction or not.
     pub(super) in_transaction: bool,
     /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
@@ -134,7 +134,7 @@ pub struct Session {
     pub(super) reparsed: u64,
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
-    pub(super) running: std::collections::VecDeque<Running>,
+    pub(super) metering: Metering,
     /// The time of the present poll: the clock is read once for all that happens in it.
     pub(super) now: Instant,
     /// Since when the session is in its phase, and in its transaction.
@@ -168,6 +168,7 @@ impl Session {
         Self {
             stream: start.stream,
             effective: pool.effective.load_full(),
+            metering: Metering::new(&start.shared, &start.entry, &start.told),
             shared: start.shared,
             pool,
             _place: start.place,
@@ -186,11 +187,12 @@ impl Session {
             discards: false,
             held_up: false,
             skipping: false,
+            dropping: 0,
+            refusals: VecDeque::new(),
             in_transaction: false,
             copies_in: false,
             reparsed: 0,
             bound: None,
-            running: std::collections::VecDeque::new(),
             now,
             since: now,
             transaction_since: now,
@@ -261,14 +263,14 @@ impl Session {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut moved = false;
         if self.outbox.is_empty() {
-            self.blocked_since = None;
+            self.set_blocked(None);
         } else {
             let before = self.outbox.len();
             if let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx) {
                 sent?;
                 moved = true;
             } else if self.outbox.len() < before || self.blocked_since.is_none() {
-                self.blocked_since = Some(self.now);
+                self.set_blocked(Some(self.now));
             }
         }
         if let Some(lease) = &mut self.lease
@@ -281,6 +283,12 @@ impl Session {
             }
         }
         Ok(moved)
+    }
+
+    fn set_blocked(&mut self, since: Option<Instant>) {
+        if let Some(before) = std::mem::replace(&mut self.blocked_since, since) {
+            self.metering.unblocked(self.now.duration_since(before));
+        }
     }
 
     /// Reads the client. While it waits for a backend its bytes are only collected, up to a bound, which also tells
@@ -394,6 +402,7 @@ impl Session {
     /// Tells the client why, gives the backend back, and closes.
     async fn finish(mut self, end: End) {
         self.entry.clear_running();
+        self.abandon_statement(&end);
         if self.phase == Phase::Waiting {
             self.pool.withdraw(&self.entry.waiter);
         }

@@ -14,19 +14,14 @@
 use std::sync::Arc;
 
 use super::session::Session;
-use crate::error::{Report, SqlState};
 use crate::net::buffer::Gather;
 use crate::session::shape::Shape;
 use crate::session::statements::Named;
 use crate::sql::known::Known;
-use crate::wire::backend as b;
-use crate::wire::expect::{For, Owed, Request};
+use crate::wire::expect::For;
 use crate::wire::frame::Header;
 use crate::wire::frontend::{self as f, Bind, Target};
 use crate::wire::limits::WHOLE_FRAME_MAX;
-
-/// A name that no statement has.
-const NOWHERE: &[u8] = b"pgweir stale";
 
 /// Whether a statement may run on the backend for a client that was told of it before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,15 +31,6 @@ pub(super) enum Agreement {
     Awaited,
     /// It would return something else.
     No,
-}
-
-/// What PostgreSQL says of a statement whose result has changed.
-pub(super) fn put_error(out: &mut Vec<u8>) {
-    let message = "cached plan must not change result type";
-    b::put_report(
-        out,
-        &Report::error(SqlState::FEATURE_NOT_SUPPORTED, message),
-    );
 }
 
 /// Whether the client asks for the description of `portal` before it executes anything.
@@ -129,15 +115,5 @@ impl Session {
         self.held_up = true;
         gather.own(|out| out.extend_from_slice(&f::FLUSH_FRAME));
         Agreement::Awaited
-    }
-
-    /// Has the server fail here, with the effects on exchange and transaction that its own refusal would have.
-    pub(super) fn refuse_stale(&mut self, gather: &mut Gather) {
-        self.bound = None;
-        gather.own(|out| {
-            f::put_bind_head(out, b"", NOWHERE, 6);
-            out.extend_from_slice(&[0; 6]);
-        });
-        self.owe(Owed::new(Request::Bind, For::Refusal));
     }
 }

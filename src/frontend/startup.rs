@@ -8,11 +8,13 @@ use std::sync::atomic::Ordering;
 
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::login::{self, Applicant, Denied};
 use crate::backend::login::LoginError;
 use crate::config::model::SslMode;
 use crate::error::{ErrorKind, Report, SqlState, UserFacing};
+use crate::net::departure::unless_gone;
 use crate::net::stream::Stream;
 use crate::net::tls::{ClientTlsContext, Negotiation, TlsError};
 use crate::pool::open::OpenError;
@@ -56,7 +58,10 @@ pub enum HandshakeError {
     #[error("no server connection is left for replication ({0})")]
     NoConnection(&'static str),
     #[error("canceling authentication due to timeout")]
-    Timeout,
+    Timeout {
+        /// What was waited for, if that was more than the client's own messages.
+        why: Option<String>,
+    },
     #[error("the database system is shutting down")]
     ShuttingDown,
     /// The server refused a startup parameter; its own words are passed on.
@@ -109,8 +114,11 @@ impl UserFacing for HandshakeError {
             Self::NoConnection(_) => {
                 Report::fatal(SqlState::TOO_MANY_CONNECTIONS, self.to_string())
             }
-            Self::Timeout => Report::fatal(SqlState::QUERY_CANCELED, self.to_string())
-                .hint("The limit is pgweir's timeouts.client_login_timeout."),
+            Self::Timeout { why } => Report {
+                detail: why.clone().map(Into::into),
+                ..Report::fatal(SqlState::QUERY_CANCELED, self.to_string())
+                    .hint("The limit is pgweir's timeouts.client_login_timeout.")
+            },
             Self::ShuttingDown => Report::fatal(SqlState::CANNOT_CONNECT_NOW, self.to_string()),
             Self::Parameter { code, payload, .. } => {
                 let field = |kind| {
@@ -136,7 +144,9 @@ impl UserFacing for HandshakeError {
             | Self::TlsRequired
             | Self::Encoding
             | Self::Parameter { .. } => ErrorKind::Client,
-            Self::TooManyClients { .. } | Self::NoConnection(_) | Self::Timeout => ErrorKind::Limit,
+            Self::TooManyClients { .. } | Self::NoConnection(_) | Self::Timeout { .. } => {
+                ErrorKind::Limit
+            }
             Self::ShuttingDown => ErrorKind::Operator,
             Self::Denied(error) => error.kind(),
             Self::Open(error) => error.kind(),
@@ -274,28 +284,52 @@ fn take_place(pool: &Arc<Pool>, shared: &Shared) -> Result<ClientPlace, Handshak
         .map_err(|NoPlace { setting, limit }| HandshakeError::TooManyClients { setting, limit })
 }
 
+/// A client that has proved itself, on its way to a session.
+#[derive(Debug)]
+pub struct Admitted {
+    pub stream: Stream,
+    pub message: StartupMessage,
+    /// `address:port`, or `unix`.
+    pub peer: Box<str>,
+    pub place: ClientPlace,
+    pub shared: Arc<Shared>,
+    /// When its login has taken too long.
+    pub deadline: Instant,
+}
+
+impl Admitted {
+    /// Puts the client among the live ones.
+    pub(super) fn register(&self) -> Registered {
+        let key = &self.place.pool().key;
+        self.shared.registry.register(NewClient {
+            key_len: self.message.cancel_key_len(),
+            user: Arc::clone(&key.user),
+            database: Arc::clone(&key.database),
+            peer: self.peer.clone(),
+            tls: self.stream.is_tls(),
+            application_name: self.message.application_name(),
+            local: self.stream.local_addr(),
+        })
+    }
+}
+
 /// Makes a session for an authenticated client: has the server accept its startup parameters, and tells it everything
-/// a server tells after authentication.
-pub async fn begin(
-    mut stream: Stream,
-    message: &StartupMessage,
-    peer: Box<str>,
-    place: ClientPlace,
-    shared: Arc<Shared>,
-) -> Result<Session, (Option<Stream>, HandshakeError)> {
-    let pool = place.pool();
-    let entry = shared.registry.register(NewClient {
-        key_len: message.cancel_key_len(),
-        user: Arc::clone(&pool.key.user),
-        database: Arc::clone(&pool.key.database),
-        peer,
-        tls: stream.is_tls(),
-        application_name: message.application_name(),
-        local: stream.local_addr(),
-    });
-    let prepared = match prepare::prepare(pool, message, &entry.waiter).await {
-        Ok(prepared) => prepared,
-        Err(error) => return Err((Some(stream), error)),
+/// a server tells after authentication. Preparing ends at the deadline, and when the client goes.
+pub async fn begin(client: Admitted) -> Result<Session, (Option<Stream>, HandshakeError)> {
+    let entry = client.register();
+    let Admitted {
+        mut stream,
+        message,
+        place,
+        shared,
+        deadline,
+        ..
+    } = client;
+    let prepare = prepare::prepare(place.pool(), &message, &entry.waiter, deadline);
+    let prepared = match unless_gone(&stream, prepare).await {
+        Ok(Ok(prepared)) => prepared,
+        Ok(Err(error)) => return Err((Some(stream), error)),
+        Err(gone) => return Err((None, gone.into())),
     };
     if let Err(error) = greet(&mut stream, &entry, &prepared.reported).await {
         return Err((Some(stream), error.into()));

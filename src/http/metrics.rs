@@ -17,12 +17,7 @@ use crate::status::{DatabaseStatus, PoolStatus, Snapshot};
 /// The whole page.
 pub(super) fn render(shared: &Shared, events: &PrometheusHandle) -> String {
     let connections = shared.connections.load(Ordering::SeqCst);
-    let snapshot = Snapshot::take(
-        shared.config.load_full(),
-        &shared.pools,
-        &shared.registry,
-        connections,
-    );
+    let snapshot = Snapshot::of(shared);
     let mut page = Page::default();
     let process = Process {
         uptime: shared.started.elapsed().as_secs_f64(),

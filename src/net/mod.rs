@@ -5,6 +5,7 @@
 pub mod buffer;
 pub mod certificate;
 pub mod connect;
+pub mod departure;
 pub mod frame;
 pub mod stream;
 pub mod tls;

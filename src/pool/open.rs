@@ -164,11 +164,18 @@ pub async fn open(
 }
 
 impl Pool {
+    /// Which `RECONNECT` a connection opened now is younger than, and the settings to open it with. In this order: a
+    /// reload in between leaves a connection with settings newer than its generation, which is replaced for nothing,
+    /// and never one with older settings, which would be kept.
+    pub fn opens_with(&self) -> (u64, Arc<Effective>) {
+        let generation = self.generation();
+        (generation, self.effective.load_full())
+    }
+
     /// Opens one connection into the pool, for whoever waits.
     pub(super) async fn open_one(self: Arc<Self>, slot: Slot, dialer: Arc<Dialer>) {
-        let effective = self.effective.load_full();
+        let (generation, effective) = self.opens_with();
         let credentials = self.with_gate(|gate| gate.credentials.clone());
-        let generation = self.objects.manager().generation.load(Ordering::SeqCst);
         let outcome = open(&effective, &credentials, &dialer, generation).await;
         self.opening.fetch_sub(1, Ordering::SeqCst);
         match outcome {
@@ -218,6 +225,46 @@ impl Pool {
         self.with_gate(|gate| {
             gate.credentials = credentials;
             gate.retry_at = None;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Overrides, load};
+    use crate::pool::Pools;
+
+    #[test]
+    fn a_connection_is_never_younger_than_its_settings() {
+        const RELOADS: u64 = 3_000;
+        let mut overrides = Overrides::new();
+        overrides.set("--primary", "cluster.primary", "postgres://db1");
+        let mut config = load(None, &overrides, &|_| None).unwrap().config;
+        let pools = Pools::new(Arc::new(Dialer::plain()));
+        let pool = pools.get(&config, "app", "bob").unwrap();
+        // Each reload replaces the connections, so there are as many generations as values.
+        let mut reload = move |number: u64| {
+            let database = config.databases.get_mut("*").unwrap();
+            let value = number.to_string();
+            database
+                .startup
+                .insert("application_name".to_owned(), value);
+            pools.reload(&config);
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(move || (1..=RELOADS).for_each(&mut reload));
+            loop {
+                let (generation, effective) = pool.opens_with();
+                let settings: u64 = effective
+                    .startup
+                    .first()
+                    .map_or(0, |(_, value)| value.parse().unwrap());
+                assert!(settings >= generation, "{settings} < {generation}");
+                if generation == RELOADS {
+                    break;
+                }
+            }
         });
     }
 }

@@ -202,6 +202,12 @@ impl<T> Names<T> {
         self.named.as_ref().map_or(0, |names| names.len())
     }
 
+    /// The text whose Parse the server answers next.
+    pub fn under_way(&self) -> Option<&T> {
+        let named = self.get(&self.unconfirmed.front()?.name)?;
+        Some(&named.statement.known)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len() == 0 && self.unnamed.is_none()
     }

@@ -1,23 +1,24 @@
 //! Statements seen so far, by fingerprint: what they are and what was counted of them.
 //!
-//! Classification is done once for each distinct statement and shared by all sessions; so are the counters.
+//! Classification is done once for each distinct statement and shared by all sessions; so is the record of what was
+//! counted of it, which outlives it.
 //!
 //! Bound: [`KNOWN_MAX`] statements. When it is full, statements that no session or prepared statement holds are
-//! forgotten, oldest counters included.
+//! forgotten.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use hashbrown::HashTable;
 
 use super::classify::{
     Class, CopyDirection, CopyPeer, DdlVerb, Statement, StatementKind, classify,
 };
-use super::fingerprint::{Fingerprint, FingerprintKey};
+use super::fingerprint::{Fingerprint, FingerprintKey, stable_id};
 use super::lexer::{LexOptions, Lexer, TokenKind};
 use super::normalise::normalise;
 use super::state::{Effect, PinReason, PinSet};
+use crate::meter::{Queries, Query, QueryId};
 
 /// Distinct statements kept.
 pub const KNOWN_MAX: usize = 10_000;
@@ -25,14 +26,9 @@ pub const KNOWN_MAX: usize = 10_000;
 /// Bytes of a statement's text that are kept.
 const TEXT_MAX: usize = 2 * 1024;
 
-/// What was counted of one statement.
-#[derive(Debug, Default)]
-pub struct Counted {
-    pub calls: AtomicU64,
-    pub errors: AtomicU64,
-    pub rows: AtomicU64,
-    pub micros: AtomicU64,
-}
+/// Number and text of [`KnownStatements::unread`].
+const UNREAD: u64 = 1;
+const UNREAD_TEXT: &str = "<not read>";
 
 /// One statement.
 #[derive(Debug)]
@@ -55,18 +51,12 @@ pub struct Known {
     pub is_plain: bool,
     /// The log has been told that it pins.
     told: AtomicBool,
-    /// The text without its literals.
-    pub text: Arc<str>,
-    pub counted: Arc<Counted>,
+    /// What was counted of it, with its text without literals.
+    pub query: Arc<Query>,
 }
 
 impl Known {
-    fn new(
-        fingerprint: Fingerprint,
-        text: &[u8],
-        options: LexOptions,
-        like: Option<&Self>,
-    ) -> Self {
+    fn new(fingerprint: Fingerprint, text: &[u8], options: LexOptions, query: Arc<Query>) -> Self {
         let class = classify(text, options);
         let copies_in = class
             .statements
@@ -90,10 +80,6 @@ impl Known {
             && !transaction.begins()
             && !transaction.ends()
             && class.effects().all(|effect| !concerns_session(effect));
-        let (text, counted) = match like {
-            Some(like) => (Arc::clone(&like.text), Arc::clone(&like.counted)),
-            None => (normalise(text, options, TEXT_MAX).into(), Arc::default()),
-        };
         Self {
             fingerprint,
             class,
@@ -103,33 +89,13 @@ impl Known {
             copies_in,
             told: AtomicBool::new(false),
             is_plain,
-            text,
-            counted,
+            query,
         }
     }
 
     /// Whether this is the first time that it pins a session, for the log.
     pub fn pins_first_time(&self) -> bool {
         !self.told.swap(true, Ordering::Relaxed)
-    }
-
-    /// An execution ended with an error.
-    pub fn failed(&self) {
-        self.counted.errors.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// A command returned or changed `rows`.
-    pub fn returned(&self, rows: u64) {
-        self.counted.rows.fetch_add(rows, Ordering::Relaxed);
-    }
-
-    /// An execution ended, `took` after it was sent.
-    pub fn took(&self, took: Duration) {
-        self.counted.calls.fetch_add(1, Ordering::Relaxed);
-        self.counted.micros.fetch_add(
-            u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-            Ordering::Relaxed,
-        );
     }
 }
 
@@ -187,13 +153,22 @@ fn concerns_session(effect: &Effect) -> bool {
 pub struct KnownStatements {
     table: Mutex<HashTable<Arc<Known>>>,
     key: FingerprintKey,
+    /// What was counted of statements.
+    pub queries: Queries,
+    unread: Arc<Known>,
 }
 
 impl Default for KnownStatements {
     fn default() -> Self {
+        let (queries, options) = (Queries::default(), LexOptions::default());
+        let key = FingerprintKey::random();
+        let record = queries.record(QueryId(UNREAD), || UNREAD_TEXT.into());
+        let fingerprint = key.fingerprint(b"", options);
         Self {
+            unread: Arc::new(Known::new(fingerprint, b"", options, record)),
             table: Mutex::default(),
-            key: FingerprintKey::random(),
+            key,
+            queries,
         }
     }
 }
@@ -208,11 +183,16 @@ impl KnownStatements {
         }) {
             if known.class.needs_text {
                 // Its constants decide, so the shape's class is another text's.
-                return Arc::new(Known::new(fingerprint, text, options, Some(known)));
+                let query = Arc::clone(&known.query);
+                return Arc::new(Known::new(fingerprint, text, options, query));
             }
             return Arc::clone(known);
         }
-        let known = Arc::new(Known::new(fingerprint, text, options, None));
+        let id = QueryId(stable_id(text, options).as_u64());
+        let query = self
+            .queries
+            .record(id, || normalise(text, options, TEXT_MAX).into());
+        let known = Arc::new(Known::new(fingerprint, text, options, query));
         if table.len() >= KNOWN_MAX {
             table.retain(|known| Arc::strong_count(known) > 1);
         }
@@ -224,13 +204,8 @@ impl KnownStatements {
         known
     }
 
-    /// Every statement kept.
-    pub fn all(&self) -> Vec<Arc<Known>> {
-        self.table
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .cloned()
-            .collect()
+    /// Stands for statements whose text was not read, such as one too long to be held.
+    pub fn unread(&self) -> &Arc<Known> {
+        &self.unread
     }
 }

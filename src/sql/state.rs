@@ -193,6 +193,23 @@ impl PinReason {
             Self::Unclassifiable => "unclassifiable",
         }
     }
+
+    /// What it is, for an error's message.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::TempTable => "a temporary table",
+            Self::HoldCursor => "a cursor WITH HOLD",
+            Self::AdvisoryLock => "a session-level advisory lock",
+            Self::Load => "LOAD",
+            Self::SequenceState => "currval or lastval",
+            Self::SqlPrepare => "PREPARE",
+            Self::Listen => "LISTEN",
+            Self::SetSeed => "setseed",
+            Self::SettingsUnknown => "a setting whose name is not in the statement",
+            Self::OpaqueState => "a function that keeps state in the session",
+            Self::Unclassifiable => "a statement that pgweir does not understand",
+        }
+    }
 }
 
 /// A set of [`PinReason`]s.

@@ -45,7 +45,7 @@ pub enum For {
     Evict,
     /// A Describe of a statement just parsed; an error goes to the client in place of its own answer.
     Shape,
-    /// A message that makes the server refuse what the client asked for; the error is put into other words.
+    /// What the server was made to fail at in place of something that pgweir refuses; the client is told why.
     Refusal,
     /// A question of pgweir's about the session's state; its rows are collected.
     Probe,

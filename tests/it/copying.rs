@@ -336,7 +336,7 @@ async fn messages_split_at_every_byte_mean_the_same() {
         tokio::task::yield_now().await;
         through.send(&dialogue[cut..]).await;
         let got = crate::same::read(through, crate::same::readies(&dialogue)).await;
-        assert_eq!(got, expected, "cut at {cut}");
+        assert_eq!(crate::same::placeless(&got), expected, "cut at {cut}");
         through
             .send(&[messages::close(b'S', "split"), sync()].concat())
             .await;
@@ -347,7 +347,7 @@ async fn messages_split_at_every_byte_mean_the_same() {
         through.send(&[*byte]).await;
     }
     let got = crate::same::read(through, crate::same::readies(&dialogue)).await;
-    assert_eq!(got, expected);
+    assert_eq!(crate::same::placeless(&got), expected);
 }
 
 /// What a server answers, in packets of one byte: values that look like messages, a notice, a reported value.

@@ -1,0 +1,137 @@
+//! Statements that pgweir refuses: the server is made to fail in their place.
+//!
+//! # Why not answer here
+//! What stands before a refused statement may still be under way, and what stands behind it belongs to the same exchange
+//! or transaction. A message that the server is sure to refuse fails in the right place, has the server skip what it
+//! must, and leaves the transaction failed, as the server's own error would. Only its words are replaced. So a
+//! transaction can't be committed without the statement that was refused.
+
+use std::sync::Arc;
+
+use super::inbound::Frame;
+use super::session::Session;
+use crate::config::model::{OnSessionState, PoolMode};
+use crate::error::{Report, SqlState};
+use crate::net::buffer::Gather;
+use crate::sql::known::Known;
+use crate::sql::state::{PinReason, PinSet};
+use crate::wire::expect::{For, Owed, Request};
+use crate::wire::frontend as f;
+
+/// Fails when it is analysed, whatever the session's settings; in a failed transaction the server says 25P02 before it
+/// comes to that, as it would of the statement this one stands for.
+const FAILING: &[u8] = b"SELECT 'a statement refused by pgweir'::pg_catalog.int4";
+
+/// What the server says of [`FAILING`].
+const FAILURE: SqlState = SqlState(*b"22P02");
+
+/// The failing statement is parsed under this name, which it never gets.
+const NAME: &[u8] = b"pgweir refused";
+
+/// Why a statement is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// `on_session_state = "reject"`.
+    SessionState(PinSet),
+    /// DDL has changed what a prepared statement returns: see `stale`.
+    Stale,
+}
+
+impl Refusal {
+    fn report(self) -> Report {
+        match self {
+            // PostgreSQL's own words.
+            Self::Stale => Report::error(
+                SqlState::FEATURE_NOT_SUPPORTED,
+                "cached plan must not change result type",
+            ),
+            Self::SessionState(pins) => {
+                let kinds: Vec<&str> = pins.iter().map(PinReason::describe).collect();
+                Report::error(
+                    SqlState::FEATURE_NOT_SUPPORTED,
+                    format!("session state is not supported here: {}", kinds.join(", ")),
+                )
+                .detail("Server connections are shared, and this would bind one to the session.")
+                .hint(
+                    "Set pgweir's pool.on_session_state = \"pin\", or use a pool with pool_mode = \"session\".",
+                )
+            }
+        }
+    }
+}
+
+impl Session {
+    /// Whether a statement with these reasons to pin is refused.
+    pub(super) fn refuses(&self, pins: PinSet) -> Option<Refusal> {
+        if pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
+            return None;
+        }
+        let rejects = self.effective.pool.on_session_state == OnSessionState::Reject;
+        rejects.then_some(Refusal::SessionState(pins))
+    }
+
+    /// Has the server fail in place of a Query or `FunctionCall`.
+    pub(super) fn refuse_query(
+        &mut self,
+        frame: Frame<'_>,
+        known: Option<Arc<Known>>,
+        refusal: Refusal,
+        gather: &mut Gather,
+    ) {
+        let known = known.unwrap_or_else(|| Arc::clone(self.shared.known.unread()));
+        self.start(known);
+        gather.own(|out| f::put_query(out, FAILING));
+        if frame.tag == f::QUERY {
+            self.names.forget_unnamed();
+        }
+        if let Some(lease) = &mut self.lease {
+            lease.mirror.unnamed = None;
+        }
+        self.owe_refusal(Request::Query, frame, refusal);
+    }
+
+    /// Has the server fail in place of a Parse or Bind.
+    pub(super) fn refuse_step(&mut self, frame: Frame<'_>, refusal: Refusal, gather: &mut Gather) {
+        let body = [FAILING, b"\0\0\0"].concat();
+        gather.own(|out| f::put_parse(out, NAME, &body));
+        self.owe_refusal(Request::Parse, frame, refusal);
+    }
+
+    fn owe_refusal(&mut self, request: Request, frame: Frame<'_>, refusal: Refusal) {
+        self.refusals.push_back(refusal);
+        self.owe(Owed::new(request, For::Refusal));
+        self.dropping = frame.missing;
+    }
+
+    /// The words for an error of the server that a refusal was behind; `None` if it is another error, which says more.
+    pub(super) fn take_refusal(&mut self, code: Option<SqlState>) -> Option<Report> {
+        let refusal = self.refusals.pop_front()?;
+        if self.refusals.is_empty() {
+            // A session at rest holds no buffer.
+            self.refusals = std::collections::VecDeque::new();
+        }
+        if code != Some(FAILURE) {
+            return None;
+        }
+        let report = refusal.report();
+        if refusal != Refusal::Stale {
+            self.log_error(&report);
+        }
+        Some(report)
+    }
+
+    /// A line for an error that pgweir itself gives the client, who stays.
+    pub(super) fn log_error(&self, report: &Report) {
+        if self.shared.config.load().log.log_pooler_errors {
+            let (user, database) = (&self.entry.user, &self.entry.database);
+            tracing::info!(%user, %database, code = report.code.as_str(), "refused a statement: {}", report.message);
+        }
+    }
+
+    /// Drops the rest of a frame that was refused before it was there as a whole.
+    pub(super) fn drop_rest(&mut self, input: &[u8]) -> usize {
+        let count = self.dropping.min(input.len());
+        self.dropping -= count;
+        count
+    }
+}

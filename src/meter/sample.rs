@@ -1,0 +1,84 @@
+//! What a record held when somebody looked.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::histogram::Distribution;
+use crate::error::SqlState;
+
+/// Number of a statement, the same in every process; 0 stands for all others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QueryId(pub u64);
+
+impl fmt::Display for QueryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Times of one kind: their sum and how they are distributed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    pub sum: Duration,
+    pub distribution: Distribution,
+}
+
+impl Times {
+    pub(super) fn new(sum_nanos: u64, distribution: Distribution) -> Self {
+        Self {
+            sum: Duration::from_nanos(sum_nanos),
+            distribution,
+        }
+    }
+
+    /// The mean of `calls` times.
+    pub fn mean(&self, calls: u64) -> Duration {
+        let nanos = self.sum.as_nanos().checked_div(calls.into()).unwrap_or(0);
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+}
+
+/// One statement's record.
+#[derive(Clone, Debug)]
+pub struct QuerySample {
+    pub id: QueryId,
+    /// The text without constants; never a literal.
+    pub text: Arc<str>,
+    /// Executions that ended, failed ones included.
+    pub calls: u64,
+    /// From sending to the last answer.
+    pub total: Times,
+    pub min: Duration,
+    pub max: Duration,
+    /// From sending to the first answer.
+    pub first: Times,
+    /// Waiting for a server connection before it was sent.
+    pub queue: Times,
+    pub rows: u64,
+    /// Bytes from clients.
+    pub received: u64,
+    /// Bytes to clients.
+    pub sent: u64,
+    pub errors: u64,
+    /// Errors by SQLSTATE; a few may be missing where there were very many kinds.
+    pub sqlstates: Vec<(SqlState, u64)>,
+    pub retries: u64,
+    /// Times it made a session keep its server connection.
+    pub pins: u64,
+    pub cache_hits: u64,
+    pub first_seen: SystemTime,
+    pub last_seen: SystemTime,
+    /// Who ran it and where: a few names, `…` if there were more.
+    pub users: Vec<Arc<str>>,
+    pub databases: Vec<Arc<str>>,
+    pub applications: Vec<Arc<str>>,
+    pub nodes: Vec<Arc<str>>,
+}
+
+impl QuerySample {
+    /// Whether it stands for all statements that have no record of their own.
+    pub fn is_other(&self) -> bool {
+        self.id == QueryId::default()
+    }
+}
