@@ -95,11 +95,7 @@ impl Session {
         let is_foreign = |session| session != self.entry.pid.0;
         let resets = lease.mirror.unknown_to.is_some_and(is_foreign);
         if !resets && crate::session::settings::same(&lease.mirror.settings, want) {
-            reply::tell_changes(
-                &mut self.told,
-                &mut lease.mirror.reported,
-                &mut self.outbox,
-            );
+            reply::tell_changes(&mut self.told, &mut lease.mirror.reported, &mut self.outbox);
             self.entry.set_running(Arc::clone(&lease.identity));
             return Pace::None;
         }
@@ -196,6 +192,7 @@ impl Session {
             reset::give_back(lease, residue, &dialer, limit);
         }
         self.bound = None;
+        self.short = None;
         self.names.forget_retired();
         self.enter(Phase::Idle);
     }

@@ -92,6 +92,9 @@ fn check_type(header: Header) -> Result<(), End> {
 impl Session {
     /// Acts on `input`; returns how much of it was used. The rest waits for more bytes or for a backend.
     pub(super) fn process(&mut self, cx: &mut Context<'_>, input: &[u8]) -> Result<usize, End> {
+        if self.ride(input) {
+            return Ok(0);
+        }
         let mut gather = Gather::take();
         let used = self.forward(input, &mut gather, cx);
         self.send_to_server(cx, &mut gather, input);
@@ -335,7 +338,8 @@ impl Session {
             None
         } else {
             let text = f::query_text(frame.payload).map_err(protocol_violation)?;
-            Some(self.shared.known.lookup(text, self.lex_options()))
+            let looked_up = self.looked_up.take();
+            Some(looked_up.unwrap_or_else(|| self.shared.known.lookup(text, self.lex_options())))
         };
         // Of a text too large to be looked at whole nothing can be proved.
         let pins = known

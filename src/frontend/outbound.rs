@@ -130,11 +130,7 @@ impl Relay<'_> {
             return true;
         }
         self.session.timed_out = false;
-        let report = Report::error(
-            SqlState::QUERY_CANCELED,
-            "canceling statement due to query timeout",
-        )
-        .hint("The limit is pgweir's timeouts.query_timeout.");
+        let report = reply::query_timeout();
         self.gather.own(|out| b::put_report(out, &report));
         false
     }
@@ -190,21 +186,7 @@ impl Relay<'_> {
                     _ => {}
                 }
                 if backend.status == TransactionStatus::Idle {
-                    self.session
-                        .pool
-                        .counters
-                        .transactions
-                        .fetch_add(1, Ordering::Relaxed);
-                    let took = self
-                        .session
-                        .now
-                        .duration_since(self.session.transaction_since);
-                    let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-                    self.session
-                        .pool
-                        .counters
-                        .transaction_micros
-                        .fetch_add(micros, Ordering::Relaxed);
+                    self.session.count_transaction();
                 }
             }
             For::Probe => {

@@ -12,6 +12,7 @@ use deadpool::managed::{self, Object, QueueMode, RetainResult, Timeouts};
 use tokio::time::Instant;
 
 use super::effective::Effective;
+use super::lane::Lanes;
 use super::lease::Lease;
 use super::limits::{Cap, Limits, Slot};
 use super::live::Live;
@@ -76,6 +77,7 @@ pub struct Pool {
     pub(super) learnt: Mutex<Option<(Instant, Learnt)>>,
     pub(super) tries: Tries,
     pub startups: Startups,
+    pub lanes: Lanes,
     /// Clients logged in; kept by their [`ClientPlace`]s.
     pub clients: AtomicUsize,
     pub counters: Counters,
@@ -155,6 +157,7 @@ impl Pool {
             learnt: Mutex::default(),
             tries: Tries::default(),
             startups: Startups::default(),
+            lanes: Lanes::default(),
             clients: AtomicUsize::new(0),
             counters: Counters::default(),
         })
@@ -423,6 +426,7 @@ pub(super) mod tests {
             max_db_client_connections: None,
             max_user_client_connections: None,
             max_prepared_statements: 10,
+            lanes: 2,
             on_session_state: OnSessionState::Pin,
             connect_query: None,
         }
