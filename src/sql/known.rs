@@ -88,7 +88,7 @@ impl Known {
         let may_share = is_plain
             && !class_unpins
             && !class.needs_text
-            && class.only().is_some()
+            && matches!(class.only(), Some(StatementKind::Select))
             && class.is_proved_read()
             && class.answer == Answer::Nothing;
         Self {

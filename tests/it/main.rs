@@ -27,6 +27,7 @@ mod drivers;
 mod encryption;
 mod extended;
 mod http;
+mod lanes;
 mod passthrough;
 mod pooling;
 mod refusals;

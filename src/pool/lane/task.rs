@@ -34,6 +34,9 @@ const DEPTH: usize = 32;
 /// How long the request in front may take before those behind it leave.
 const PATIENCE: Duration = Duration::from_millis(20);
 
+/// How long a lane waits for a connection before its riders wait for themselves, with their own limits and notices.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long a lane keeps its connection while others wait for one.
 pub(super) const TENURE: Duration = Duration::from_millis(5);
 
@@ -126,6 +129,10 @@ impl Runner {
         if !self.is_waiting {
             if !self.has_riders() {
                 return false;
+            }
+            if pool.is_held() {
+                self.lane.turn_away();
+                return true;
             }
             let Some(lease) = pool.try_checkout() else {
                 self.is_waiting = true;
@@ -392,12 +399,17 @@ impl Runner {
         if is_alone || !(self.is_waiting || self.is_planning || !self.flights.is_empty()) {
             return Poll::Pending;
         }
-        let at = self.since + PATIENCE;
+        let patience = if self.is_waiting {
+            QUEUE_PATIENCE
+        } else {
+            PATIENCE
+        };
+        let at = self.since + patience;
         // A timer that rings early is set anew then, instead of for every request.
         let sleep = self
             .sleep
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-        if sleep.is_elapsed() {
+        if sleep.is_elapsed() || sleep.deadline() > at {
             sleep.as_mut().reset(at);
         }
         ready!(sleep.as_mut().poll(cx));
