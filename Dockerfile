@@ -2,7 +2,7 @@
 #
 #   docker build -t pgweir .
 #   docker run --rm -p 6432:6432 -p 9930:9930 pgweir run --primary postgres://HOST:5432 \
-#       --listen 0.0.0.0:6432 --http 0.0.0.0:9930
+#       --listen 0.0.0.0:6432 --http 0.0.0.0:9930 --set http.without_token=metrics
 #
 # This project's CI has no container engine: the image is not built there.
 

@@ -17,17 +17,19 @@
 //! - [`meter`]: what is counted of statements: records by fingerprint, histograms.
 //! - [`sql`]: what a text is and does, from its tokens: classes, fingerprints, effects on the session.
 //! - [`session`]: the virtual session of a client, the mirror of a backend, the plan that turns one into the other.
+//! - [`retry`]: what may be run again after a failure, and how soon.
 //! - [`net`]: byte streams, TLS on both sides, buffers that exist only while they hold something.
 //! - [`auth`]: proofs of identity and the files behind them; no sockets.
 //! - [`backend`]: one server connection: login, sending, receiving, cancelling.
 //! - [`pool`]: who gets a backend, caps, waiting, opening, cleaning, closing.
+//! - [`cluster`]: the servers of a cluster: who is the primary, how far the replicas are; failover.
 //! - [`registry`]: connected clients: their cancel keys, states, and orders to them.
 //! - [`shared`]: what all sessions of the process have in common.
 //! - [`frontend`]: a client's connection from its first byte to its last: startup, login, the session's loop.
 //! - [`status`]: one read-only picture of everything, for the console and the metrics.
 //! - [`reload`]: taking over a changed configuration.
 //! - [`admin`]: the console, the virtual database `pgweir`.
-//! - [`http`]: `/live`, `/ready`, `/metrics`.
+//! - [`http`]: the live page, `/metrics`, `/live`, `/ready`, and who may read what of them.
 //! - [`server`]: the accept loop, and where each connection goes: session, console, replication, cancel request.
 //! - [`demo`]: throw-away PostgreSQL servers, for `pgweir demo` and for the tests.
 //! - [`app`]: composition root: builds the parts, waits for signals, drains.
@@ -75,6 +77,7 @@
 //! - a transaction as the server reports it: [`wire::backend::TransactionStatus`];
 //! - a COPY on a backend: [`wire::expect::Copy`]; whose an owed answer is: [`wire::expect::For`];
 //! - why a session keeps its backend: [`sql::state::PinReason`]; what it leaves to clean: [`pool::reset::Residue`];
+//! - a server of a cluster: [`cluster::state::NodeState`], by `Health::find`;
 //! - a server connection as the console shows it: [`status::ServerState`].
 
 pub mod admin;
@@ -82,6 +85,7 @@ pub mod app;
 pub mod auth;
 pub mod backend;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod error;
@@ -92,6 +96,7 @@ pub mod net;
 pub mod pool;
 pub mod registry;
 pub mod reload;
+pub mod retry;
 pub mod server;
 pub mod session;
 pub mod shared;

@@ -8,6 +8,7 @@ use thiserror::Error;
 use crate::backend::connect::Dialer;
 use crate::config::model::Config;
 use crate::config::{self, Overrides, Problems};
+use crate::net::https::HttpsContext;
 use crate::net::tls::{ClientTlsContext, TlsConfigError};
 use crate::shared::{Access, AccessError, Shared};
 use crate::telemetry;
@@ -38,6 +39,7 @@ pub struct Parts {
     pub config: Config,
     pub access: Access,
     pub client_tls: Option<ClientTlsContext>,
+    pub https: Option<HttpsContext>,
     pub dialer: Dialer,
 }
 
@@ -53,6 +55,7 @@ impl Source {
         Ok(Parts {
             access: Access::load(&config.auth)?,
             client_tls: ClientTlsContext::from_config(&config.client_tls)?,
+            https: HttpsContext::from_config(&config.http)?,
             dialer: Dialer::from_config(&config)?,
             config,
         })
@@ -111,8 +114,10 @@ fn take_over(parts: Parts, shared: &Shared) {
     shared.config.store(Arc::new(parts.config));
     shared.access.store(Arc::new(parts.access));
     shared.client_tls.store(Arc::new(parts.client_tls));
+    shared.https.store(Arc::new(parts.https));
     shared.pools.dialer.store(Arc::new(parts.dialer));
     shared.secrets.clear();
+    shared.clusters.sync(&shared.config.load());
     shared.pools.reload(&shared.config.load());
     tracing::info!("configuration reloaded");
 }

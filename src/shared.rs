@@ -14,7 +14,9 @@ use crate::auth::hba::Hba;
 use crate::auth::ident::IdentMaps;
 use crate::auth::scram::MockSecret;
 use crate::auth::userlist::Userlist;
+use crate::cluster::Clusters;
 use crate::config::model::{Auth, Config};
+use crate::net::https::HttpsContext;
 use crate::net::tls::ClientTlsContext;
 use crate::pool::Pools;
 use crate::pool::auth_query::AuthQuery;
@@ -84,9 +86,12 @@ fn read<T: Default, P: Display>(
 pub struct Shared {
     pub config: Arc<ArcSwap<Config>>,
     pub pools: Arc<Pools>,
+    pub clusters: Clusters,
     pub access: ArcSwap<Access>,
     /// `None` where clients are offered no TLS.
     pub client_tls: ArcSwap<Option<ClientTlsContext>>,
+    /// `None` where HTTP is spoken in clear text.
+    pub https: ArcSwap<Option<HttpsContext>>,
     pub secrets: AuthQuery,
     pub mock: MockSecret,
     /// Connections accepted and not ended, logins included.

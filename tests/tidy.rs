@@ -70,7 +70,7 @@ const ALLOWED: [(&str, &[&str]); 29] = [
             "shared",
         ],
     ),
-    ("http", &["meter", "status", "shared"]),
+    ("http", &["net", "meter", "pool", "status", "shared"]),
     ("load", &["config", "wire", "net", "auth", "backend"]),
     ("demo", &["config"]),
     (

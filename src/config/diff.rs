@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use super::document::dotted;
 use super::model::{
-    Auth, ClientTls, Cluster, Config, Database, General, Log, Metrics, PoolSettings, ServerTls,
-    Timeouts, User,
+    Auth, ClientTls, Cluster, Config, Database, General, Http, Log, Metrics, PoolSettings, Probe,
+    Retry, Routing, ServerTls, Timeouts, User,
 };
 use super::raw::{Effect, sections};
 
@@ -20,17 +20,20 @@ pub struct Change {
     pub effect: Effect,
 }
 
-/// The keys that differ, in the order of the reference. What `[pool]` and `[timeouts]` change is also listed for each
-/// database that inherits it.
+/// The keys that differ, in the order of the reference. What `[pool]`, `[timeouts]` and `[retry]` change is also
+/// listed for each database that inherits it.
 pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     let mut changes = Changes::default();
     changes.general(&old.general, &new.general);
+    changes.http(&old.http, &new.http);
     changes.cluster(&old.cluster, &new.cluster);
     changes.auth(&old.auth, &new.auth);
     changes.client_tls(&old.client_tls, &new.client_tls);
     changes.server_tls(&old.server_tls, &new.server_tls);
+    changes.routing("routing", &old.routing, &new.routing);
     changes.pool("pool", &old.pool, &new.pool);
     changes.timeouts("timeouts", &old.timeouts, &new.timeouts);
+    changes.retry("retry", &old.retry, &new.retry);
     changes.databases(old, new);
     changes.users(old, new);
     changes.metrics(&old.metrics, &new.metrics);
@@ -76,8 +79,47 @@ impl Changes {
         });
     }
 
+    fn http(&mut self, old: &Http, new: &Http) {
+        compare!(self, "http" at "http", old, new, Http {
+            admin_token, stats_token, without_token, hosts, cert_file, key_file,
+        });
+    }
+
     fn cluster(&mut self, old: &Cluster, new: &Cluster) {
-        compare!(self, "cluster" at "cluster", old, new, Cluster { primary, replicas });
+        let Cluster {
+            primary,
+            replicas,
+            zone,
+            probe,
+        } = old;
+        let Probe {
+            interval,
+            sample_interval,
+            timeout,
+            down_after,
+            replica_lag_max,
+            user,
+            password,
+            dbname,
+        } = probe;
+        let of = &new.probe;
+        for (differs, name) in [
+            (*primary != new.primary, "primary"),
+            (*replicas != new.replicas, "replicas"),
+            (*zone != new.zone, "zone"),
+            (*interval != of.interval, "probe_interval"),
+            (*sample_interval != of.sample_interval, "sample_interval"),
+            (*timeout != of.timeout, "probe_timeout"),
+            (*down_after != of.down_after, "down_after"),
+            (*replica_lag_max != of.replica_lag_max, "replica_lag_max"),
+            (*user != of.user, "probe_user"),
+            (*password != of.password, "probe_password"),
+            (*dbname != of.dbname, "probe_dbname"),
+        ] {
+            if differs {
+                self.push("cluster", "cluster", name);
+            }
+        }
     }
 
     fn auth(&mut self, old: &Auth, new: &Auth) {
@@ -98,6 +140,10 @@ impl Changes {
         });
     }
 
+    fn routing(&mut self, path: &str, old: &Routing, new: &Routing) {
+        compare!(self, "routing" at path, old, new, Routing { reads, consistency, replica_wait });
+    }
+
     fn pool(&mut self, path: &str, old: &PoolSettings, new: &PoolSettings) {
         compare!(self, "pool" at path, old, new, PoolSettings {
             pool_mode, max_size, min_idle, reserve_size, reserve_timeout, max_db_connections, max_user_connections,
@@ -111,6 +157,13 @@ impl Changes {
             query_wait_timeout, query_wait_notify, server_connect_timeout, server_login_retry, client_login_timeout,
             idle_transaction_timeout, transaction_timeout, query_timeout, client_idle_timeout, client_write_timeout,
             server_idle_timeout, server_lifetime, cancel_wait_timeout,
+        });
+    }
+
+    fn retry(&mut self, path: &str, old: &Retry, new: &Retry) {
+        compare!(self, "retry" at path, old, new, Retry {
+            statements, replay, settle_commit, attempts, deadline, backoff, backoff_max, budget, budget_min,
+            journal_size, journal_statements,
         });
     }
 
@@ -132,8 +185,10 @@ impl Changes {
             dbname,
             user,
             password,
+            routing,
             pool,
             timeouts,
+            retry,
             startup,
         } = old;
         for (differs, name) in [
@@ -147,8 +202,10 @@ impl Changes {
                 self.push("databases.NAME", at, name);
             }
         }
+        self.routing(at, routing, &new.routing);
         self.pool(at, pool, &new.pool);
         self.timeouts(at, timeouts, &new.timeouts);
+        self.retry(&format!("{at}.retry"), retry, &new.retry);
         for name in [
             "client_encoding",
             "datestyle",
@@ -174,8 +231,9 @@ impl Changes {
 
     fn user(&mut self, at: &str, old: &User, new: &User) {
         compare!(self, "users.NAME" at at, old, new, User {
-            pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
-            query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout,
+            reads, consistency, replica_wait, pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
+            query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout, retry_statements,
+            retry_replay, retry_settle_commit, retry_attempts, retry_deadline,
         });
     }
 
@@ -204,6 +262,7 @@ fn effect(section: &str, name: &str) -> Effect {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::model::{HttpScope, Secret};
     use crate::config::{Overrides, load};
 
     fn config(settings: &[(&str, &str)]) -> Config {
@@ -283,6 +342,12 @@ mod tests {
         general.tcp_keepintvl = Some(general.shutdown_timeout);
         general.tcp_keepcnt = Some(1);
         general.tcp_user_timeout = Some(general.shutdown_timeout);
+        other.http.admin_token = Some(Secret::new("a".into()));
+        other.http.stats_token = Some(Secret::new("a".into()));
+        other.http.without_token = HttpScope::Health;
+        other.http.hosts.push("a".into());
+        other.http.cert_file = Some("/".into());
+        other.http.key_file = Some("/".into());
         other.cluster.primary = None;
         other.auth.userlist = Some("/".into());
         other.auth.cache_ttl *= 2;
@@ -309,6 +374,18 @@ mod tests {
         timeouts.cancel_wait_timeout *= 2;
         timeouts.server_idle_timeout = None;
         timeouts.server_lifetime = None;
+        let retry = &mut other.retry;
+        retry.statements = false;
+        retry.replay = true;
+        retry.settle_commit = true;
+        retry.attempts += 1;
+        retry.deadline *= 2;
+        retry.backoff *= 2;
+        retry.backoff_max *= 2;
+        retry.budget += 1;
+        retry.budget_min += 1;
+        retry.journal_size += 1;
+        retry.journal_statements += 1;
         other.databases.clear();
         other.log.level.clear();
         other.log.log_connections = false;

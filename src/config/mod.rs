@@ -24,6 +24,7 @@ mod types;
 mod units;
 mod validate;
 mod validate_auth;
+mod validate_http;
 mod validate_servers;
 
 pub use diff::{Change, diff};

@@ -12,14 +12,19 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub general: General,
+    pub http: Http,
     pub cluster: Cluster,
     pub auth: Auth,
     pub client_tls: ClientTls,
     pub server_tls: ServerTls,
+    /// Defaults for every database and user.
+    pub routing: Routing,
     /// Defaults for every pool.
     pub pool: PoolSettings,
     /// Defaults for every pool, user and database.
     pub timeouts: Timeouts,
+    /// Defaults for every database.
+    pub retry: Retry,
     /// Keyed by the name clients ask for. The key `*` is the fallback; it always exists when `cluster.primary` is set.
     pub databases: BTreeMap<String, Database>,
     pub users: BTreeMap<String, User>,
@@ -36,7 +41,7 @@ pub struct General {
     pub unix_socket_dir: Option<PathBuf>,
     /// Permissions of that socket.
     pub unix_socket_mode: u32,
-    /// HTTP listener for `/metrics`, `/live`, `/ready`; `None` switches it off.
+    /// HTTP listener for the live page, `/metrics`, `/live`, `/ready`; `None` switches it off.
     pub http: Option<SocketAddr>,
     /// Worker threads; 1 runs everything on one thread.
     pub workers: usize,
@@ -57,15 +62,89 @@ pub struct General {
     pub tcp_user_timeout: Option<Duration>,
 }
 
+/// How much of what is served over HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HttpScope {
+    /// `/live` and `/ready`.
+    Health,
+    /// And `/metrics`.
+    Metrics,
+    All,
+}
+
+/// Who may read what over HTTP, and TLS there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http {
+    pub admin_token: Option<Secret>,
+    pub stats_token: Option<Secret>,
+    pub without_token: HttpScope,
+    /// Names under which browsers may ask without a token, in lower case.
+    pub hosts: Vec<String>,
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+}
+
 /// The PostgreSQL servers behind the fallback database and behind every database that names none itself.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Cluster {
     pub primary: Option<Node>,
     pub replicas: Vec<Node>,
+    /// Where pgweir itself runs; replicas of the same zone are preferred.
+    pub zone: Option<String>,
+    pub probe: Probe,
+}
+
+/// How the servers of a cluster are asked what they are.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Probe {
+    /// Time between two probes of a server nobody is waiting for news of.
+    pub interval: Duration,
+    /// Shortest time between two probes of a server while reads wait for its news.
+    pub sample_interval: Duration,
+    /// For connecting, and for each answer.
+    pub timeout: Duration,
+    /// Failures in a row after which a server is down.
+    pub down_after: usize,
+    /// A replica that is further behind serves nobody.
+    pub replica_lag_max: Option<Duration>,
+    pub user: Option<String>,
+    pub password: Option<Secret>,
+    pub dbname: Option<String>,
+}
+
+/// Which servers a read may be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Reads {
+    #[default]
+    Replicas,
+    Primary,
+}
+
+/// What a read on a replica must have seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Consistency {
+    /// Anything.
+    Eventual,
+    /// What its own session has written.
+    #[default]
+    Session,
+    /// What any session has written through this process.
+    Cluster,
+    /// Everything that is older than this.
+    Bounded(Duration),
+}
+
+/// Where reads go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Routing {
+    pub reads: Reads,
+    pub consistency: Consistency,
+    /// How long a read waits for a replica that has seen enough before the primary serves it.
+    pub replica_wait: Option<Duration>,
 }
 
 /// One PostgreSQL server, from a `postgres://` URL.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub struct Node {
     /// Host name, IP address, or the folder of a Unix socket (starts with `/`).
     pub host: String,
@@ -74,6 +153,35 @@ pub struct Node {
     pub user: Option<String>,
     pub password: Option<Secret>,
     pub dbname: Option<String>,
+    /// Its share of the reads beside other replicas'; `None` is 1.
+    pub weight: Option<u16>,
+    pub zone: Option<String>,
+    /// Server connections of all pools there.
+    pub max_connections: Option<usize>,
+}
+
+impl Node {
+    /// The server alone, without a login.
+    pub fn at(host: impl Into<String>, port: u16) -> Self {
+        Self {
+            host: host.into(),
+            port,
+            ..Self::default()
+        }
+    }
+
+    /// `HOST:PORT`, by which operators name it.
+    pub fn address(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    pub fn is_same_server(&self, other: &Self) -> bool {
+        self.port == other.port && self.host == other.host
+    }
 }
 
 /// A secret that does not print itself.
@@ -247,6 +355,32 @@ pub struct Timeouts {
     pub cancel_wait_timeout: Duration,
 }
 
+/// What is run again after a failure that is not the application's, and how often.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    /// Statements outside a transaction.
+    pub statements: bool,
+    /// Transactions.
+    pub replay: bool,
+    /// A COMMIT whose answer was lost is looked up.
+    pub settle_commit: bool,
+    /// Runs after the first one.
+    pub attempts: u32,
+    /// No further run begins this long after the first failure.
+    pub deadline: Duration,
+    /// The pause before a run is a random part of this, doubled with each run.
+    pub backoff: Duration,
+    pub backoff_max: Duration,
+    /// Reruns allowed for each 100 transactions of the pool.
+    pub budget: u32,
+    /// Reruns allowed for each second besides.
+    pub budget_min: u32,
+    /// Bytes of requests kept of one transaction.
+    pub journal_size: usize,
+    /// Exchanges kept of one transaction.
+    pub journal_statements: usize,
+}
+
 /// A database as clients name it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Database {
@@ -257,8 +391,10 @@ pub struct Database {
     /// Every client's server connections log in as this user.
     pub user: Option<String>,
     pub password: Option<Secret>,
+    pub routing: Routing,
     pub pool: PoolSettings,
     pub timeouts: Timeouts,
+    pub retry: Retry,
     /// Settings every server connection of this database starts with (`client_encoding`, `datestyle`, `timezone`,
     /// `application_name`).
     pub startup: BTreeMap<String, String>,
@@ -267,6 +403,9 @@ pub struct Database {
 /// What differs for one user. `None` means: as the database says.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct User {
+    pub reads: Option<Reads>,
+    pub consistency: Option<Consistency>,
+    pub replica_wait: Option<Duration>,
     pub pool_mode: Option<PoolMode>,
     pub max_size: Option<usize>,
     pub reserve_size: Option<usize>,
@@ -277,6 +416,11 @@ pub struct User {
     pub idle_transaction_timeout: Option<Duration>,
     pub transaction_timeout: Option<Duration>,
     pub client_idle_timeout: Option<Duration>,
+    pub retry_statements: Option<bool>,
+    pub retry_replay: Option<bool>,
+    pub retry_settle_commit: Option<bool>,
+    pub retry_attempts: Option<u32>,
+    pub retry_deadline: Option<Duration>,
 }
 
 /// What is counted of statements and shown of it.

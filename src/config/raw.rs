@@ -12,7 +12,10 @@ use std::time::Duration;
 
 use super::decode::{Reader, Setting, Value};
 use super::document::Table;
-use super::model::{AuthMethod, LogFormat, Node, OnSessionState, PoolMode, Secret, SslMode};
+use super::model::{
+    AuthMethod, Consistency, HttpScope, LogFormat, Node, OnSessionState, PoolMode, Reads, Secret,
+    SslMode,
+};
 use super::types::{Address, Cap, FileMode, HttpAddress, Limit, Size};
 
 /// When a changed key takes effect after a reload.
@@ -122,7 +125,8 @@ sections! {
         unix_socket_dir: Option<PathBuf> = None, Restart;
         /// Permissions of that socket.
         unix_socket_mode: FileMode = FileMode(0o777), Restart;
-        /// Address of `/metrics`, `/live` and `/ready`, or `"off"`.
+        /// Address of the live page, `/metrics`, `/live` and `/ready`, or `"off"`. Who may read what there is said in
+        /// `[http]`.
         http: HttpAddress = HttpAddress(Some(([127, 0, 0, 1], 9930).into())), Restart;
         /// Worker threads; 1 runs everything on one thread, the shape of a sidecar.
         workers: usize = 1, Restart;
@@ -148,6 +152,30 @@ sections! {
         tcp_user_timeout: Limit = NO_LIMIT, NewConnections;
     }
 
+    /// Who may read what over HTTP. `/live` and `/ready` answer everyone. A token is sent as
+    /// `Authorization: Bearer TOKEN`, or typed as the password that a browser asks for, beside any user name.
+    Http = "http" {
+        /// Token, of at least 16 characters, of those who may see everything, texts of statements and errors included.
+        admin_token: Option<Secret> = None, Live;
+        /// File with that token.
+        admin_token_file: Option<PathBuf> = None, Live;
+        /// Token of those who may see everything but texts of statements and errors and addresses of clients.
+        stats_token: Option<Secret> = None, Live;
+        /// File with that token.
+        stats_token_file: Option<PathBuf> = None, Live;
+        /// What is read without a token: `health` (`/live` and `/ready`), `metrics` (also `/metrics`), or `all`.
+        /// Default: `all` on a loopback address as long as no token is set, else `health`. An address that other
+        /// machines reach needs a token or this key.
+        without_token: Option<HttpScope> = None, Live;
+        /// Names, besides IP addresses and `localhost`, under which browsers may ask without a token, such as that of a
+        /// reverse proxy. Others are refused, so that no web page can reach this one under a name of its own.
+        hosts: Vec<String> = Vec::new(), Live;
+        /// Certificate chain, PEM; with it, HTTP is spoken over TLS only.
+        cert_file: Option<PathBuf> = None, NewConnections;
+        /// Private key of the certificate, PEM.
+        key_file: Option<PathBuf> = None, NewConnections;
+    }
+
     /// The PostgreSQL servers behind every database that names none itself. With `primary` alone, every database and
     /// user the server knows is accepted: the database `*` then exists without being written down.
     Cluster = "cluster" {
@@ -155,8 +183,33 @@ sections! {
         /// password and database are what pgweir itself logs in with for probes and `auth_query`; clients bring
         /// their own. A Unix socket's folder is written `postgres:///?host=/run/postgresql`.
         primary: Option<Node> = None, NewConnections;
-        /// Replicas; user, password and database default to the primary's.
+        /// The other servers of the cluster; user, password and database default to the primary's. The order does
+        /// not matter: once there are replicas, who is the primary is found by asking. Parameters of a URL:
+        /// `weight=N`, its share of the reads (default: 1); `zone=NAME`; `max_connections=N`, over all pools.
         replicas: Vec<Node> = Vec::new(), NewConnections;
+        /// The zone pgweir runs in: replicas of the same `zone` are preferred.
+        zone: Option<String> = None, Live;
+        /// Time between two probes of a server while nobody waits for its news. Servers are probed where there are
+        /// replicas.
+        probe_interval: Duration = Duration::from_secs(1), Live;
+        /// Shortest time between two probes while reads wait for a replica to catch up with what they must see.
+        sample_interval: Duration = Duration::from_millis(20), Live;
+        /// How long a probe may take, connecting and each answer.
+        probe_timeout: Duration = Duration::from_secs(1), Live;
+        /// Probes that fail in a row until a server counts as down. A primary that is down is given no statement, and
+        /// clients wait for the next one, for `query_wait_timeout` at most.
+        down_after: usize = 3, Live;
+        /// A replica that is further behind serves nobody, whatever the consistency.
+        replica_lag_max: Limit = limit(60), Live;
+        /// Who probes; default: the user in the server's URL, then `auth_user`, then `postgres`. No privilege is
+        /// needed, but without `pg_monitor` a replica is used a little later after a failover.
+        probe_user: Option<String> = None, NewConnections;
+        /// Password of `probe_user`.
+        probe_password: Option<Secret> = None, NewConnections;
+        /// File with the password of `probe_user`.
+        probe_password_file: Option<PathBuf> = None, NewConnections;
+        /// Database that probes log in to; default: the one in the server's URL, or else `postgres`.
+        probe_dbname: Option<String> = None, NewConnections;
         /// File with the password of the user in `primary`, when the URL has none.
         password_file: Option<PathBuf> = None, NewConnections;
     }
@@ -221,6 +274,19 @@ sections! {
         direct: bool = false, NewConnections;
     }
 
+    /// Where reads go, if there are replicas. Every key may stand in a database or a user too.
+    Routing = "routing" {
+        /// `replicas`: statements that are proved to only read, and read-only transactions, go to replicas.
+        /// `primary`: only those that ask for one by the comment `/* pgweir: replica */`.
+        reads: Reads = Reads::Replicas, Live;
+        /// What a read on a replica must have seen: `eventual`, nothing in particular; `session`, what its own session
+        /// has written; `cluster`, what any session has written through this process; `bounded:DURATION`, all that is
+        /// older than that. A session may choose by `SET pgweir.consistency`.
+        consistency: Consistency = Consistency::Session, Live;
+        /// How long a read waits for a replica that has seen enough before the primary serves it.
+        replica_wait: Limit = NO_LIMIT, Live;
+    }
+
     /// Sizes and rules of the pools. There is one pool for each pair of user and database.
     Pool = "pool" {
         /// When a server connection goes back to the pool. In `transaction` mode session state follows the client.
@@ -272,7 +338,8 @@ sections! {
         idle_transaction_timeout: Limit = NO_LIMIT, Live;
         /// Longest transaction.
         transaction_timeout: Limit = NO_LIMIT, Live;
-        /// Longest statement.
+        /// Longest statement. Of several in one extended exchange without Flush, which the server answers together, it
+        /// is the limit of all of them.
         query_timeout: Limit = NO_LIMIT, Live;
         /// Longest time a client may be idle outside a transaction.
         client_idle_timeout: Limit = NO_LIMIT, Live;
@@ -286,7 +353,37 @@ sections! {
         cancel_wait_timeout: Duration = Duration::from_secs(10), Live;
     }
 
-    /// A database as clients name it; `databases."*"` is any that is not named. Every key of `[pool]` and
+    /// What pgweir runs again by itself after a failure that is not the application's: see docs/retries.md. The keys may
+    /// stand in `[databases.NAME.retry]` too.
+    Retry = "retry" {
+        /// Statements outside a transaction: those the server rolled back (40001, 40P01), and those lost with their
+        /// connection where that can do no harm.
+        statements: bool = true, Live;
+        /// Transactions on a deadlock, a serialization failure or the loss of the server: their statements are run again
+        /// and must be answered as before, byte for byte.
+        replay: bool = false, Live;
+        /// A COMMIT whose answer was lost is looked up on the server (`pg_xact_status`). Costs a small question ahead of
+        /// each COMMIT, in the same write.
+        settle_commit: bool = false, Live;
+        /// Runs of one request after the first.
+        attempts: usize = 10, Live;
+        /// No further run begins this long after the first failure.
+        deadline: Duration = Duration::from_secs(30), Live;
+        /// The pause before a run is a random part of this, doubled with each run.
+        backoff: Duration = Duration::from_millis(4), Live;
+        /// The longest of these pauses.
+        backoff_max: Duration = Duration::from_secs(1), Live;
+        /// Runs that a pool may add for each 100 of its transactions.
+        budget: usize = 100, Live;
+        /// Runs that a pool may add each second besides.
+        budget_min: usize = 100, Live;
+        /// Requests kept of one transaction for its replay; a longer one is not replayed.
+        journal_size: Size = Size(64 * 1024), Live;
+        /// The same as a number of exchanges: simple queries, or extended ones up to their Sync.
+        journal_statements: usize = 1000, Live;
+    }
+
+    /// A database as clients name it; `databases."*"` is any that is not named. Every key of `[routing]`, `[pool]` and
     /// `[timeouts]` may stand here too and then holds for this database.
     Database = "databases.NAME" {
         /// The primary's URL, as in `[cluster]`; default: the cluster's servers. Its database is the default of
@@ -318,6 +415,12 @@ sections! {
 
     /// What differs for one user, over what the database says.
     User = "users.NAME" {
+        /// As in `[routing]`.
+        reads: Option<Reads> = None, Live;
+        /// As in `[routing]`.
+        consistency: Option<Consistency> = None, Live;
+        /// As in `[routing]`.
+        replica_wait: Option<Duration> = None, Live;
         /// As in `[pool]`.
         pool_mode: Option<PoolMode> = None, NewConnections;
         /// As in `[pool]`.
@@ -338,6 +441,16 @@ sections! {
         transaction_timeout: Option<Duration> = None, Live;
         /// As in `[timeouts]`.
         client_idle_timeout: Option<Duration> = None, Live;
+        /// As `statements` in `[retry]`.
+        retry_statements: Option<bool> = None, Live;
+        /// As `replay` in `[retry]`.
+        retry_replay: Option<bool> = None, Live;
+        /// As `settle_commit` in `[retry]`.
+        retry_settle_commit: Option<bool> = None, Live;
+        /// As `attempts` in `[retry]`.
+        retry_attempts: Option<usize> = None, Live;
+        /// As `deadline` in `[retry]`.
+        retry_deadline: Option<Duration> = None, Live;
     }
 
     /// What is counted of statements and shown of it.

@@ -5,27 +5,33 @@ use std::collections::BTreeMap;
 use super::decode::Reader;
 use super::document::{Node, Origin, Table};
 use super::raw::{
-    Auth, ClientTls, Cluster, Database, General, Key, Log, Metrics, Pool, ServerTls, Timeouts, User,
+    Auth, ClientTls, Cluster, Database, General, Http, Key, Log, Metrics, Pool, Retry, Routing,
+    ServerTls, Timeouts, User,
 };
 
-/// One `[databases.NAME]`, with the pool's and timeouts' keys that stand in it over the general ones.
+/// One `[databases.NAME]`, with the keys of other sections that stand in it over the general ones.
 pub(super) struct DatabaseTable {
     pub(super) path: String,
     pub(super) at: Option<Origin>,
     pub(super) own: Database,
+    pub(super) routing: Routing,
     pub(super) pool: Pool,
     pub(super) timeouts: Timeouts,
+    pub(super) retry: Retry,
 }
 
 /// Everything as given, of the right types.
 pub(super) struct Raw {
     pub(super) general: General,
+    pub(super) http: Http,
     pub(super) cluster: Cluster,
     pub(super) auth: Auth,
     pub(super) client_tls: ClientTls,
     pub(super) server_tls: ServerTls,
+    pub(super) routing: Routing,
     pub(super) pool: Pool,
     pub(super) timeouts: Timeouts,
+    pub(super) retry: Retry,
     pub(super) databases: BTreeMap<String, DatabaseTable>,
     pub(super) users: BTreeMap<String, (String, User)>,
     pub(super) metrics: Metrics,
@@ -43,15 +49,18 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         }};
     }
     let general = section!(General, &mut root, "general");
+    let http = section!(Http, &mut root, "http");
     let cluster = section!(Cluster, &mut root, "cluster");
     let auth = section!(Auth, &mut root, "auth");
     let mut tls = reader.take_table(&mut root, "tls");
     let client_tls = section!(ClientTls, &mut tls, "client");
     let server_tls = section!(ServerTls, &mut tls, "server");
     refuse_unknown_names(&tls, &["client", "server"], reader);
+    let routing = section!(Routing, &mut root, "routing");
     let pool = section!(Pool, &mut root, "pool");
     let timeouts = section!(Timeouts, &mut root, "timeouts");
-    let databases = read_databases(&mut root, &pool, &timeouts, reader);
+    let retry = section!(Retry, &mut root, "retry");
+    let databases = read_databases(&mut root, (&routing, &pool, &timeouts, &retry), reader);
     let users = read_users(&mut root, reader);
     let metrics = section!(Metrics, &mut root, "metrics");
     let log = section!(Log, &mut root, "log");
@@ -59,11 +68,14 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         &root,
         &[
             "general",
+            "http",
             "cluster",
             "auth",
             "tls",
+            "routing",
             "pool",
             "timeouts",
+            "retry",
             "databases",
             "users",
             "metrics",
@@ -73,12 +85,15 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
     );
     Raw {
         general,
+        http,
         cluster,
         auth,
         client_tls,
         server_tls,
+        routing,
         pool,
         timeouts,
+        retry,
         databases,
         users,
         metrics,
@@ -88,16 +103,20 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
 
 fn read_databases(
     root: &mut Table,
-    pool: &Pool,
-    timeouts: &Timeouts,
+    (routing, pool, timeouts, retry): (&Routing, &Pool, &Timeouts, &Retry),
     reader: &mut Reader<'_>,
 ) -> BTreeMap<String, DatabaseTable> {
     let mut databases = BTreeMap::new();
     for (name, mut table, at) in named_tables(root, "databases", reader) {
         let own = Database::read(&mut table, &Database::default(), reader);
+        let routing = Routing::read(&mut table, routing, reader);
+        let mut retry_table = reader.take_table(&mut table, "retry");
+        let retry = Retry::read(&mut retry_table, retry, reader);
+        refuse_unknown(&retry_table, &Retry::docs().keys, reader);
         let pool = Pool::read(&mut table, pool, reader);
         let timeouts = Timeouts::read(&mut table, timeouts, reader);
         let mut keys = Database::docs().keys;
+        keys.extend(Routing::docs().keys);
         keys.extend(Pool::docs().keys);
         keys.extend(Timeouts::docs().keys);
         refuse_unknown(&table, &keys, reader);
@@ -108,8 +127,10 @@ fn read_databases(
                 path,
                 at: Some(at),
                 own,
+                routing,
                 pool,
                 timeouts,
+                retry,
             },
         );
     }
@@ -161,7 +182,7 @@ fn refuse_unknown_names(table: &Table, known: &[&str], reader: &mut Reader<'_>) 
             .iter()
             .map(|known| (distance(name, known), known))
             .min()
-            .filter(|(distance, _)| *distance <= 3 && *distance < name.chars().count());
+            .filter(|(distance, _)| *distance <= 3 && *distance * 2 <= name.chars().count());
         let message = match nearest {
             Some((_, nearest)) => format!("unknown key; did you mean {nearest}?"),
             None => "unknown key".to_owned(),

@@ -7,10 +7,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::decode::{Reader, Setting};
-use super::model::{Config, General, Log, Metrics, PoolSettings, Timeouts, User};
+use super::model::{Config, General, Log, Metrics, PoolSettings, Retry, Routing, Timeouts, User};
 use super::raw;
 use super::read::Raw;
 use super::validate_auth::{auth, auth_needs, client_tls, server_tls};
+use super::validate_http::http;
 use super::validate_servers::{cluster, databases};
 
 /// The console's names: no database can have them.
@@ -24,15 +25,21 @@ const MOST_WORKERS: usize = 1024;
 const LARGEST_POOL: usize = 100_000;
 /// As many as a pool has places for.
 const LANES_MAX: usize = 8;
+const MOST_ATTEMPTS: usize = 1000;
+/// Each client may hold one.
+const LARGEST_JOURNAL: u64 = 16 * 1024 * 1024;
 /// Each record takes some kilobytes.
 const MAX_QUERIES_MAX: usize = 1_000_000;
 
 pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
     let general = general(&raw.general, reader);
+    let http = http(&raw.http, &raw.general, reader);
     let cluster = cluster(&raw.cluster, reader);
     let pool = pool(&raw.pool, "pool", reader);
     let timeouts = timeouts(&raw.timeouts, "timeouts", reader);
-    let databases = databases(raw, &cluster, &pool, &timeouts, reader);
+    let routing = routing(&raw.routing);
+    let retry = retry(&raw.retry, "retry", reader);
+    let databases = databases(raw, &cluster, (routing, &pool, &timeouts, &retry), reader);
     let auth = auth(&raw.auth, reader);
     let client_tls = client_tls(&raw.client_tls, reader);
     let config = Config {
@@ -45,11 +52,14 @@ pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
         metrics: metrics(&raw.metrics, reader),
         log: log(&raw.log, reader),
         general,
+        http,
         cluster,
         auth,
         client_tls,
+        routing,
         pool,
         timeouts,
+        retry,
         databases,
     };
     auth_needs(&raw.auth, &config, reader);
@@ -135,6 +145,14 @@ fn listeners(raw: &raw::General, reader: &mut Reader<'_>) {
     }
 }
 
+pub(super) fn routing(raw: &raw::Routing) -> Routing {
+    Routing {
+        reads: raw.reads.value,
+        consistency: raw.consistency.value,
+        replica_wait: raw.replica_wait.value.0,
+    }
+}
+
 pub(super) fn pool(raw: &raw::Pool, path: &str, reader: &mut Reader<'_>) -> PoolSettings {
     let key = |name: &str| format!("{path}.{name}");
     within(&raw.max_size, &key("max_size"), 1, LARGEST_POOL, reader);
@@ -214,6 +232,38 @@ pub(super) fn timeouts(raw: &raw::Timeouts, path: &str, reader: &mut Reader<'_>)
     }
 }
 
+pub(super) fn retry(raw: &raw::Retry, path: &str, reader: &mut Reader<'_>) -> Retry {
+    let key = |name: &str| format!("{path}.{name}");
+    within(&raw.attempts, &key("attempts"), 0, MOST_ATTEMPTS, reader);
+    within(&raw.budget, &key("budget"), 0, LARGEST_POOL, reader);
+    within(&raw.budget_min, &key("budget_min"), 0, LARGEST_POOL, reader);
+    within(
+        &raw.journal_statements,
+        &key("journal_statements"),
+        1,
+        LARGEST_POOL,
+        reader,
+    );
+    if raw.journal_size.value.0 > LARGEST_JOURNAL {
+        let message = format!("must be at most {LARGEST_JOURNAL}B");
+        reader.problem(raw.journal_size.at.as_ref(), &key("journal_size"), message);
+    }
+    let number = |setting: &Setting<usize>| u32::try_from(setting.value).unwrap_or(u32::MAX);
+    Retry {
+        statements: raw.statements.value,
+        replay: raw.replay.value,
+        settle_commit: raw.settle_commit.value,
+        attempts: number(&raw.attempts),
+        deadline: raw.deadline.value,
+        backoff: raw.backoff.value,
+        backoff_max: raw.backoff_max.value,
+        budget: number(&raw.budget),
+        budget_min: number(&raw.budget_min),
+        journal_size: usize::try_from(raw.journal_size.value.0).unwrap_or(usize::MAX),
+        journal_statements: raw.journal_statements.value,
+    }
+}
+
 /// A user's limits only ever narrow or widen the database's: "none at all" has no place here.
 fn user(raw: &raw::User, path: &str, reader: &mut Reader<'_>) -> User {
     const ZERO: &str = "must be more than 0; leave it out to keep the database's limit";
@@ -250,6 +300,9 @@ fn user(raw: &raw::User, path: &str, reader: &mut Reader<'_>) -> User {
         }
     }
     User {
+        reads: raw.reads.value,
+        consistency: raw.consistency.value,
+        replica_wait: raw.replica_wait.value,
         pool_mode: raw.pool_mode.value,
         max_size: raw.max_size.value,
         reserve_size: raw.reserve_size.value,
@@ -260,6 +313,14 @@ fn user(raw: &raw::User, path: &str, reader: &mut Reader<'_>) -> User {
         idle_transaction_timeout: raw.idle_transaction_timeout.value,
         transaction_timeout: raw.transaction_timeout.value,
         client_idle_timeout: raw.client_idle_timeout.value,
+        retry_statements: raw.retry_statements.value,
+        retry_replay: raw.retry_replay.value,
+        retry_settle_commit: raw.retry_settle_commit.value,
+        retry_attempts: raw
+            .retry_attempts
+            .value
+            .map(|attempts| u32::try_from(attempts).unwrap_or(u32::MAX)),
+        retry_deadline: raw.retry_deadline.value,
     }
 }
 

@@ -169,7 +169,7 @@ pub(super) fn server_tls(raw: &raw::ServerTls, reader: &mut Reader<'_>) -> Serve
 }
 
 /// Certificate and key come together.
-fn certificate(
+pub(super) fn certificate(
     cert: &Setting<Option<PathBuf>>,
     key: &Setting<Option<PathBuf>>,
     path: &str,

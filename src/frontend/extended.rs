@@ -63,7 +63,7 @@ impl Session {
             return true;
         }
         let is_changing = lease.expect.is_changing();
-        if !is_changing && self.names.is_settled() {
+        if lease.expect.is_empty() || !names_one {
             return false;
         }
         let name = match frame.tag {
@@ -95,7 +95,12 @@ impl Session {
                     .any(|owed| owed.changes() && owed.statement == id)
         };
         let statement = self.names.get(name).map(|named| named.statement.id);
-        is_changing && (frame.tag == f::PARSE || statement.is_some_and(|id| !has(id)))
+        // In a failed transaction the server parses nothing: whether it is one must be known.
+        let waits_to_parse = |id| !lease.mirror.runs(id) && lease.expect.has_earlier();
+        if frame.tag == f::PARSE {
+            return is_changing;
+        }
+        statement.is_some_and(|id| (is_changing && !has(id)) || waits_to_parse(id))
     }
 
     pub(super) fn parse(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
@@ -144,7 +149,7 @@ impl Session {
         } else if self.names.get(parse.name).is_some() {
             self.parse_again(parse, gather);
         } else {
-            shape = self.give_statement(&statement, For::Client, gather);
+            shape = self.give_statement(&statement, None, For::Client, gather);
         }
         self.names
             .change(parse.name, Some(Named { statement, shape }));
@@ -165,10 +170,12 @@ impl Session {
         self.pins.insert(PinReason::SqlPrepare);
     }
 
-    /// Sends a Parse of `statement` under its global name, making room first. Returns what the server will tell of it.
+    /// Sends a Parse of `statement` under its global name, making room first. Returns what the server will tell of it:
+    /// what the client was told before, as a rule.
     pub(super) fn give_statement(
         &mut self,
         statement: &Arc<Prepared>,
+        told: Option<&Shape>,
         to: For,
         gather: &mut Gather,
     ) -> Arc<Shape> {
@@ -176,6 +183,7 @@ impl Session {
         let Some(lease) = &mut self.lease else {
             return shape;
         };
+        let before = lease.mirror.shape(statement.id).cloned();
         let in_the_way = lease.mirror.prepare(statement.id, Arc::clone(&shape));
         if let Some(id) = in_the_way {
             let name = [SERVER_NAME_PREFIX, id.to_string().as_bytes()].concat();
@@ -185,7 +193,8 @@ impl Session {
                 ..Owed::new(Request::Close, For::Evict)
             });
         }
-        lease.mirror.awaited_shapes.push(Arc::clone(&shape));
+        let like = told.or(before.as_deref());
+        lease.mirror.awaited_shapes.push(Arc::clone(&shape), like);
         gather.own(|out| {
             f::put_parse(out, &statement.name, &statement.body);
             f::put_statement_target(out, f::DESCRIBE, &statement.name);
@@ -223,7 +232,7 @@ impl Session {
                 });
             }
             Some(statement) if !name.is_empty() && lease.mirror.shape(statement.id).is_none() => {
-                self.give_statement(statement, For::Reparse, gather);
+                self.give_statement(statement, None, For::Reparse, gather);
             }
             _ => {}
         }
@@ -243,6 +252,11 @@ impl Session {
                     self.refuse_step(frame, Refusal::Stale, gather);
                     return Ok(true);
                 }
+            }
+            if let Some(refusal) = self.miscounts(frame, bind, named) {
+                self.bound = Some(Arc::clone(&named.statement));
+                self.refuse_step(frame, refusal, gather);
+                return Ok(true);
             }
         }
         let statement = named.map(|named| named.statement);
@@ -292,10 +306,13 @@ impl Session {
                 gather.input(frame.range());
             }
             Target::Statement(name) => {
-                let statement = self
-                    .names
-                    .get(name)
-                    .map(|named| Arc::clone(&named.statement));
+                let named = self.names.get(name).cloned();
+                if let Some(named) = named.as_ref().filter(|_| !name.is_empty())
+                    && self.describe_alone(named, frame.behind)
+                {
+                    return Ok(());
+                }
+                let statement = named.map(|named| named.statement);
                 self.ensure(name, statement.as_ref(), gather);
                 let named = statement.as_ref().filter(|_| !name.is_empty());
                 if let (Some(statement), Some(lease)) = (named, &mut self.lease)

@@ -11,7 +11,7 @@ use super::session::{End, ProbeAnswer, Session};
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
 use crate::error::{Report, SqlState};
-use crate::net::buffer::{Gather, ReadBuffer};
+use crate::net::buffer::{Gather, ReadBuffer, give_storage, take_storage};
 use crate::session::leftovers;
 use crate::session::mirror::Mirror;
 use crate::session::settings::Row;
@@ -27,6 +27,8 @@ struct Relay<'a> {
     session: &'a mut Session,
     /// What the backend has, if it was asked.
     learnt: Vec<Row>,
+    /// How many of its statements the backend still has, if it was asked.
+    prepared: Option<usize>,
     /// Why the session ends once the client has what came so far.
     end: Option<End>,
 }
@@ -38,16 +40,23 @@ impl Receiver for Relay<'_> {
     }
 
     fn local(&mut self, request: Request) {
-        debug_assert_eq!(request, Request::Close, "only Close is answered here");
-        self.session.names.confirm();
-        self.gather
-            .own(|out| out.extend_from_slice(&b::CLOSE_COMPLETE_FRAME));
+        let session = &mut *self.session;
+        self.gather.own(|out| session.put_local(request, out));
     }
 
     fn message(&mut self, backend: &Backend, received: Received, tag: u8, payload: &[u8]) -> bool {
         let Received { owed, done } = received;
         if done && owed.renames {
             self.session.names.confirm();
+        }
+        if done
+            && !matches!(
+                owed.request,
+                Request::Parse | Request::Bind | Request::Close
+            )
+        {
+            // What is behind it in a pipeline is under way from here on.
+            self.session.since = self.session.now;
         }
         match tag {
             b::ERROR_RESPONSE => return self.error(owed, payload),
@@ -79,11 +88,15 @@ impl Receiver for Relay<'_> {
     }
 
     fn skipped(&mut self, owed: Owed) {
-        if owed.to == For::Refusal {
-            self.session.refusals.pop_front();
-        }
         if owed.renames {
             self.session.names.undo();
+        }
+        match owed.to {
+            For::Refusal => drop(self.session.refusals.pop_front()),
+            For::Local if owed.request == Request::DescribeStatement => {
+                self.session.descriptions.pop_front();
+            }
+            _ => {}
         }
         let is_counted = matches!(owed.request, Request::Execute | Request::Query);
         if is_counted && matches!(owed.to, For::Client | For::Refusal) {
@@ -106,7 +119,7 @@ impl Relay<'_> {
             self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
         }
         let refused = (owed.to == For::Refusal)
-            .then(|| self.session.take_refusal(b::sqlstate(payload)))
+            .then(|| self.session.take_refusal(owed, b::sqlstate(payload)))
             .flatten();
         let code = refused.as_ref().map(|report| report.code);
         self.count_error(owed, code.or(b::sqlstate(payload)));
@@ -187,6 +200,7 @@ impl Relay<'_> {
                 }
                 if backend.status == TransactionStatus::Idle {
                     self.session.count_transaction();
+                    self.session.transaction_since = self.session.now;
                 }
             }
             For::Probe => {
@@ -224,7 +238,9 @@ impl Relay<'_> {
             self.session.pins.insert(PinReason::SettingsUnknown);
         } else if !rows.is_empty() {
             if let Some(left) = leftovers::take(&mut rows) {
-                self.session.settle_pins(left, backend.expect.is_at_rest());
+                self.session
+                    .settle_pins(left.pins, backend.expect.is_at_rest());
+                self.prepared = Some(left.prepared);
             }
             let user = self.session.effective.login_user.as_bytes();
             self.session.settings.learn(&rows, user);
@@ -285,6 +301,7 @@ impl Session {
             gather: Gather::take(),
             session: self,
             learnt: Vec::new(),
+            prepared: None,
             end: None,
         };
         let backend = &mut *lease;
@@ -300,12 +317,17 @@ impl Session {
         let Relay {
             gather,
             learnt,
+            prepared,
             end,
             ..
         } = relay;
         gather.give();
         if !learnt.is_empty() {
             self.reflect(&mut lease.mirror, &learnt);
+        }
+        // Code that runs DEALLOCATE ALL takes the session's own names away with all others.
+        if prepared.is_some_and(|prepared| lease.mirror.recount(prepared)) {
+            self.names.forget_all();
         }
         self.lease = Some(lease);
         if let Err(error) = received {
@@ -336,13 +358,12 @@ impl Session {
 
     /// Puts the answers in place that pgweir gives itself and that are due at once.
     pub(super) fn emit_locals(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        let Some(lease) = &mut self.lease else {
-            return Ok(());
-        };
         let mut emitted = false;
-        while lease.passing.remaining == 0 && lease.expect.take_local().is_some() {
-            self.names.confirm();
-            reply::close_complete(&mut self.outbox);
+        while let Some(request) = self.due_local() {
+            let mut answer = take_storage();
+            self.put_local(request, &mut answer);
+            self.outbox.push(&answer);
+            give_storage(answer);
             emitted = true;
         }
         if emitted && let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx) {
@@ -351,13 +372,35 @@ impl Session {
         Ok(())
     }
 
+    /// The answer that pgweir gives itself next, if its turn has come.
+    fn due_local(&mut self) -> Option<Request> {
+        let lease = self.lease.as_mut()?;
+        if lease.passing.remaining > 0 {
+            return None;
+        }
+        lease.expect.take_local()
+    }
+
+    /// An answer in the server's place.
+    fn put_local(&mut self, request: Request, out: &mut Vec<u8>) {
+        if request == Request::DescribeStatement {
+            let description = self.descriptions.pop_front();
+            let messages = description.as_ref().and_then(|it| it.messages.as_deref());
+            out.extend_from_slice(messages.unwrap_or_default());
+        } else {
+            debug_assert_eq!(request, Request::Close, "nothing else is answered here");
+            self.names.confirm();
+            out.extend_from_slice(&b::CLOSE_COMPLETE_FRAME);
+        }
+    }
+
     fn drop_backend(&mut self) {
         self.note_torn();
         self.entry.clear_running();
         self.lease = None;
     }
 
-    fn server_gone(&mut self, error: &ReceiveError) -> End {
+    pub(super) fn server_gone(&mut self, error: &ReceiveError) -> End {
         self.drop_backend();
         self.since = self.now;
         let report = Report::fatal(SqlState::CONNECTION_FAILURE, error.to_string());

@@ -29,21 +29,46 @@ const FAILURE: SqlState = SqlState(*b"22P02");
 const NAME: &[u8] = b"pgweir refused";
 
 /// Why a statement is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// `on_session_state = "reject"`.
     SessionState(PinSet),
     /// DDL has changed what a prepared statement returns: see `stale`.
     Stale,
+    /// A Bind with another number of parameters than its statement has, in a failed transaction, where the statement
+    /// can't be given to a backend that lacks it.
+    Miscounted {
+        formats: u16,
+        given: u16,
+        expected: u16,
+        name: Box<[u8]>,
+    },
 }
 
 impl Refusal {
-    fn report(self) -> Report {
+    fn report(&self) -> Report {
         match self {
             // PostgreSQL's own words.
             Self::Stale => Report::error(
                 SqlState::FEATURE_NOT_SUPPORTED,
                 "cached plan must not change result type",
+            ),
+            Self::Miscounted { formats, given, .. } if *formats > 1 && formats != given => {
+                let message =
+                    format!("bind message has {formats} parameter formats but {given} parameters");
+                Report::error(SqlState::PROTOCOL_VIOLATION, message)
+            }
+            Self::Miscounted {
+                given,
+                expected,
+                name,
+                ..
+            } => Report::error(
+                SqlState::PROTOCOL_VIOLATION,
+                format!(
+                    "bind message supplies {given} parameters, but prepared statement \"{}\" requires {expected}",
+                    String::from_utf8_lossy(name)
+                ),
             ),
             Self::SessionState(pins) => {
                 let kinds: Vec<&str> = pins.iter().map(PinReason::describe).collect();
@@ -104,17 +129,23 @@ impl Session {
     }
 
     /// The words for an error of the server that a refusal was behind; `None` if it is another error, which says more.
-    pub(super) fn take_refusal(&mut self, code: Option<SqlState>) -> Option<Report> {
-        let refusal = self.refusals.pop_front()?;
+    /// That of a step is taken off with the step, which the server skips.
+    pub(super) fn take_refusal(&mut self, owed: Owed, code: Option<SqlState>) -> Option<Report> {
+        let refusal = if owed.request == Request::Query {
+            self.refusals.pop_front()?
+        } else {
+            self.refusals.front()?.clone()
+        };
         if self.refusals.is_empty() {
             // A session at rest holds no buffer.
             self.refusals = std::collections::VecDeque::new();
         }
-        if code != Some(FAILURE) {
+        let is_checked_first = matches!(refusal, Refusal::Miscounted { .. });
+        if code != Some(FAILURE) && !is_checked_first {
             return None;
         }
         let report = refusal.report();
-        if refusal != Refusal::Stale {
+        if matches!(refusal, Refusal::SessionState(_)) {
             self.log_error(&report);
         }
         Some(report)

@@ -26,11 +26,6 @@ pub(super) fn ready(outbox: &mut Outbox) {
     });
 }
 
-/// `CloseComplete`.
-pub(super) fn close_complete(outbox: &mut Outbox) {
-    outbox.push(&backend::CLOSE_COMPLETE_FRAME);
-}
-
 /// Tells the client which reported values differ from those it knows.
 pub(super) fn tell_changes(told: &mut Arc<Reported>, now: &mut Arc<Reported>, outbox: &mut Outbox) {
     if !Reported::unify(told, now) {

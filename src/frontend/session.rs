@@ -23,6 +23,7 @@ use tokio::time::{Instant, Sleep};
 use super::metering::Metering;
 use super::refusal::Refusal;
 use super::ride::Riding;
+use crate::backend::receive::ReceiveError;
 use crate::config::model::PoolMode;
 use crate::error::Report;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
@@ -34,6 +35,7 @@ use crate::pool::{ClientPlace, Lease, Pool};
 use crate::registry::{ClientState, Order, Registered};
 use crate::session::mirror::Reported;
 use crate::session::settings::{Row, Tracker};
+use crate::session::shape::Description;
 use crate::session::statements::Names;
 use crate::shared::{Prepared, Shared};
 use crate::sql::known::Known;
@@ -141,6 +143,8 @@ pub struct Session {
     pub(super) in_transaction: bool,
     /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
     pub(super) copies_in: bool,
+    /// Descriptions that pgweir gives itself, in that order.
+    pub(super) descriptions: VecDeque<Arc<Description>>,
     /// The statement that was parsed anew in this exchange because its shape was in doubt; 0 for none.
     pub(super) reparsed: u64,
     /// The statement last bound, which Execute runs.
@@ -213,6 +217,7 @@ impl Session {
             refusals: VecDeque::new(),
             in_transaction: false,
             copies_in: false,
+            descriptions: VecDeque::new(),
             reparsed: 0,
             bound: None,
             now,
@@ -274,6 +279,13 @@ impl Session {
     /// One turn; false if nothing moved, which means that every side's waker is registered.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         self.obey()?;
+        if self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.identity.is_lost())
+        {
+            return Err(self.server_gone(&ReceiveError::Lost));
+        }
         let mut moved = self.poll_send(cx)?;
         moved |= self.poll_granted(cx)?;
         moved |= self.poll_ride(cx)?;

@@ -13,12 +13,16 @@
 
 use std::sync::Arc;
 
+use super::inbound::Frame;
+use super::refusal::Refusal;
 use super::session::Session;
 use crate::net::buffer::Gather;
-use crate::session::shape::Shape;
+use crate::session::shape::{Description, Shape};
 use crate::session::statements::Named;
+use crate::sql::classify::StatementKind;
 use crate::sql::known::Known;
-use crate::wire::expect::For;
+use crate::wire::backend::TransactionStatus;
+use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frame::Header;
 use crate::wire::frontend::{self as f, Bind, Target};
 use crate::wire::limits::WHOLE_FRAME_MAX;
@@ -31,6 +35,32 @@ pub(super) enum Agreement {
     Awaited,
     /// It would return something else.
     No,
+}
+
+/// Whether a statement's result may change under DDL. What a utility statement returns depends on what it is about: it is
+/// made anew at each execution, without complaint.
+fn has_fixed_result(known: &Known) -> bool {
+    use StatementKind as K;
+    matches!(
+        known.class.only(),
+        Some(K::Select | K::Values | K::Table | K::Insert | K::Update | K::Delete | K::Merge)
+    )
+}
+
+/// Whether the exchange goes on with an Execute.
+fn executes(mut behind: &[u8]) -> bool {
+    while let Ok(Some(header)) = Header::peek(behind, WHOLE_FRAME_MAX) {
+        match header.tag {
+            f::EXECUTE => return true,
+            f::SYNC | f::QUERY | f::FUNCTION_CALL => return false,
+            _ => {}
+        }
+        let Some(rest) = behind.get(header.len..) else {
+            break;
+        };
+        behind = rest;
+    }
+    false
 }
 
 /// Whether the client asks for the description of `portal` before it executes anything.
@@ -79,9 +109,9 @@ impl Session {
             given
         } else {
             self.reparsed = named.statement.id;
-            self.give_statement(&named.statement, For::Reparse, gather)
+            self.give_statement(&named.statement, Some(&named.shape), For::Reparse, gather)
         };
-        if !is_told || describes(behind, bind.portal) {
+        if !is_told || !has_fixed_result(&named.statement.known) || describes(behind, bind.portal) {
             self.names.tell(bind.statement, &given);
             return Agreement::Yes;
         }
@@ -110,10 +140,60 @@ impl Session {
             }
             // The backend's may be the older one.
             self.reparsed = named.statement.id;
-            self.give_statement(&named.statement, For::Reparse, gather);
+            self.give_statement(&named.statement, Some(&named.shape), For::Reparse, gather);
         }
         self.held_up = true;
         gather.own(|out| out.extend_from_slice(&f::FLUSH_FRAME));
         Agreement::Awaited
+    }
+
+    /// Whether pgweir answers the Describe of a statement that the backend lacks from what it was told elsewhere. In a
+    /// transaction, or ahead of one in the same exchange, a Parse would take a snapshot, which Describe does not, and a
+    /// failed one refuses it.
+    pub(super) fn describe_alone(&mut self, named: &Named<Arc<Known>>, behind: &[u8]) -> bool {
+        let Some(lease) = &mut self.lease else {
+            return false;
+        };
+        if lease.mirror.runs(named.statement.id) || lease.expect.skips_the_next() {
+            return false;
+        }
+        let in_transaction = lease.status != TransactionStatus::Idle || self.in_transaction;
+        if !in_transaction && !executes(behind) {
+            return false;
+        }
+        let is_refused = |description: &&Arc<Description>| {
+            description.returns_rows && lease.status == TransactionStatus::Failed
+        };
+        let described = named.shape.description();
+        let described = described.filter(|it| it.messages.is_some() && !is_refused(it));
+        let Some(description) = described else {
+            return false;
+        };
+        self.descriptions.push_back(Arc::clone(description));
+        self.owe(Owed::new(Request::DescribeStatement, For::Local));
+        true
+    }
+
+    /// What the server would say of a Bind with another number of parameters than its statement has, which it checks
+    /// before it says that the transaction has failed.
+    pub(super) fn miscounts(
+        &self,
+        frame: Frame<'_>,
+        bind: Bind<'_>,
+        named: &Named<Arc<Known>>,
+    ) -> Option<Refusal> {
+        let lease = self.lease.as_ref()?;
+        if lease.status != TransactionStatus::Failed || lease.mirror.runs(named.statement.id) {
+            return None;
+        }
+        let expected = named.shape.description()?.parameters;
+        let (formats, given) = f::parameter_counts(frame.payload.get(bind.head..)?)?;
+        let fits = (formats < 2 || formats == given) && given == expected;
+        (!fits).then(|| Refusal::Miscounted {
+            formats,
+            given,
+            expected,
+            name: bind.statement.into(),
+        })
     }
 }

@@ -7,6 +7,7 @@ pub mod certificate;
 pub mod connect;
 pub mod departure;
 pub mod frame;
+pub mod https;
 pub mod stream;
 pub mod tls;
 mod verify;

@@ -227,7 +227,7 @@ impl ServerTlsContext {
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
@@ -302,13 +302,16 @@ fn server_trust(
     })
 }
 
-struct Pair {
-    path: PathBuf,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+pub(super) struct Pair {
+    pub(super) path: PathBuf,
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) key: PrivateKeyDer<'static>,
 }
 
-fn read_pair(cert: Option<&Path>, key: Option<&Path>) -> Result<Option<Pair>, TlsConfigError> {
+pub(super) fn read_pair(
+    cert: Option<&Path>,
+    key: Option<&Path>,
+) -> Result<Option<Pair>, TlsConfigError> {
     match (cert, key) {
         (None, None) => Ok(None),
         (Some(cert), Some(key)) => Ok(Some(Pair {

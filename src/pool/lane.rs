@@ -115,6 +115,13 @@ impl Lanes {
         (Short(Arc::clone(&self.short)), before > 0)
     }
 
+    /// Has every lane look whether its connection still counts.
+    pub(super) fn wake(&self) {
+        for lane in self.with_lanes() {
+            lane.wake();
+        }
+    }
+
     fn with_lanes(&self) -> impl Iterator<Item = &Arc<Lane>> {
         self.each.iter().filter_map(OnceLock::get)
     }

@@ -143,6 +143,11 @@ impl Mirror {
         self.prepared.contains(&id)
     }
 
+    /// Whether the backend has statement `id` and would run it.
+    pub fn runs(&self, id: u64) -> bool {
+        self.prepared.peek(&id).is_some_and(|given| !given.stale)
+    }
+
     /// The shape of statement `id` if the backend has it and would run it; counts as a use of it.
     pub fn shape(&mut self, id: u64) -> Option<&Arc<Shape>> {
         self.prepared
@@ -166,6 +171,20 @@ impl Mirror {
         if let Some(given) = self.prepared.peek_mut(&id) {
             given.stale = true;
         }
+    }
+
+    /// The server was asked how many of the statements it has, with nothing under way. If one is missing, nobody knows
+    /// which: all are closed and parsed again when they are next used. True if all of them are gone.
+    pub fn recount(&mut self, prepared: usize) -> bool {
+        let had = self.prepared.len();
+        if prepared == 0 {
+            self.prepared.clear();
+        } else if prepared != had {
+            for (_, given) in &mut self.prepared {
+                given.stale = true;
+            }
+        }
+        prepared == 0 && had > 0
     }
 
     /// Statement `id` is not there after all, or was closed.
@@ -251,6 +270,18 @@ mod tests {
         assert!(!options.standard_conforming_strings && options.unsafe_encoding);
         reported.set(b"client_encoding", b"UTF8");
         assert!(!reported.lex_options().unsafe_encoding);
+    }
+
+    #[test]
+    fn a_missing_statement_puts_all_in_doubt() {
+        let mut mirror = Mirror::new(Arc::default(), 3);
+        mirror.prepare(1, Arc::default());
+        mirror.prepare(2, Arc::default());
+        assert!(!mirror.recount(2) && mirror.shape(1).is_some());
+        assert!(!mirror.recount(1) && mirror.shape(1).is_none() && mirror.shape(2).is_none());
+        assert_eq!(mirror.prepare(1, Arc::default()), Some(1));
+        assert!(mirror.recount(0) && !mirror.contains(1));
+        assert!(!mirror.recount(0));
     }
 
     #[test]

@@ -9,74 +9,136 @@
 //!
 //! Only what clients decode by counts: a column's name, type and modifier. The table it came from may be made anew, as
 //! PostgreSQL allows too.
+//!
+//! Bound: an answer is kept up to [`KEPT_MAX`] bytes, once for all backends and names that have the same from one another;
+//! of a longer one, the hash.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, LazyLock, OnceLock};
 
 use crate::wire::backend as b;
+use crate::wire::frame;
 
 static HASHER: LazyLock<foldhash::quality::RandomState> = LazyLock::new(Default::default);
 
+/// Longest description of which more is kept than a hash.
+const KEPT_MAX: usize = 4 * 1024;
+
+/// The server's answer to the Describe of a statement.
+#[derive(Debug)]
+pub struct Description {
+    hash: u64,
+    /// How many parameters it takes.
+    pub parameters: u16,
+    pub returns_rows: bool,
+    /// The two messages, unless they are too long.
+    pub messages: Option<Box<[u8]>>,
+}
+
 /// A statement's shape, empty until the server has told it. Shared by the name and the backend it was parsed for.
 #[derive(Debug, Default)]
-pub struct Shape(OnceLock<u64>);
+pub struct Shape(OnceLock<Arc<Description>>);
 
 impl Shape {
     /// Whether a client that was told this one may be given rows of `other`; `None` where one of them is not known.
     pub fn agrees(&self, other: &Self) -> Option<bool> {
-        Some(self.0.get()? == other.0.get()?)
+        Some(self.0.get()?.hash == other.0.get()?.hash)
     }
 
     pub fn is_known(&self) -> bool {
         self.0.get().is_some()
     }
+
+    pub fn description(&self) -> Option<&Arc<Description>> {
+        self.0.get()
+    }
+}
+
+/// One that a backend was asked for.
+#[derive(Debug)]
+struct Asked {
+    shape: Arc<Shape>,
+    /// What the answer is expected to be, to be kept once only.
+    like: Option<Arc<Description>>,
 }
 
 /// Shapes that a backend still has to tell, in the order it was asked.
 #[derive(Debug, Default)]
 pub struct Awaited {
-    shapes: VecDeque<Arc<Shape>>,
-    /// Of the parameters, until the columns have come.
-    parameters: u64,
+    asked: VecDeque<Asked>,
+    /// The first part of the answer under way.
+    parameters: Vec<u8>,
 }
 
 impl Awaited {
-    pub fn push(&mut self, shape: Arc<Shape>) {
-        self.shapes.push_back(shape);
+    /// The backend was asked for `shape`, whose statement had the shape `like` elsewhere or before.
+    pub fn push(&mut self, shape: Arc<Shape>, like: Option<&Shape>) {
+        let like = like.and_then(Shape::description).cloned();
+        self.asked.push_back(Asked { shape, like });
     }
 
     pub fn contains(&self, shape: &Arc<Shape>) -> bool {
-        self.shapes
+        self.asked
             .iter()
-            .any(|awaited| Arc::ptr_eq(awaited, shape))
+            .any(|asked| Arc::ptr_eq(&asked.shape, shape))
     }
 
     /// The answer to the oldest Describe will not come.
     pub fn skip(&mut self) {
-        self.shapes.pop_front();
+        self.asked.pop_front();
     }
 
     /// A part of the answer to the oldest Describe.
     pub fn receive(&mut self, tag: u8, payload: &[u8]) {
         if tag == b::PARAMETER_DESCRIPTION {
-            self.parameters = HASHER.hash_one(payload);
+            self.parameters = payload.to_vec();
             return;
         }
-        let Some(shape) = self.shapes.pop_front() else {
+        let parameters = std::mem::take(&mut self.parameters);
+        let asked = self.asked.pop_front();
+        if self.asked.is_empty() {
+            // A backend at rest holds no buffer.
+            self.asked = VecDeque::new();
+        }
+        let (Some(asked), Some(description)) = (asked, describe(&parameters, tag, payload)) else {
             return;
         };
-        let mut hasher = HASHER.build_hasher();
-        hasher.write_u64(self.parameters);
-        if tag != b::ROW_DESCRIPTION || hash_columns(payload, &mut hasher) {
-            // Set once: each answer has a shape of its own.
-            let _ = shape.0.set(hasher.finish());
-        }
-        if self.shapes.is_empty() {
-            // A backend at rest holds no buffer.
-            self.shapes = VecDeque::new();
-        }
+        let described = asked
+            .like
+            .filter(|like| like.hash == description.hash && like.messages == description.messages)
+            .unwrap_or_else(|| Arc::new(description));
+        // Set once: each answer has a shape of its own.
+        let _ = asked.shape.0.set(described);
     }
+}
+
+/// What the two parts of an answer say; `None` if they are longer than what is looked at whole.
+fn describe(parameters: &[u8], tag: u8, columns: &[u8]) -> Option<Description> {
+    let mut hasher = HASHER.build_hasher();
+    hasher.write(parameters);
+    let returns_rows = tag == b::ROW_DESCRIPTION;
+    if returns_rows && !hash_columns(columns, &mut hasher) {
+        return None;
+    }
+    hasher.write_u8(tag);
+    let count = u16::from_be_bytes(*parameters.first_chunk()?);
+    if parameters.len() != 2 + usize::from(count) * 4 {
+        return None;
+    }
+    let messages = (parameters.len() + columns.len() <= KEPT_MAX).then(|| {
+        let mut messages = Vec::with_capacity(2 * frame::HEADER + parameters.len() + columns.len());
+        for (tag, payload) in [(b::PARAMETER_DESCRIPTION, parameters), (tag, columns)] {
+            frame::put(&mut messages, tag, |out| out.extend_from_slice(payload));
+        }
+        messages.into_boxed_slice()
+    });
+    Some(Description {
+        hash: hasher.finish(),
+        parameters: count,
+        returns_rows,
+        messages,
+    })
 }
 
 /// Takes in a `RowDescription` without what tells tables and formats. False if it is longer than what is looked at
@@ -117,7 +179,7 @@ mod tests {
     fn shape(parameters: &[u8], columns: Option<&[Vec<u8>]>) -> Shape {
         let mut awaited = Awaited::default();
         let shape = Arc::new(Shape::default());
-        awaited.push(Arc::clone(&shape));
+        awaited.push(Arc::clone(&shape), None);
         awaited.receive(b::PARAMETER_DESCRIPTION, parameters);
         assert!(!shape.is_known() && awaited.contains(&shape));
         match columns {
@@ -155,7 +217,7 @@ mod tests {
         let told = shape(b"\0\0", None);
         let mut awaited = Awaited::default();
         let untold = Arc::new(Shape::default());
-        awaited.push(Arc::clone(&untold));
+        awaited.push(Arc::clone(&untold), None);
         awaited.skip();
         assert!(!awaited.contains(&untold));
         assert_eq!(told.agrees(&untold), None);

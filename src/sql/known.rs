@@ -18,6 +18,7 @@ use super::classify::{
 use super::fingerprint::{Fingerprint, FingerprintKey, stable_id};
 use super::lexer::{LexOptions, Lexer, TokenKind};
 use super::normalise::normalise;
+use super::repeat::{self, Doubt};
 use super::state::{Effect, PinReason, PinSet};
 use crate::meter::{Queries, Query, QueryId};
 
@@ -46,6 +47,8 @@ pub struct Known {
     pub may_unpin: bool,
     /// It is not proved to only read: it may advance a sequence, if only by a default or a trigger.
     pub writes: bool,
+    /// Whether it may run again once the server has rolled it back.
+    pub doubt: Doubt,
     /// It may read data from the client.
     pub copies_in: bool,
     /// Nothing about it concerns the session: no effect, no transaction control, no reason to pin.
@@ -74,6 +77,7 @@ impl Known {
                 _ => false,
             });
         let transaction = class.transaction;
+        let doubt = repeat::doubt(text, options, &class);
         let class_unpins = class.statements.iter().any(may_unpin);
         let class_reads = class.is_proved_read() || transaction.is_alone();
         let mut pins = class.pins;
@@ -99,6 +103,7 @@ impl Known {
             pins,
             may_unpin: class_unpins,
             writes: !class_reads,
+            doubt,
             copies_in,
             told: AtomicBool::new(false),
             is_plain,
@@ -152,7 +157,7 @@ fn concerns_session(effect: &Effect) -> bool {
     matches!(
         effect,
         Effect::Setting { local: false, .. }
-            | Effect::DeallocateSql(None)
+            | Effect::DeallocateSql(_)
             | Effect::ResetSetting(_)
             | Effect::ResetAll
             | Effect::DiscardAll

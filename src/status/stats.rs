@@ -95,7 +95,8 @@ impl Totals {
         self.with(other, u64::saturating_add)
     }
 
-    fn minus(&self, other: &Self) -> Self {
+    #[must_use]
+    pub fn minus(&self, other: &Self) -> Self {
         self.with(other, u64::saturating_sub)
     }
 

@@ -178,6 +178,17 @@ impl Expect {
         self.changes > self.changes_now
     }
 
+    /// Whether something is owed for an exchange of the client's before the one being sent.
+    pub fn has_earlier(&self) -> bool {
+        self.queue.iter().any(|owed| {
+            let ends = matches!(
+                owed.request,
+                Request::Sync | Request::Query | Request::FunctionCall
+            );
+            ends && matches!(owed.to, For::Client | For::Refusal)
+        })
+    }
+
     /// Nothing is owed, no COPY is under way and no extended exchange waits for its Sync.
     pub fn is_at_rest(&self) -> bool {
         self.awaits_more() && !self.open

@@ -122,6 +122,14 @@ impl<'a> Bind<'a> {
     }
 }
 
+/// How many formats of parameters and how many parameters are in the rest of a Bind message behind its head.
+pub fn parameter_counts(rest: &[u8]) -> Option<(u16, u16)> {
+    let (formats, rest) = rest.split_first_chunk::<2>()?;
+    let formats = u16::from_be_bytes(*formats);
+    let parameters = rest.get(usize::from(formats) * 2..)?.first_chunk::<2>()?;
+    Some((formats, u16::from_be_bytes(*parameters)))
+}
+
 /// What a Describe or Close message names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target<'a> {
@@ -250,6 +258,7 @@ mod tests {
             let _ = Parse::read(&bytes);
             let _ = Target::read(CLOSE, &bytes);
             let _ = calls_large_object_function(&bytes);
+            let _ = parameter_counts(&bytes);
             if let Some(bind) = Bind::read(&bytes) {
                 prop_assert!(bind.head <= bytes.len());
             }

@@ -66,6 +66,9 @@ async fn a_statement_whose_result_has_changed_is_refused_on_every_backend_until_
     for _ in 0..6 {
         assert_eq!(same.tags(&run("s", &[])).await, "EZ");
     }
+    // Each refusal has words of its own, however many are under way.
+    let thrice = run("s", &[]).repeat(3);
+    assert_eq!(same.tags(&thrice).await, "EZEZEZ");
     same.check(&query("BEGIN")).await;
     assert_eq!(same.tags(&run("s", &[])).await, "EZ");
     assert_eq!(same.tags(&run("s", &[])).await, "EZ");

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod client;
+pub mod http;
 pub mod messages;
 pub mod pgweir;
 pub mod scripted_backend;

@@ -85,15 +85,22 @@ impl Options {
     /// Starts it and waits until `/ready` answers 200.
     #[track_caller]
     pub fn start(&self) -> Pgweir {
-        let mut pgweir = self.spawn();
-        pgweir.address = pgweir.logged_address("listening on ");
-        pgweir.http = pgweir.logged_address("http listening on ");
+        let mut pgweir = self.start_without_waiting();
         wait_until("pgweir to be ready", || {
             pgweir.fail_if_ended();
             pgweir
                 .http_get("/ready")
                 .is_some_and(|reply| reply.starts_with("HTTP/1.1 200"))
         });
+        pgweir
+    }
+
+    /// Starts it and waits until it listens, for those that `/ready` can't be read of.
+    #[track_caller]
+    pub fn start_without_waiting(&self) -> Pgweir {
+        let mut pgweir = self.spawn();
+        pgweir.address = pgweir.logged_address("listening on ");
+        pgweir.http = pgweir.logged_address("http listening on ");
         pgweir
     }
 
@@ -209,7 +216,8 @@ impl Pgweir {
     pub fn http_get(&self, path: &str) -> Option<String> {
         let mut stream = TcpStream::connect_timeout(&self.http, LIMIT).ok()?;
         stream.set_read_timeout(Some(LIMIT)).ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: pgweir\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).ok()?;
         let mut response = String::new();
         stream.read_to_string(&mut response).ok()?;

@@ -110,6 +110,13 @@ impl Runner {
 
     /// One turn; false if nothing moved, which means that every waker is registered.
     fn turn(&mut self, pool: &Arc<Pool>, cx: &mut Context<'_>) -> bool {
+        if self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.identity.is_lost())
+        {
+            return self.lose();
+        }
         let mut moved = self.poll_lease(pool, cx);
         self.mind_the_front();
         moved |= self.depart(pool, cx);
