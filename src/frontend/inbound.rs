@@ -475,6 +475,7 @@ impl Session {
         let new = known.pins.without(self.pins);
         if !new.is_empty() {
             known.query.pinned();
+            self.entry.activity.is_pinned_by(known.query.id, self.now);
             telemetry::metrics::pinned(new.iter().map(PinReason::as_str));
             if known.pins_first_time() {
                 tracing::info!(

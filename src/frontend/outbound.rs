@@ -199,6 +199,7 @@ impl Relay<'_> {
                     _ => {}
                 }
                 if backend.status == TransactionStatus::Idle {
+                    self.session.metering.forget_portals();
                     self.session.count_transaction();
                     self.session.transaction_since = self.session.now;
                 }

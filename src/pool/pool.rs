@@ -312,9 +312,9 @@ impl Pool {
         for backend in self.live.all() {
             if is_gone(&backend.identity.node) {
                 backend.identity.lose();
-                self.lanes.wake();
-    }
+            }
         }
+        self.lanes.wake();
     }
 
     /// Connections that are idle.

@@ -32,6 +32,7 @@ mod lanes;
 mod page_access;
 mod passthrough;
 mod pooling;
+mod queries;
 mod refusals;
 mod reload;
 mod replication;
