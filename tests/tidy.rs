@@ -44,7 +44,10 @@ const ALLOWED: [(&str, &[&str]); 29] = [
     ("routing", &["sql", "session", "cluster::topology"]),
     ("retry", &["wire", "sql", "session"]),
     ("cache", &["wire", "sql", "session", "backend"]),
-    ("registry", &["wire", "meter", "backend", "pool::waiter"]),
+    (
+        "registry",
+        &["wire", "meter", "backend", "pool::waiter", "pool::lane"],
+    ),
     // What all sessions share: below those that run them and those that look at them.
     (
         "shared",
