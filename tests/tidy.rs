@@ -41,7 +41,7 @@ const ALLOWED: [(&str, &[&str]); 29] = [
     ("backend", &["wire", "net", "auth", "session::mirror"]),
     (
         "pool",
-        &["wire", "net::buffer", "session", "auth", "backend"],
+        &["wire", "net::buffer", "meter", "session", "auth", "backend"],
     ),
     ("cluster", &["wire", "backend", "pool"]),
     ("routing", &["sql", "session", "cluster::topology"]),

@@ -427,8 +427,12 @@ impl Session {
             self.remember(ended, took, sent);
         }
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let counter = &self.pool.counters.query_micros;
-        counter.fetch_add(micros, Ordering::Relaxed);
+        let counters = &self.pool.counters;
+        counters.query_micros.fetch_add(micros, Ordering::Relaxed);
+        counters.latency.record_duration(took);
+        if ended.error.is_some() {
+            counters.errors.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Keeps a slow or failed statement for those who look.
