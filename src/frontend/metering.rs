@@ -420,17 +420,6 @@ impl Session {
         self.count_transaction();
     }
 
-    /// A transaction has ended.
-    pub(super) fn count_transaction(&self) {
-        let took = self.now.duration_since(self.transaction_since);
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let counters = &self.pool.counters;
-        counters.transactions.fetch_add(1, Ordering::Relaxed);
-        counters
-            .transaction_micros
-            .fetch_add(micros, Ordering::Relaxed);
-    }
-
     fn count(&self, ended: &Running, sent: u64) {
         let took = self.now.saturating_duration_since(ended.started);
         let first = ended.first.unwrap_or(self.now);

@@ -357,6 +357,17 @@ impl Session {
         };
     }
 
+    /// A transaction has ended.
+    pub(super) fn count_transaction(&self) {
+        let took = self.now.duration_since(self.transaction_since);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let counters = &self.pool.counters;
+        counters.transactions.fetch_add(1, Ordering::Relaxed);
+        counters
+            .transaction_micros
+            .fetch_add(micros, Ordering::Relaxed);
+    }
+
     /// Puts the answers in place that pgweir gives itself and that are due at once.
     pub(super) fn emit_locals(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let mut emitted = false;
