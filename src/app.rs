@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -22,15 +22,17 @@ use crate::admin::console::Console;
 
 use crate::auth::scram::MockSecret;
 use crate::cluster::Clusters;
-use crate::meter::Recent;
+use crate::journal::Journal;
+use crate::meter::{Recent, Rules};
 use crate::pool::auth_query::AuthQuery;
 use crate::pool::{Pools, steward};
 use crate::registry::Order;
 use crate::reload::{Parts, ReloadError, Reloader, Source};
 use crate::server::{self, Listener};
 use crate::session::statements::Global;
-use crate::shared::Shared;
+use crate::shared::{PLANS_MAX, PlanRequest, Shared};
 use crate::sql::known::KnownStatements;
+use crate::traces::Tracer;
 use crate::{frontend, http, tasks, telemetry, watch};
 
 /// How often a draining process looks whether its clients are gone.
@@ -106,7 +108,12 @@ pub async fn serve(
 ) -> Result<(), AppError> {
     let mut addresses = Addresses::default();
     let metrics = telemetry::metrics::install();
-    let shared = share(parts);
+    let (plans, requests) = mpsc::channel(PLANS_MAX);
+    let shared = share(parts, plans);
+    tasks::spawn(
+        "plans",
+        watch::explain::explain(Arc::clone(&shared), requests),
+    );
     let reloader = Arc::new(Reloader::new(source));
     tasks::spawn("steward", steward::run(Arc::clone(&shared.pools)));
     let config = shared.config.load_full();
@@ -132,11 +139,14 @@ pub async fn serve(
     Ok(())
 }
 
-fn share(parts: Parts) -> Arc<Shared> {
+fn share(parts: Parts, plans: mpsc::Sender<PlanRequest>) -> Arc<Shared> {
     let known = KnownStatements::default();
     known.queries.set_max(parts.config.metrics.max_queries);
-    let recent = Recent::default();
-    recent.set_threshold(parts.config.slow_log.threshold);
+    let rules = Rules::default();
+    let (slow, named) = (&parts.config.slow_log, parts.config.log_rules.values());
+    rules.set(slow, named.cloned());
+    let journal = Journal::new(slow, &parts.config.query_log);
+    let tracer = Tracer::new(&parts.config.traces);
     let pools = Pools::new(Arc::new(parts.dialer));
     let config = Arc::new(ArcSwap::from_pointee(parts.config));
     Arc::new(Shared {
@@ -147,7 +157,11 @@ fn share(parts: Parts) -> Arc<Shared> {
         registry: Arc::default(),
         statements: Global::default(),
         known,
-        recent,
+        recent: Recent::default(),
+        rules,
+        journal,
+        tracer,
+        plans,
         access: ArcSwap::from_pointee(parts.access),
         client_tls: ArcSwap::from_pointee(parts.client_tls),
         https: ArcSwap::from_pointee(parts.https),

@@ -15,6 +15,8 @@
 //! - [`telemetry`]: the log, the counters of events.
 //! - [`wire`]: the protocol without I/O: framing, messages, and [`wire::expect`], the replies a backend owes.
 //! - [`meter`]: what is counted of statements: records by fingerprint, histograms.
+//! - [`journal`]: the slow log and the query log, written by a thread of their own.
+//! - [`traces`]: what statements waited for, for OpenTelemetry; sent by a thread of its own.
 //! - [`sql`]: what a text is and does, from its tokens: classes, fingerprints, effects on the session.
 //! - [`session`]: the virtual session of a client, the mirror of a backend, the plan that turns one into the other.
 //! - [`retry`]: what may be run again after a failure, and how soon.
@@ -92,6 +94,7 @@ pub mod demo;
 pub mod error;
 pub mod frontend;
 pub mod http;
+pub mod journal;
 pub mod meter;
 pub mod net;
 pub mod pool;
@@ -105,5 +108,6 @@ pub mod sql;
 pub mod status;
 pub mod tasks;
 pub mod telemetry;
+pub mod traces;
 pub mod watch;
 pub mod wire;

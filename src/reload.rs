@@ -111,8 +111,10 @@ fn take_over(parts: Parts, shared: &Shared) {
     telemetry::tracing::reload(&parts.config.log);
     let max = parts.config.metrics.max_queries;
     shared.known.queries.set_max(max);
-    let threshold = parts.config.slow_log.threshold;
-    shared.recent.set_threshold(threshold);
+    let (slow, rules) = (&parts.config.slow_log, parts.config.log_rules.values());
+    shared.rules.set(slow, rules.cloned());
+    shared.journal.set(slow, &parts.config.query_log);
+    shared.tracer.set(&parts.config.traces);
     shared.config.store(Arc::new(parts.config));
     shared.access.store(Arc::new(parts.access));
     shared.client_tls.store(Arc::new(parts.client_tls));

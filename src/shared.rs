@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use arc_swap::ArcSwap;
 use thiserror::Error;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use crate::auth::hba::Hba;
@@ -16,14 +16,16 @@ use crate::auth::scram::MockSecret;
 use crate::auth::userlist::Userlist;
 use crate::cluster::Clusters;
 use crate::config::model::{Auth, Config};
-use crate::meter::Recent;
+use crate::journal::Journal;
+use crate::meter::{Query, Recent, Rules};
 use crate::net::https::HttpsContext;
 use crate::net::tls::ClientTlsContext;
-use crate::pool::Pools;
 use crate::pool::auth_query::AuthQuery;
+use crate::pool::{Pool, Pools};
 use crate::registry::Registry;
 use crate::session::statements::{Global, Statement};
 use crate::sql::known::{Known, KnownStatements};
+use crate::traces::Tracer;
 
 /// A prepared statement with what is known of its text.
 pub type Prepared = Statement<Arc<Known>>;
@@ -82,6 +84,17 @@ fn read<T: Default, P: Display>(
     }
 }
 
+/// A slow statement whose plan is wanted.
+#[derive(Clone, Debug)]
+pub struct PlanRequest {
+    /// Where it ran.
+    pub pool: Arc<Pool>,
+    pub query: Arc<Query>,
+}
+
+/// Plans asked for at once; more are not asked for.
+pub const PLANS_MAX: usize = 16;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Shared {
@@ -111,6 +124,12 @@ pub struct Shared {
     pub known: KnownStatements,
     /// Slow and failed statements, waits for locks.
     pub recent: Recent,
+    /// What is slow, and what is logged.
+    pub rules: Rules,
+    pub journal: Arc<Journal>,
+    pub tracer: Arc<Tracer>,
+    /// Whose plans are to be asked for.
+    pub plans: mpsc::Sender<PlanRequest>,
 }
 
 /// The console's database and PgBouncer's name for it.

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use self::nodes::{ClusterStatus, NodeStatus};
 use crate::cluster::Clusters;
 use crate::config::model::{Config, PoolMode};
+use crate::journal::Log;
 use crate::meter::{Doing, Queries, QueriesSample, QueryId, Recent, RecentSample};
 use crate::pool::effective::Effective;
 use crate::pool::live::LiveBackend;
@@ -137,10 +138,31 @@ pub struct Snapshot {
     pub queries: QueriesSample,
     /// The latest slow and failed statements, and what waits for locks.
     pub recent: RecentSample,
+    /// What was written of statements and sent, and what could not be.
+    pub notes: Notes,
     /// Connections that have not logged in.
     pub logging_in: usize,
     /// Everything is paused.
     pub paused: bool,
+}
+
+/// Entries of the slow log and the query log, and statements sent as traces.
+#[derive(Clone, Copy, Debug)]
+pub struct Notes {
+    /// Each log with its entries written and dropped.
+    pub logs: [(Log, u64, u64); 2],
+    pub traces_exported: u64,
+    pub traces_dropped: u64,
+}
+
+impl Default for Notes {
+    fn default() -> Self {
+        Self {
+            logs: Log::ALL.map(|log| (log, 0, 0)),
+            traces_exported: 0,
+            traces_dropped: 0,
+        }
+    }
 }
 
 /// What sessions write down of statements.
@@ -153,7 +175,15 @@ pub struct Counted<'a> {
 impl Snapshot {
     /// Everything now.
     pub fn of(shared: &Shared) -> Self {
-        Self::take(
+        let notes = Notes {
+            logs: Log::ALL.map(|log| {
+                let journal = &shared.journal;
+                (log, journal.written_count(log), journal.dropped_count(log))
+            }),
+            traces_exported: shared.tracer.exported_count(),
+            traces_dropped: shared.tracer.dropped_count(),
+        };
+        let snapshot = Self::take(
             shared.config.load_full(),
             (&shared.pools, &shared.clusters),
             &shared.registry,
@@ -162,7 +192,8 @@ impl Snapshot {
                 recent: &shared.recent,
             },
             shared.connections.load(Ordering::SeqCst),
-        )
+        );
+        Self { notes, ..snapshot }
     }
 
     /// `connections` counts those accepted and not ended.
@@ -183,6 +214,7 @@ impl Snapshot {
             users: users(&config, &pool_rows),
             queries: counted.queries.sample(),
             recent: counted.recent.sample(),
+            notes: Notes::default(),
             logging_in: connections.saturating_sub(clients.len()),
             paused: pools.is_paused(),
             nodes: nodes::nodes(clusters, &servers),

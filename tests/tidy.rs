@@ -27,13 +27,15 @@ const OPEN_TO_PURE: [&str; 3] = ["error", "config::model", "config::units"];
 
 /// Each module of `src/` and what it may use besides itself and what is open to all. An entry with `::` opens only
 /// that part. `*` is everything but the modules of [`TOP`].
-const ALLOWED: [(&str, &[&str]); 30] = [
+const ALLOWED: [(&str, &[&str]); 32] = [
     ("error", &[]),
     ("tasks", &[]),
     ("telemetry", &[]),
     ("config", &[]),
     ("wire", &[]),
     ("meter", &[]),
+    ("journal", &["meter"]),
+    ("traces", &["meter"]),
     ("sql", &["meter"]),
     ("net", &[]),
     ("session", &["wire", "sql"]),
@@ -55,7 +57,8 @@ const ALLOWED: [(&str, &[&str]); 30] = [
     (
         "shared",
         &[
-            "auth", "net", "session", "meter", "sql", "pool", "cluster", "cache", "registry",
+            "auth", "net", "session", "meter", "journal", "traces", "sql", "pool", "cluster",
+            "cache", "registry",
         ],
     ),
     ("frontend", &["*", "registry", "shared"]),
@@ -63,6 +66,7 @@ const ALLOWED: [(&str, &[&str]); 30] = [
         "status",
         &[
             "meter",
+            "journal",
             "sql::state",
             "pool",
             "cluster",
@@ -71,7 +75,10 @@ const ALLOWED: [(&str, &[&str]); 30] = [
             "shared",
         ],
     ),
-    ("watch", &["backend", "meter", "pool", "registry", "shared"]),
+    (
+        "watch",
+        &["backend", "meter", "journal", "pool", "registry", "shared"],
+    ),
     (
         "reload",
         &[

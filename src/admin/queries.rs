@@ -8,10 +8,11 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::command::Role;
-use super::rows::{server_pointer, utc_of};
+use super::rows::server_pointer;
 use super::table::{Column, Row, Value, float8, int4, int8, text};
 use crate::meter::{Blocker, Client, Incident, QueryId, QuerySample, Wait};
 use crate::status::{ClientStatus, Snapshot};
+use crate::telemetry::clock::utc;
 
 /// What `pg_stat_statements` shows in place of a text that is not for everybody.
 const HIDDEN: &str = "<insufficient privilege>";
@@ -52,7 +53,7 @@ pub(super) const QUERIES: [Column; 33] = [
     text("last_seen"),
 ];
 
-pub(super) const INCIDENTS: [Column; 17] = [
+pub(super) const INCIDENTS: [Column; 18] = [
     text("time"),
     int4("pid"),
     text("user"),
@@ -70,6 +71,7 @@ pub(super) const INCIDENTS: [Column; 17] = [
     int8("bytes_sent"),
     text("sqlstate"),
     text("trace_id"),
+    text("plan"),
 ];
 
 pub(super) const WAITS: [Column; 13] = [
@@ -191,8 +193,8 @@ impl Seen<'_> {
             query.retries.into(),
             query.pins.into(),
             query.cache_hits.into(),
-            utc_of(query.first_seen).into(),
-            utc_of(query.last_seen).into(),
+            utc(query.first_seen).into(),
+            utc(query.last_seen).into(),
         ]
     }
 
@@ -208,7 +210,7 @@ impl Seen<'_> {
         let row = |incident: &Arc<Incident>| {
             let [pid, user, database, application, address] = client(&incident.client);
             vec![
-                utc_of(incident.at).into(),
+                utc(incident.at).into(),
                 pid,
                 user,
                 database,
@@ -224,7 +226,11 @@ impl Seen<'_> {
                 incident.rows.into(),
                 incident.sent.into(),
                 incident.error.map(|code| code.as_str().to_owned()).into(),
-                Value::Null,
+                incident.trace.map(|trace| trace.to_string()).into(),
+                match self.snapshot.recent.plans.get(&incident.query) {
+                    Some(plan) => self.text(plan),
+                    None => Value::Null,
+                },
             ]
         };
         incidents.iter().map(row).collect()
@@ -250,7 +256,7 @@ impl Seen<'_> {
                 known(&wait.event_type),
                 known(&wait.event),
                 blockers.join(",").into(),
-                waits.taken.map(utc_of).into(),
+                waits.taken.map(utc).into(),
             ]
         };
         waits.waits.iter().map(row).collect()

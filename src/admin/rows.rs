@@ -19,6 +19,7 @@ use crate::config::model::PoolMode;
 use crate::registry::ClientState;
 use crate::status::stats::{DatabaseStats, Totals};
 use crate::status::{ClientStatus, DatabaseStatus, PoolStatus, ServerStatus, Snapshot};
+use crate::telemetry::clock::utc;
 
 /// The PgBouncer whose console this one stands in for.
 pub const PGBOUNCER_VERSION: &str = "1.25.0";
@@ -372,34 +373,7 @@ fn memory() -> Option<Row> {
 /// When `instant` was, as PgBouncer writes it.
 fn time_of(instant: Instant) -> String {
     let at = SystemTime::now().checked_sub(instant.elapsed());
-    utc_of(at.unwrap_or(SystemTime::UNIX_EPOCH))
-}
-
-/// A time as PgBouncer writes it.
-pub(super) fn utc_of(at: SystemTime) -> String {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH);
-    utc(since.unwrap_or_default().as_secs())
-}
-
-/// Seconds since 1970 as a date and time, by the civil-calendar arithmetic of eras of 400 years.
-fn utc(seconds: u64) -> String {
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Days since 0000-03-01, so that a leap day ends its year.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+    utc(at.unwrap_or(SystemTime::UNIX_EPOCH))
 }
 
 #[cfg(test)]
@@ -412,14 +386,6 @@ mod tests {
     use crate::pool::Pools;
     use crate::registry::{NewClient, Registry};
     use crate::status::Counted;
-
-    #[test]
-    fn dates_are_those_of_the_calendar() {
-        assert_eq!(utc(0), "1970-01-01 00:00:00 UTC");
-        assert_eq!(utc(951_782_399), "2000-02-28 23:59:59 UTC");
-        assert_eq!(utc(951_782_400), "2000-02-29 00:00:00 UTC");
-        assert_eq!(utc(1_767_225_599), "2025-12-31 23:59:59 UTC");
-    }
 
     /// A pool with one client and no server, as snapshot and stats.
     fn with_view(check: impl FnOnce(&View<'_>)) {

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use super::document::dotted;
 use super::model::{
-    Auth, ClientTls, Cluster, Config, Database, General, Http, Log, Metrics, PoolSettings, Probe,
-    Retry, Routing, ServerTls, SlowLog, Timeouts, User,
+    Auth, ClientTls, Cluster, Config, Database, General, Http, Log, LogRule, Metrics, PoolSettings,
+    Probe, QueryLog, Retry, Routing, ServerTls, SlowLog, Timeouts, Traces, User,
 };
 use super::raw::{Effect, sections};
 
@@ -38,6 +38,9 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     changes.users(old, new);
     changes.metrics(&old.metrics, &new.metrics);
     changes.slow_log(&old.slow_log, &new.slow_log);
+    changes.query_log(&old.query_log, &new.query_log);
+    changes.log_rules(old, new);
+    changes.traces(&old.traces, &new.traces);
     changes.log(&old.log, &new.log);
     changes.0
 }
@@ -245,7 +248,35 @@ impl Changes {
     }
 
     fn slow_log(&mut self, old: &SlowLog, new: &SlowLog) {
-        compare!(self, "slow_log" at "slow_log", old, new, SlowLog { threshold });
+        compare!(self, "slow_log" at "slow_log", old, new, SlowLog {
+            threshold, sample, file, format, explain, explain_interval,
+        });
+    }
+
+    fn query_log(&mut self, old: &QueryLog, new: &QueryLog) {
+        compare!(self, "query_log" at "query_log", old, new, QueryLog { file, format });
+    }
+
+    fn log_rules(&mut self, old: &Config, new: &Config) {
+        let names: BTreeSet<&String> = old.log_rules.keys().chain(new.log_rules.keys()).collect();
+        for name in names {
+            let path = dotted("log_rules", name);
+            match (old.log_rules.get(name), new.log_rules.get(name)) {
+                (Some(old), Some(new)) => {
+                    compare!(self, "log_rules.NAME" at &path, old, new, LogRule {
+                        queryid, query, user, database, application_name, slow_threshold, sample, log,
+                    });
+                }
+                _ => self.0.push(Change {
+                    key: path,
+                    effect: Effect::Live,
+                }),
+            }
+        }
+    }
+
+    fn traces(&mut self, old: &Traces, new: &Traces) {
+        compare!(self, "traces" at "traces", old, new, Traces { endpoint, sample, service_name });
     }
 
     fn log(&mut self, old: &Log, new: &Log) {

@@ -16,6 +16,7 @@ mod load;
 pub mod model;
 mod problem;
 mod raw;
+mod raw_seeing;
 mod read;
 pub mod reference;
 mod server_url;
@@ -25,6 +26,7 @@ mod units;
 mod validate;
 mod validate_auth;
 mod validate_http;
+mod validate_seeing;
 mod validate_servers;
 
 pub use diff::{Change, diff};

@@ -3,10 +3,14 @@
 //! Made by `config::load` from TOML, flags and environment; every value here is already checked. It travels as an
 //! `Arc<Config>` snapshot taken per transaction, so that a reload never changes a statement under way.
 
+mod seeing;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use self::seeing::{HttpUrl, Log, LogFormat, LogRule, Metrics, QueryLog, SlowLog, Traces};
 
 /// Everything. `databases` and `users` hold only what differs from the defaults.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +34,10 @@ pub struct Config {
     pub users: BTreeMap<String, User>,
     pub metrics: Metrics,
     pub slow_log: SlowLog,
+    pub query_log: QueryLog,
+    /// By name.
+    pub log_rules: BTreeMap<String, LogRule>,
+    pub traces: Traces,
     pub log: Log,
 }
 
@@ -422,39 +430,4 @@ pub struct User {
     pub retry_settle_commit: Option<bool>,
     pub retry_attempts: Option<u32>,
     pub retry_deadline: Option<Duration>,
-}
-
-/// What is counted of statements and shown of it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Metrics {
-    /// Statements with a record of their own.
-    pub max_queries: usize,
-    /// Statements with series of their own in `/metrics`.
-    pub max_query_series: usize,
-    /// How long a statement runs before it is looked at what it waits for.
-    pub lock_wait_after: Option<Duration>,
-}
-
-/// Slow statements.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SlowLog {
-    /// How long a client waits for a statement that is slow.
-    pub threshold: Option<Duration>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    Text,
-    Json,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Log {
-    /// An `EnvFilter` directive, such as `info` or `pgweir=debug`.
-    pub level: String,
-    pub format: LogFormat,
-    pub log_connections: bool,
-    pub log_disconnections: bool,
-    /// A line for each error pgweir itself gives a client.
-    pub log_pooler_errors: bool,
 }

@@ -1,6 +1,6 @@
 //! The keys of the configuration file: name, type, default, meaning, and when a change takes effect.
 //!
-//! This is the only list of them. The `sections!` table below makes the structs that reading fills, the
+//! This and `raw_seeing` are the only lists of them. The `tables!` macro below makes the structs that reading fills, the
 //! [reference](super::reference) and the effects that a reload reports; a key that is not in it is refused.
 //!
 //! # Why
@@ -13,8 +13,7 @@ use std::time::Duration;
 use super::decode::{Reader, Setting, Value};
 use super::document::Table;
 use super::model::{
-    AuthMethod, Consistency, HttpScope, LogFormat, Node, OnSessionState, PoolMode, Reads, Secret,
-    SslMode,
+    AuthMethod, Consistency, HttpScope, Node, OnSessionState, PoolMode, Reads, Secret, SslMode,
 };
 use super::types::{Address, Cap, FileMode, HttpAddress, Limit, Size};
 
@@ -57,7 +56,7 @@ pub(super) struct SectionDocs {
     pub(super) keys: Vec<Key>,
 }
 
-macro_rules! sections {
+macro_rules! tables {
     ($(
         $(#[doc = $about:literal])*
         $name:ident = $path:literal {
@@ -99,24 +98,32 @@ macro_rules! sections {
             }
         )*
 
-        /// Every section with its keys, in the order of the reference.
-        pub(super) fn sections() -> Vec<SectionDocs> {
+        /// Every section of this table with its keys.
+        pub(super) fn own_sections() -> Vec<SectionDocs> {
             vec![$($name::docs()),*]
         }
     };
+}
+pub(super) use tables;
+
+/// Every section with its keys, in the order of the reference.
+pub(super) fn sections() -> Vec<SectionDocs> {
+    let mut all = own_sections();
+    all.extend(super::raw_seeing::own_sections());
+    all
 }
 
 /// PgBouncer 1.25's own: the password of a login role, unless its `VALID UNTIL` is over.
 const AUTH_QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL ELSE rolpassword END \
      FROM pg_authid WHERE rolname=$1 AND rolcanlogin";
 
-const fn limit(seconds: u64) -> Limit {
+pub(super) const fn limit(seconds: u64) -> Limit {
     Limit(Some(Duration::from_secs(seconds)))
 }
 
 const NO_LIMIT: Limit = Limit(None);
 
-sections! {
+tables! {
     /// Listeners, limits of the whole process, and who may use the console.
     General = "general" {
         /// TCP addresses to listen on; port 0 picks a free one.
@@ -451,37 +458,5 @@ sections! {
         retry_attempts: Option<usize> = None, Live;
         /// As `deadline` in `[retry]`.
         retry_deadline: Option<Duration> = None, Live;
-    }
-
-    /// What is counted of statements and shown of it.
-    Metrics = "metrics" {
-        /// Statements with a record of their own; those with the least time are counted as `other`.
-        max_queries: usize = 1000, Live;
-        /// Statements with series of their own in `/metrics`, at most; 0 for none. The rest is exported as `other`.
-        max_query_series: usize = 100, Live;
-        /// A statement that runs this long is looked at from a side connection: what it waits for (`SHOW WAITS`) and who
-        /// stands in its way (`SHOW LOCKS`); `"0"` for none.
-        lock_wait_after: Limit = limit(1), Live;
-    }
-
-    /// Slow statements.
-    SlowLog = "slow_log" {
-        /// A statement is slow if its client waits this long for it, the wait for a server connection included; `"0"`
-        /// for none. `SHOW SLOW` has the latest 256.
-        threshold: Limit = limit(1), Live;
-    }
-
-    /// The log, written to standard error.
-    Log = "log" {
-        /// `error`, `warn`, `info`, `debug`, `trace`, or a directive such as `pgweir::pool=debug,info`.
-        level: String = "info".to_owned(), Live;
-        /// `text`, or one JSON object a line.
-        format: LogFormat = LogFormat::Text, Restart;
-        /// A line for each login.
-        log_connections: bool = true, Live;
-        /// A line for each client that goes.
-        log_disconnections: bool = true, Live;
-        /// A line for each error that pgweir itself gives a client.
-        log_pooler_errors: bool = true, Live;
     }
 }

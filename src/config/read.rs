@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use super::decode::Reader;
 use super::document::{Node, Origin, Table};
 use super::raw::{
-    Auth, ClientTls, Cluster, Database, General, Http, Key, Log, Metrics, Pool, Retry, Routing,
-    ServerTls, SlowLog, Timeouts, User,
+    Auth, ClientTls, Cluster, Database, General, Http, Key, Pool, Retry, Routing, ServerTls,
+    Timeouts, User,
 };
+use super::raw_seeing::{Log, LogRule, Metrics, QueryLog, SlowLog, Traces};
 
 /// One `[databases.NAME]`, with the keys of other sections that stand in it over the general ones.
 pub(super) struct DatabaseTable {
@@ -36,8 +37,32 @@ pub(super) struct Raw {
     pub(super) users: BTreeMap<String, (String, User)>,
     pub(super) metrics: Metrics,
     pub(super) slow_log: SlowLog,
+    pub(super) query_log: QueryLog,
+    pub(super) log_rules: BTreeMap<String, LogRule>,
+    pub(super) traces: Traces,
     pub(super) log: Log,
 }
+
+/// Tables of the file.
+const NAMES: [&str; 17] = [
+    "general",
+    "http",
+    "cluster",
+    "auth",
+    "tls",
+    "routing",
+    "pool",
+    "timeouts",
+    "retry",
+    "databases",
+    "users",
+    "metrics",
+    "slow_log",
+    "query_log",
+    "log_rules",
+    "traces",
+    "log",
+];
 
 /// Reads everything; what is wrong or unknown is reported and left at its default.
 pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
@@ -65,27 +90,11 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
     let users = read_users(&mut root, reader);
     let metrics = section!(Metrics, &mut root, "metrics");
     let slow_log = section!(SlowLog, &mut root, "slow_log");
+    let query_log = section!(QueryLog, &mut root, "query_log");
+    let log_rules = read_rules(&mut root, reader);
+    let traces = section!(Traces, &mut root, "traces");
     let log = section!(Log, &mut root, "log");
-    refuse_unknown_names(
-        &root,
-        &[
-            "general",
-            "http",
-            "cluster",
-            "auth",
-            "tls",
-            "routing",
-            "pool",
-            "timeouts",
-            "retry",
-            "databases",
-            "users",
-            "metrics",
-            "slow_log",
-            "log",
-        ],
-        reader,
-    );
+    refuse_unknown_names(&root, &NAMES, reader);
     Raw {
         general,
         http,
@@ -101,6 +110,9 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         users,
         metrics,
         slow_log,
+        query_log,
+        log_rules,
+        traces,
         log,
     }
 }
@@ -149,6 +161,16 @@ fn read_users(root: &mut Table, reader: &mut Reader<'_>) -> BTreeMap<String, (St
         users.insert(name, (table.path, user));
     }
     users
+}
+
+fn read_rules(root: &mut Table, reader: &mut Reader<'_>) -> BTreeMap<String, LogRule> {
+    let mut rules = BTreeMap::new();
+    for (name, mut table, _) in named_tables(root, "log_rules", reader) {
+        let rule = LogRule::read(&mut table, &LogRule::default(), reader);
+        refuse_unknown(&table, &LogRule::docs().keys, reader);
+        rules.insert(name, rule);
+    }
+    rules
 }
 
 /// The tables inside the table `name`.

@@ -8,8 +8,8 @@ use super::decode::Value;
 use super::document::dotted;
 use super::model::{
     Auth, AuthMethod, ClientTls, Cluster, Config, Consistency, Database, General, Http, HttpScope,
-    Log, LogFormat, Metrics, Node, OnSessionState, PoolMode, PoolSettings, Probe, Reads, Retry,
-    Routing, Secret, ServerTls, SlowLog, SslMode, Timeouts, User,
+    HttpUrl, Log, LogFormat, LogRule, Metrics, Node, OnSessionState, PoolMode, PoolSettings, Probe,
+    QueryLog, Reads, Retry, Routing, Secret, ServerTls, SlowLog, SslMode, Timeouts, Traces, User,
 };
 use super::raw::{Effect, SectionDocs, sections};
 use super::units::show_duration;
@@ -48,6 +48,11 @@ pub fn show(config: &Config) -> Vec<Setting> {
     }
     shown.metrics(&config.metrics);
     shown.slow_log(&config.slow_log);
+    shown.query_log(&config.query_log);
+    for (name, rule) in &config.log_rules {
+        shown.log_rule(&dotted("log_rules", name), rule);
+    }
+    shown.traces(&config.traces);
     shown.log(&config.log);
     shown.settings
 }
@@ -90,6 +95,7 @@ show_as! {
     LogFormat: value => word(Value::show(value));
     Reads: value => word(Value::show(value));
     Consistency: value => word(Value::show(value));
+    HttpUrl: value => value.to_string();
     Node: node => show_node(node);
 }
 
@@ -299,7 +305,23 @@ impl Shown {
     }
 
     fn slow_log(&mut self, of: &SlowLog) {
-        list!(self, "slow_log" at "slow_log", of, SlowLog { threshold });
+        list!(self, "slow_log" at "slow_log", of, SlowLog {
+            threshold, sample, file, format, explain, explain_interval,
+        });
+    }
+
+    fn query_log(&mut self, of: &QueryLog) {
+        list!(self, "query_log" at "query_log", of, QueryLog { file, format });
+    }
+
+    fn log_rule(&mut self, path: &str, of: &LogRule) {
+        list!(self, "log_rules.NAME" at path, of, LogRule {
+            queryid, query, user, database, application_name, slow_threshold, sample, log,
+        });
+    }
+
+    fn traces(&mut self, of: &Traces) {
+        list!(self, "traces" at "traces", of, Traces { endpoint, sample, service_name });
     }
 
     fn log(&mut self, of: &Log) {

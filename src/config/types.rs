@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::decode::{Reader, Value};
 use super::document::{Item, Node, show_string};
 use super::model::{
-    AuthMethod, Consistency, HttpScope, LogFormat, Node as Server, OnSessionState, PoolMode, Reads,
-    SslMode,
+    AuthMethod, Consistency, HttpScope, HttpUrl, LogFormat, Node as Server, OnSessionState,
+    PoolMode, Reads, SslMode,
 };
 use super::server_url;
 use super::units::{
@@ -69,6 +69,50 @@ impl Value for Limit {
     fn show(&self) -> Option<String> {
         self.0.unwrap_or(Duration::ZERO).show()
     }
+}
+
+impl Value for HttpUrl {
+    fn kind() -> String {
+        "URL".to_owned()
+    }
+
+    fn decode(item: &Item, key: &str, reader: &mut Reader<'_>) -> Option<Self> {
+        let wanted = "a URL such as \"http://127.0.0.1:4318/v1/traces\"";
+        reader.parsed(item, key, wanted, |text| {
+            http_url(text).ok_or_else(|| format!("expected {wanted}"))
+        })
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(show_string(&self.to_string()))
+    }
+}
+
+/// The port is that of OTLP over HTTP and the path that of its traces, unless given.
+fn http_url(text: &str) -> Option<HttpUrl> {
+    let rest = text.strip_prefix("http://")?;
+    let (authority, path) = match rest.find('/') {
+        Some(at) => rest.split_at(at),
+        None => (rest, "/v1/traces"),
+    };
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once(']')?;
+            (
+                host,
+                port.strip_prefix(':')
+                    .or(port.is_empty().then_some("4318"))?,
+            )
+        }
+        None => authority.split_once(':').unwrap_or((authority, "4318")),
+    };
+    let is_plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+    let fits = !host.is_empty() && !host.contains('@') && is_plain(host) && is_plain(path);
+    fits.then_some(HttpUrl {
+        host: host.to_owned(),
+        port: port.parse().ok()?,
+        path: path.to_owned(),
+    })
 }
 
 /// A number of bytes.

@@ -7,13 +7,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::decode::{Reader, Setting};
-use super::model::{
-    Config, General, Log, Metrics, PoolSettings, Retry, Routing, SlowLog, Timeouts, User,
-};
+use super::model::{Config, General, PoolSettings, Retry, Routing, Timeouts, User};
 use super::raw;
 use super::read::Raw;
 use super::validate_auth::{auth, auth_needs, client_tls, server_tls};
 use super::validate_http::http;
+use super::validate_seeing::{log, log_rules, metrics, query_log, slow_log, traces};
 use super::validate_servers::{cluster, databases};
 
 /// The console's names: no database can have them.
@@ -30,8 +29,6 @@ const LANES_MAX: usize = 8;
 const MOST_ATTEMPTS: usize = 1000;
 /// Each client may hold one.
 const LARGEST_JOURNAL: u64 = 16 * 1024 * 1024;
-/// Each record takes some kilobytes.
-const MAX_QUERIES_MAX: usize = 1_000_000;
 
 pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
     let general = general(&raw.general, reader);
@@ -52,9 +49,10 @@ pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
             .map(|(name, (path, raw))| (name.clone(), user(raw, path, reader)))
             .collect(),
         metrics: metrics(&raw.metrics, reader),
-        slow_log: SlowLog {
-            threshold: raw.slow_log.threshold.value.0,
-        },
+        slow_log: slow_log(&raw.slow_log),
+        query_log: query_log(&raw.query_log),
+        log_rules: log_rules(&raw.log_rules, reader),
+        traces: traces(&raw.traces),
         log: log(&raw.log, reader),
         general,
         http,
@@ -329,58 +327,6 @@ fn user(raw: &raw::User, path: &str, reader: &mut Reader<'_>) -> User {
     }
 }
 
-fn metrics(raw: &raw::Metrics, reader: &mut Reader<'_>) -> Metrics {
-    within(
-        &raw.max_queries,
-        "metrics.max_queries",
-        1,
-        MAX_QUERIES_MAX,
-        reader,
-    );
-    within(
-        &raw.max_query_series,
-        "metrics.max_query_series",
-        0,
-        MAX_QUERIES_MAX,
-        reader,
-    );
-    Metrics {
-        max_queries: raw.max_queries.value,
-        max_query_series: raw.max_query_series.value,
-        lock_wait_after: raw.lock_wait_after.value.0,
-    }
-}
-
-fn log(raw: &raw::Log, reader: &mut Reader<'_>) -> Log {
-    let level = &raw.level.value;
-    if !is_filter(level) {
-        let message = "expected error, warn, info, debug, trace, or a directive such as \"pgweir::pool=debug,info\"";
-        reader.problem(raw.level.at.as_ref(), "log.level", message);
-    }
-    Log {
-        level: level.clone(),
-        format: raw.format.value,
-        log_connections: raw.log_connections.value,
-        log_disconnections: raw.log_disconnections.value,
-        log_pooler_errors: raw.log_pooler_errors.value,
-    }
-}
-
-/// Whether it is a filter that lets something through on purpose: to `EnvFilter` a misspelt level is the name of a
-/// module, and the log would be silent.
-fn is_filter(level: &str) -> bool {
-    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let level_word = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
-    let directive = |part: &str| match part.rsplit_once('=') {
-        Some((_, level)) => level_word(level),
-        None => level_word(part),
-    };
-    level.split(',').all(|part| directive(part.trim()))
-        && tracing_subscriber::EnvFilter::builder()
-            .parse(level)
-            .is_ok()
-}
-
 fn at_least_one(setting: &Setting<usize>, key: &str, reader: &mut Reader<'_>) {
     if setting.value == 0 {
         reader.problem(setting.at.as_ref(), key, "must be at least 1, got 0");
@@ -388,7 +334,13 @@ fn at_least_one(setting: &Setting<usize>, key: &str, reader: &mut Reader<'_>) {
 }
 
 /// Only what is given here is checked; an inherited value was checked where it stands.
-fn within(setting: &Setting<usize>, key: &str, least: usize, most: usize, reader: &mut Reader<'_>) {
+pub(super) fn within(
+    setting: &Setting<usize>,
+    key: &str,
+    least: usize,
+    most: usize,
+    reader: &mut Reader<'_>,
+) {
     let value = setting.value;
     if setting.is_given() && !(least..=most).contains(&value) {
         let message = format!("must be between {least} and {most}, got {value}");

@@ -159,6 +159,7 @@ impl Session {
         self.deallocates = false;
         self.timed_out = false;
         if self.phase == Phase::Planning {
+            self.metering.planned(self.now.duration_since(self.since));
             self.enter(Phase::Active);
             return self.process_inbox(cx);
         }

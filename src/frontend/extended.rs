@@ -123,6 +123,7 @@ impl Session {
             return Ok(());
         }
         let parse = Parse::read(frame.payload).map_err(violation)?;
+        self.trace(parse.text);
         self.pool
             .counters
             .parses_client

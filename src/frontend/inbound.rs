@@ -341,6 +341,7 @@ impl Session {
             None
         } else {
             let text = f::query_text(frame.payload).map_err(protocol_violation)?;
+            self.trace(text);
             let looked_up = self.looked_up.take();
             Some(looked_up.unwrap_or_else(|| self.shared.known.lookup(text, self.lex_options())))
         };

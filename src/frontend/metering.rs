@@ -13,17 +13,18 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::session::{End, Session};
 use crate::error::SqlState;
-use crate::meter::{Client, Execution, Incident, NameId, Names, Origin};
+use crate::meter::{Execution, NameId, Names, Origin, SessionBits};
 use crate::registry::ClientEntry;
 use crate::session::mirror::Reported;
 use crate::shared::Shared;
 use crate::sql::known::Known;
+use crate::traces::TraceParent;
 use crate::wire::frame::HEADER;
 use crate::wire::frontend as f;
 
@@ -41,27 +42,31 @@ const READY_LEN: usize = HEADER + 1;
 
 /// A statement under way.
 #[derive(Debug)]
-struct Running {
-    known: Arc<Known>,
+pub(super) struct Running {
+    pub known: Arc<Known>,
     /// When it was sent, or when the one before it had ended.
-    started: Instant,
-    first: Option<Instant>,
-    queued: Duration,
+    pub started: Instant,
+    pub first: Option<Instant>,
+    pub queued: Duration,
+    /// How long its backend took to be brought to the session's settings.
+    pub checkout: Duration,
     /// How long its answer waited for the client to take it.
-    blocked: Duration,
-    rows: u64,
-    received: u64,
-    error: Option<SqlState>,
-    portal: Portal,
+    pub blocked: Duration,
+    pub rows: u64,
+    pub received: u64,
+    pub error: Option<SqlState>,
+    pub portal: Portal,
+    /// The trace it is part of; boxed, since most are part of none.
+    pub trace: Option<Box<TraceParent>>,
 }
 
 /// What an Execute is about.
 #[derive(Clone, Copy, Debug, Default)]
-struct Portal {
+pub(super) struct Portal {
     /// Most rows to return; 0 for all.
-    limit: u32,
+    pub limit: u32,
     /// It was executed before: what is left of its rows is asked for.
-    continues: bool,
+    pub continues: bool,
 }
 
 /// A portal with a name.
@@ -80,11 +85,31 @@ struct Failed {
     parse: Option<Arc<Known>>,
 }
 
+/// Which trace the text just sent is part of.
+#[derive(Debug, Default)]
+enum Tracing {
+    /// Nobody has looked.
+    #[default]
+    Unknown,
+    Looked(Option<Box<TraceParent>>),
+}
+
+impl Tracing {
+    fn found(self) -> Option<Box<TraceParent>> {
+        match self {
+            Self::Unknown => None,
+            Self::Looked(found) => found,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Metering {
-    origin: Origin,
-    node: NameId,
+    pub(super) origin: Origin,
+    pub(super) node: NameId,
+    /// Which rules of the log may be about this session.
+    pub(super) rules: SessionBits,
     primary: NameId,
     /// Replicas this session was on.
     nodes: Vec<(Arc<str>, NameId)>,
@@ -98,8 +123,10 @@ pub(super) struct Metering {
     /// Bytes relayed to the client, and how many of them were before the statement in front.
     relayed: u64,
     relayed_before: u64,
-    /// How long the client has just waited for its backend.
+    /// How long the client has just waited for its backend, and that for the session's settings.
     queued: Duration,
+    checkout: Duration,
+    trace: Tracing,
 }
 
 impl Metering {
@@ -111,6 +138,7 @@ impl Metering {
         Self {
             origin: queries.origin(&entry.user, &entry.database, &application),
             node: primary,
+            rules: SessionBits::default(),
             primary,
             nodes: Vec::new(),
             front: None,
@@ -122,6 +150,8 @@ impl Metering {
             relayed: 0,
             relayed_before: 0,
             queued: Duration::ZERO,
+            checkout: Duration::ZERO,
+            trace: Tracing::Unknown,
         }
     }
 
@@ -129,7 +159,10 @@ impl Metering {
     pub(super) fn sent(&mut self, tag: u8, len: usize) {
         let len = len as u64;
         match tag {
-            f::SYNC => self.received = 0,
+            f::SYNC => {
+                self.received = 0;
+                self.trace = Tracing::Unknown;
+            }
             f::COPY_DATA | f::COPY_DONE | f::COPY_FAIL => {
                 if let Some(last) = self.behind.back_mut().or(self.front.as_mut()) {
                     last.received += len;
@@ -161,6 +194,11 @@ impl Metering {
     /// The client was given a backend, for which it had waited.
     pub(super) fn waited(&mut self, queued: Duration) {
         self.queued = queued;
+    }
+
+    /// The backend was brought to the session's settings.
+    pub(super) fn planned(&mut self, checkout: Duration) {
+        self.checkout = checkout;
     }
 
     /// The client has taken what it let wait for `blocked`.
@@ -250,11 +288,13 @@ impl Metering {
             started: now,
             first: None,
             queued: std::mem::take(&mut self.queued),
+            checkout: std::mem::take(&mut self.checkout),
             blocked: Duration::ZERO,
             rows: 0,
             received: std::mem::take(&mut self.received),
             error: None,
             portal,
+            trace: std::mem::take(&mut self.trace).found(),
         };
         if self.front.is_none() {
             self.relayed_before = self.relayed;
@@ -285,6 +325,14 @@ fn number(name: &[u8]) -> u64 {
 }
 
 impl Session {
+    /// Notes which trace a statement with this text is part of. Off, this costs a look at a flag.
+    pub(super) fn trace(&mut self, text: &[u8]) {
+        if self.shared.tracer.is_on() {
+            let trace = self.shared.tracer.trace_of(text);
+            self.metering.trace = Tracing::Looked(trace.map(Box::new));
+        }
+    }
+
     /// Counts a simple query from here.
     pub(super) fn start(&mut self, known: Arc<Known>) {
         self.start_portal(known, Portal::default());
@@ -309,6 +357,11 @@ impl Session {
     fn start_portal(&mut self, known: Arc<Known>, portal: Portal) {
         self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
         self.shared.known.queries.touch(&known.query);
+        if matches!(self.metering.trace, Tracing::Unknown) && self.shared.tracer.is_on() {
+            // A statement prepared earlier carries nobody's trace.
+            let trace = self.shared.tracer.begin();
+            self.metering.trace = Tracing::Looked(trace.map(Box::new));
+        }
         if self.metering.front.is_none() {
             self.entry.activity.runs(known.query.id, self.now);
         }
@@ -420,72 +473,10 @@ impl Session {
         self.count_transaction();
     }
 
-    fn count(&self, ended: &Running, sent: u64) {
-        let took = self.now.saturating_duration_since(ended.started);
-        let first = ended.first.unwrap_or(self.now);
-        let first = first.saturating_duration_since(ended.started).min(took);
-        if ended.error.is_none() {
-            ended.known.brevity.saw(took, ended.rows);
-        }
-        ended.known.query.finished(&Execution {
-            origin: self.metering.origin,
-            node: self.metering.node,
-            at: self.now,
-            queued: ended.queued,
-            took,
-            first,
-            rows: ended.rows,
-            received: ended.received,
-            sent,
-            error: ended.error,
-            continues: ended.portal.continues,
-        });
-        if ended.error.is_some() || self.shared.recent.is_slow(took + ended.queued) {
-            self.remember(ended, took, sent);
-        }
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let counters = &self.pool.counters;
-        counters.query_micros.fetch_add(micros, Ordering::Relaxed);
-        counters.latency.record_duration(took);
-        if ended.error.is_some() {
-            counters.errors.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Keeps a slow or failed statement for those who look.
-    fn remember(&self, ended: &Running, took: Duration, sent: u64) {
-        let (entry, recent) = (&self.entry, &self.shared.recent);
-        let names = &self.shared.known.queries.names;
-        let incident = Incident {
-            at: SystemTime::now(),
-            client: Client {
-                pid: entry.pid.0,
-                user: Arc::clone(&entry.user),
-                database: Arc::clone(&entry.database),
-                application: (*names.name(self.metering.origin.application)).into(),
-                peer: entry.peer.clone(),
-            },
-            query: ended.known.query.id,
-            text: Arc::clone(&ended.known.query.text),
-            node: names.name(self.metering.node),
-            queued: ended.queued,
-            server: took.saturating_sub(ended.blocked),
-            blocked: ended.blocked.min(took),
-            rows: ended.rows,
-            sent,
-            error: ended.error,
-        };
-        if recent.is_slow(took + ended.queued) {
-            recent.slow(incident.clone());
-        }
-        if incident.error.is_some() {
-            recent.failed(incident);
-        }
-    }
-
     /// The client calls itself something else from now on.
     pub(super) fn rename_application(&mut self, name: &[u8]) {
         let name = String::from_utf8_lossy(name);
         self.metering.origin.application = self.shared.known.queries.names.id(&name);
+        self.metering.rules = SessionBits::default();
     }
 }

@@ -4,6 +4,7 @@
 //! `inbound` reads what the client sends and forwards it, `outbound` takes what the server answers, `checkout` gets and
 //! gives back the backend in between, `metering` counts. One poll does it all, in that order; nothing calls back up.
 
+mod account;
 pub mod authenticate;
 mod checkout;
 mod deadline;

@@ -50,7 +50,7 @@ pub(super) fn render(
     if !snapshot.nodes.is_empty() {
         nodes::put(&mut page, &snapshot);
     }
-    queries::put(&mut page, &snapshot, exports, wanted.texts);
+    queries::put(&mut page, &snapshot, exports, wanted);
     let text = page.text + &events.render();
     if wanted.open { open(&text) } else { text }
 }

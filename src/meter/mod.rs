@@ -21,17 +21,21 @@
 mod activity;
 mod exports;
 mod histogram;
+mod like;
 mod names;
 mod queries;
 mod query;
 mod recent;
+mod rules;
 mod sample;
 
 pub use activity::{Activity, Doing};
 pub use exports::Exports;
 pub use histogram::{Distribution, Histogram};
+pub use like::like;
 pub use names::{NameId, NameSet, Names};
 pub use queries::{Queries, QueriesSample};
 pub use query::{Execution, Origin, Query};
 pub use recent::{Blocker, Client, Incident, KEPT, Recent, RecentSample, Wait, Waits};
-pub use sample::{QueryId, QuerySample, Times};
+pub use rules::{Rules, SessionBits, Verdict, Whose};
+pub use sample::{Exemplar, QueryId, QuerySample, Times, TraceId};

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::histogram::{Histogram, nanos};
 use super::names::{NameId, NameSet, Names};
-use super::sample::{QueryId, QuerySample, Times};
+use super::sample::{Exemplar, QueryId, QuerySample, Times};
 use crate::error::SqlState;
 
 /// SQLSTATEs told apart in one record; further ones count among its errors only.
@@ -83,6 +83,13 @@ pub struct Query {
     databases: NameSet,
     applications: NameSet,
     nodes: NameSet,
+    exemplar: Mutex<Option<Exemplar>>,
+    /// Which rules its text fits, and of which set; see `rules`.
+    pub(super) rules: AtomicU64,
+    /// Slow executions, for sampling.
+    slow: AtomicU64,
+    /// When its plan was last asked for, in nanoseconds since `epoch`; 0 for never.
+    explained: AtomicU64,
 }
 
 type Lazy = std::sync::OnceLock<Box<Histogram>>;
@@ -140,6 +147,10 @@ impl Query {
             databases: NameSet::default(),
             applications: NameSet::default(),
             nodes: NameSet::default(),
+            exemplar: Mutex::default(),
+            rules: AtomicU64::new(0),
+            slow: AtomicU64::new(0),
+            explained: AtomicU64::new(0),
         }
     }
 
@@ -214,6 +225,33 @@ impl Query {
     /// Its answer came from the cache.
     pub fn answered_from_cache(&self) {
         self.cache_hits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An execution was part of a trace.
+    pub fn traced(&self, exemplar: Exemplar) {
+        let mut latest = self.exemplar.lock().unwrap_or_else(PoisonError::into_inner);
+        *latest = Some(exemplar);
+    }
+
+    /// An execution was slow: whether it is the one in `every` that is written; none of 0.
+    pub fn is_sampled(&self, every: u64) -> bool {
+        every > 0
+            && self
+                .slow
+                .fetch_add(1, Ordering::Relaxed)
+                .is_multiple_of(every)
+    }
+
+    /// Whether its plan may be asked for again, as it may once in `interval`. Says so to one who asks.
+    pub fn is_to_be_explained(&self, interval: Duration) -> bool {
+        let now = nanos(self.epoch.elapsed()).max(1);
+        let last = read(&self.explained);
+        let is_due = last == 0 || now.saturating_sub(last) >= nanos(interval);
+        let exchange = || {
+            self.explained
+                .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+        };
+        is_due && exchange().is_ok()
     }
 
     /// By what records are ranked: their time, then when they were last used.
@@ -322,6 +360,7 @@ impl Query {
             databases: names.of(&self.databases),
             applications: names.of(&self.applications),
             nodes: names.of(&self.nodes),
+            exemplar: *self.exemplar.lock().unwrap_or_else(PoisonError::into_inner),
         }
     }
 }

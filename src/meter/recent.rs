@@ -2,13 +2,12 @@
 //!
 //! Bound: [`KEPT`] of each. No literal, parameter or message of the server is kept: a message may quote data.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use super::histogram::nanos;
-use super::sample::QueryId;
+use super::sample::{QueryId, TraceId};
 use crate::error::SqlState;
 
 /// Entries kept of each kind.
@@ -44,6 +43,8 @@ pub struct Incident {
     pub rows: u64,
     pub sent: u64,
     pub error: Option<SqlState>,
+    /// The trace it was part of.
+    pub trace: Option<TraceId>,
 }
 
 impl Incident {
@@ -100,8 +101,7 @@ impl<T> Default for Ring<T> {
 }
 
 impl<T> Ring<T> {
-    fn push(&self, entry: T) {
-        let entry = Arc::new(entry);
+    fn push(&self, entry: Arc<T>) {
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if entries.len() >= KEPT {
             entries.pop_front();
@@ -117,45 +117,35 @@ impl<T> Ring<T> {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Recent {
     slow: Ring<Incident>,
     failed: Ring<Incident>,
     waits: Mutex<Arc<Waits>>,
-    threshold: AtomicU64,
-}
-
-impl Default for Recent {
-    fn default() -> Self {
-        Self {
-            slow: Ring::default(),
-            failed: Ring::default(),
-            waits: Mutex::default(),
-            threshold: AtomicU64::new(u64::MAX),
-        }
-    }
+    plans: Mutex<VecDeque<(QueryId, Arc<str>)>>,
+    slow_count: AtomicU64,
 }
 
 impl Recent {
-    /// Statements that take this long are slow; none are without it.
-    pub fn set_threshold(&self, threshold: Option<Duration>) {
-        let nanos = threshold.map_or(u64::MAX, nanos);
-        self.threshold.store(nanos, Ordering::Relaxed);
-    }
-
-    /// Whether a statement that took `total` is slow.
-    pub fn is_slow(&self, total: Duration) -> bool {
-        nanos(total) >= self.threshold.load(Ordering::Relaxed)
-    }
-
     /// Keeps a slow statement.
-    pub fn slow(&self, incident: Incident) {
+    pub fn slow(&self, incident: Arc<Incident>) {
+        self.slow_count.fetch_add(1, Ordering::Relaxed);
         self.slow.push(incident);
     }
 
     /// Keeps a failed one.
-    pub fn failed(&self, incident: Incident) {
+    pub fn failed(&self, incident: Arc<Incident>) {
         self.failed.push(incident);
+    }
+
+    /// Keeps a statement's plan in place of an older one.
+    pub fn plan(&self, query: QueryId, plan: Arc<str>) {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        plans.retain(|(known, _)| *known != query);
+        if plans.len() >= KEPT {
+            plans.pop_front();
+        }
+        plans.push_back((query, plan));
     }
 
     /// Replaces what waits.
@@ -170,6 +160,14 @@ impl Recent {
             slow: self.slow.all(),
             failed: self.failed.all(),
             waits: Arc::clone(&waits),
+            plans: self
+                .plans
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .iter()
+                .cloned()
+                .collect(),
+            slow_count: self.slow_count.load(Ordering::Relaxed),
         }
     }
 }
@@ -180,4 +178,8 @@ pub struct RecentSample {
     pub slow: Vec<Arc<Incident>>,
     pub failed: Vec<Arc<Incident>>,
     pub waits: Arc<Waits>,
+    /// Plans of slow statements, as their server explained them.
+    pub plans: HashMap<QueryId, Arc<str>>,
+    /// Slow statements since the start.
+    pub slow_count: u64,
 }

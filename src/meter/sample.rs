@@ -17,6 +17,25 @@ impl fmt::Display for QueryId {
     }
 }
 
+/// Number of a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceId(pub u128);
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// An execution that is part of a trace.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Exemplar {
+    pub trace: TraceId,
+    /// From sending to the last answer.
+    pub took: Duration,
+    pub at: SystemTime,
+}
+
 /// Times of one kind: their sum and how they are distributed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Times {
@@ -74,6 +93,8 @@ pub struct QuerySample {
     pub databases: Vec<Arc<str>>,
     pub applications: Vec<Arc<str>>,
     pub nodes: Vec<Arc<str>>,
+    /// The latest execution that was part of a trace.
+    pub exemplar: Option<Exemplar>,
 }
 
 impl QuerySample {

@@ -90,16 +90,17 @@ impl Sides {
                     .backend
             };
             let rows = query::on_backend(&mut backend, text).await;
-            // An error of the server leaves the connection as it was.
-            let usable = !matches!(&rows, Err(error) if error.is_io());
-            Ok((usable.then_some(backend), rows?))
+            // An error may leave a transaction open: then the connection is closed.
+            Ok((backend, rows?))
         };
         match tokio::time::timeout(LIMIT, Box::pin(asked)).await {
             Ok(Ok((backend, rows))) => {
-                side.backend = backend;
+                side.backend = Some(backend);
                 side.paused_until = None;
                 Ok(rows)
             }
+            // The server has answered, if not as was hoped.
+            Ok(Err(error @ SideError::Query(QueryError::Server { .. }))) => Err(error),
             Ok(Err(error)) => {
                 side.paused_until = Some(now + PAUSE);
                 Err(error)

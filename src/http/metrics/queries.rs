@@ -8,10 +8,10 @@
 //! count is a count and no estimate.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use super::Page;
-use crate::meter::{Distribution, Exports, QuerySample, Times};
+use super::{Page, Wanted};
+use crate::meter::{Distribution, Exemplar, Exports, QuerySample, Times};
 use crate::status::Snapshot;
 
 /// Bounds of histograms, as powers of two in nanoseconds: 131 µs to 34 s, each twice the one before.
@@ -26,8 +26,8 @@ const QUERY_SERIES: usize = 7 + (19 + 3) + 2 * (10 + 3) + 1;
 /// How a statement is named in the labels where it stands for all others.
 const OTHER: &str = "other";
 
-/// Appends everything; texts of statements only if `texts`.
-pub(super) fn put(page: &mut Page, snapshot: &Snapshot, exports: &Exports, texts: bool) {
+/// Appends everything.
+pub(super) fn put(page: &mut Page, snapshot: &Snapshot, exports: &Exports, wanted: Wanted) {
     let max = snapshot.config.metrics.max_query_series;
     let (own, other) = exports.select(&snapshot.queries, max);
     let shown: Vec<(String, &QuerySample)> = own
@@ -38,8 +38,8 @@ pub(super) fn put(page: &mut Page, snapshot: &Snapshot, exports: &Exports, texts
     put_all(page, snapshot);
     put_counters(page, &shown);
     put_errors(page, &shown);
-    put_histograms(page, &shown);
-    if texts {
+    put_histograms(page, &shown, wanted.open);
+    if wanted.texts {
         put_texts(page, &own);
     }
 }
@@ -91,6 +91,7 @@ fn put_all(page: &mut Page, snapshot: &Snapshot) {
         "Records that made room for others.",
     );
     page.sample("pgweir_query_evictions_total", &[], queries.evictions);
+    put_notes(page, snapshot);
     let waits = snapshot.recent.waits.waits.iter();
     let locks = waits.filter(|wait| !wait.blockers.is_empty()).count();
     page.gauge(
@@ -98,6 +99,50 @@ fn put_all(page: &mut Page, snapshot: &Snapshot) {
         "Statements that wait for a lock another session holds, among those that have run for metrics.lock_wait_after.",
         locks,
     );
+}
+
+/// What was written down of statements, and what was lost on the way.
+fn put_notes(page: &mut Page, snapshot: &Snapshot) {
+    let notes = &snapshot.notes;
+    let counters: [(&str, &str, u64); 3] = [
+        (
+            "pgweir_slow_statements_total",
+            "Statements that were slow by slow_log.threshold or a rule.",
+            snapshot.recent.slow_count,
+        ),
+        (
+            "pgweir_traces_exported_total",
+            "Statements whose spans a collector has taken.",
+            notes.traces_exported,
+        ),
+        (
+            "pgweir_traces_dropped_total",
+            "Statements whose spans found no room in the queue or that no collector took.",
+            notes.traces_dropped,
+        ),
+    ];
+    for (name, help, value) in counters {
+        page.family(name, "counter", help);
+        page.sample(name, &[], value);
+    }
+    let name = "pgweir_log_entries_total";
+    page.family(
+        name,
+        "counter",
+        "Entries written to the slow log and the query log.",
+    );
+    for (log, written, _) in &notes.logs {
+        page.sample(name, &[("log", log.as_str())], written);
+    }
+    let name = "pgweir_log_entries_dropped_total";
+    page.family(
+        name,
+        "counter",
+        "Entries of these logs that found no room in the queue or could not be written.",
+    );
+    for (log, _, dropped) in &notes.logs {
+        page.sample(name, &[("log", log.as_str())], dropped);
+    }
 }
 
 type Counter = (&'static str, &'static str, fn(&QuerySample) -> u64);
@@ -206,13 +251,36 @@ const HISTOGRAMS: [Kind; 3] = [
     ),
 ];
 
-fn put_histograms(page: &mut Page, shown: &[(String, &QuerySample)]) {
+/// `exemplars` are for the OpenMetrics format only.
+fn put_histograms(page: &mut Page, shown: &[(String, &QuerySample)], exemplars: bool) {
     for (name, help, times, step) in HISTOGRAMS {
         page.family(name, "histogram", help);
         for (id, query) in shown {
+            let from = page.text.len();
             histogram(page, name, &[("queryid", id)], times(query), step);
+            if let Some(exemplar) = query.exemplar.filter(|_| exemplars && step == 1) {
+                put_exemplar(page, from, exemplar);
+            }
         }
     }
+}
+
+/// Puts `exemplar` behind the bucket it falls into, of the histogram whose text begins at `from`.
+fn put_exemplar(page: &mut Page, from: usize, exemplar: Exemplar) {
+    let nanos = exemplar.took.as_nanos();
+    let bucket = FINE.take_while(|bits| nanos > 1 << bits).count();
+    let mut ends = page.text[from..].match_indices('\n');
+    let Some((end, _)) = ends.nth(bucket) else {
+        return;
+    };
+    let at = exemplar.at.duration_since(SystemTime::UNIX_EPOCH);
+    let text = format!(
+        " # {{trace_id=\"{}\"}} {} {:.3}",
+        exemplar.trace,
+        exemplar.took.as_secs_f64(),
+        at.unwrap_or_default().as_secs_f64()
+    );
+    page.text.insert_str(from + end, &text);
 }
 
 /// The samples of one histogram, with every `step`th bound.
@@ -313,7 +381,7 @@ mod tests {
             .collect();
         put_counters(&mut page, &shown);
         put_errors(&mut page, &shown);
-        put_histograms(&mut page, &shown);
+        put_histograms(&mut page, &shown, false);
         put_texts(&mut page, &own);
         let series = page.text.lines().filter(|line| !line.starts_with('#'));
         assert_eq!(series.count(), QUERY_SERIES);

@@ -203,6 +203,16 @@ impl Class {
             .filter(|function| function.behaviour == Behaviour::Unknown)
     }
 
+    /// Whether it is one statement that has a plan.
+    pub fn has_plan(&self) -> bool {
+        use StatementKind as K;
+        let kinds: Vec<_> = self.statements.iter().map(|one| &one.kind).collect();
+        matches!(
+            kinds[..],
+            [K::Select | K::Values | K::Table | K::Insert | K::Update | K::Delete | K::Merge]
+        )
+    }
+
     /// Whether the text is proved to only read, without a look at the catalogue.
     pub fn is_proved_read(&self) -> bool {
         self.reads == Reads::Proved

@@ -1,0 +1,159 @@
+//! What becomes of a statement that has ended: its record, and where it is worth a note the slow log, the query log, a
+//! trace.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use super::metering::Running;
+use super::session::Session;
+use crate::journal::Entry;
+use crate::meter::{Client, Execution, Exemplar, Incident, Verdict, Whose};
+use crate::shared::PlanRequest;
+use crate::traces::{TraceParent, Traced};
+
+/// The parts of the time a statement took.
+#[derive(Clone, Copy, Debug)]
+struct Parts {
+    /// From sending to the last answer.
+    took: Duration,
+    first: Duration,
+    sent: u64,
+}
+
+impl Session {
+    /// Counts a statement whose answer came to `sent` bytes.
+    pub(super) fn count(&mut self, ended: &Running, sent: u64) {
+        let took = self.now.saturating_duration_since(ended.started);
+        let first = ended.first.unwrap_or(self.now);
+        let parts = Parts {
+            took,
+            first: first.saturating_duration_since(ended.started).min(took),
+            sent,
+        };
+        ended.known.query.finished(&Execution {
+            origin: self.metering.origin,
+            node: self.metering.node,
+            at: self.now,
+            queued: ended.queued,
+            took,
+            first: parts.first,
+            rows: ended.rows,
+            received: ended.received,
+            sent,
+            error: ended.error,
+            continues: ended.portal.continues,
+        });
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let counter = &self.pool.counters.query_micros;
+        counter.fetch_add(micros, Ordering::Relaxed);
+        let verdict = self.judge(ended, took + ended.queued);
+        if ended.error.is_some() || verdict.is_slow || verdict.is_logged {
+            self.remember(ended, parts, verdict);
+        }
+        if let Some(trace) = &ended.trace {
+            self.export(ended, parts, trace);
+        }
+    }
+
+    fn judge(&mut self, ended: &Running, total: Duration) -> Verdict {
+        let Self {
+            shared,
+            metering,
+            entry,
+            ..
+        } = self;
+        let (names, application) = (&shared.known.queries.names, metering.origin.application);
+        let whose = || Whose {
+            user: &entry.user,
+            database: &entry.database,
+            application: names.name(application),
+        };
+        let query = &ended.known.query;
+        shared.rules.judge(query, &mut metering.rules, whose, total)
+    }
+
+    /// Keeps a statement for those who look, and writes it down.
+    fn remember(&self, ended: &Running, parts: Parts, verdict: Verdict) {
+        let incident = Arc::new(self.incident(ended, parts));
+        let (recent, journal) = (&self.shared.recent, &self.shared.journal);
+        if verdict.is_logged {
+            journal.put(Entry::Query(Arc::clone(&incident)));
+        }
+        if incident.error.is_some() {
+            recent.failed(Arc::clone(&incident));
+        }
+        if !verdict.is_slow {
+            return;
+        }
+        let query = &ended.known.query;
+        if query.is_sampled(verdict.sample) {
+            journal.put(Entry::Slow(Arc::clone(&incident)));
+        }
+        recent.slow(incident);
+        let config = self.shared.config.load();
+        let slow = &config.slow_log;
+        if slow.explain
+            && ended.error.is_none()
+            && ended.known.class.has_plan()
+            && query.is_to_be_explained(slow.explain_interval)
+        {
+            let pool = self.lease.as_ref().map_or(&self.pool, |lease| lease.pool());
+            // When many are asked for at once, some go without.
+            let _ = self.shared.plans.try_send(PlanRequest {
+                pool: Arc::clone(pool),
+                query: Arc::clone(query),
+            });
+        }
+    }
+
+    fn incident(&self, ended: &Running, parts: Parts) -> Incident {
+        let (entry, names) = (&self.entry, &self.shared.known.queries.names);
+        Incident {
+            at: SystemTime::now(),
+            client: Client {
+                pid: entry.pid.0,
+                user: Arc::clone(&entry.user),
+                database: Arc::clone(&entry.database),
+                application: (*names.name(self.metering.origin.application)).into(),
+                peer: entry.peer.clone(),
+            },
+            query: ended.known.query.id,
+            text: Arc::clone(&ended.known.query.text),
+            node: names.name(self.metering.node),
+            queued: ended.queued,
+            server: parts.took.saturating_sub(ended.blocked),
+            blocked: ended.blocked.min(parts.took),
+            rows: ended.rows,
+            sent: parts.sent,
+            error: ended.error,
+            trace: ended.trace.as_ref().map(|trace| trace.trace),
+        }
+    }
+
+    fn export(&self, ended: &Running, parts: Parts, trace: &TraceParent) {
+        let at = SystemTime::now();
+        let query = &ended.known.query;
+        query.traced(Exemplar {
+            trace: trace.trace,
+            took: parts.took,
+            at,
+        });
+        self.shared.tracer.put(Traced {
+            trace: trace.trace,
+            parent: trace.parent,
+            ended: at,
+            queued: ended.queued,
+            checkout: ended.checkout,
+            server: parts.took,
+            first: parts.first,
+            user: Arc::clone(&self.entry.user),
+            database: Arc::clone(&self.entry.database),
+            node: self.shared.known.queries.names.name(self.metering.node),
+            query: query.id,
+            text: Arc::clone(&query.text),
+            rows: ended.rows,
+            error: ended.error,
+        });
+    }
+}
