@@ -17,7 +17,7 @@ use crate::meter::{Queries, QueriesSample};
 use crate::pool::effective::Effective;
 use crate::pool::live::LiveBackend;
 use crate::pool::{Pool, Pools};
-use crate::registry::{ClientEntry, ClientState, Registry};
+use crate::registry::{ClientEntry, ClientState, Registry, Replication};
 use crate::shared::Shared;
 
 /// What a server connection is doing, in PgBouncer's words.
@@ -54,6 +54,7 @@ pub struct ServerStatus {
     pub close_needed: bool,
     /// Process id of the client that runs on it.
     pub client: Option<u32>,
+    pub replication: Replication,
 }
 
 /// A client.
@@ -200,6 +201,7 @@ fn servers(pools: &[Arc<Pool>], clients: &mut [ClientStatus]) -> Vec<ServerStatu
                 None if backend.identity.is_being_cancelled() => ServerState::BeingCanceled,
                 None => ServerState::Tested,
             };
+            let replication = client.as_ref().map(|client| client.entry.replication);
             let client = client.map(|client| {
                 client.server = Some(backend.id);
                 client.entry.pid.0
@@ -210,6 +212,7 @@ fn servers(pools: &[Arc<Pool>], clients: &mut [ClientStatus]) -> Vec<ServerStatu
                 state,
                 close_needed: backend.generation < generation,
                 client,
+                replication: replication.unwrap_or_default(),
                 backend,
             });
         }

@@ -243,7 +243,7 @@ fn client(client: &ClientStatus) -> Row {
         "C".into(),
         (&*entry.user).into(),
         (&*entry.database).into(),
-        "none".into(),
+        entry.replication.as_str().into(),
         client.state.as_str().into(),
         address,
         port,
@@ -275,7 +275,7 @@ fn server(server: &ServerStatus) -> Row {
         "S".into(),
         (&*server.user).into(),
         (&*server.database).into(),
-        "none".into(),
+        server.replication.as_str().into(),
         server.state.as_str().into(),
         address,
         port,
@@ -392,7 +392,7 @@ mod tests {
     use crate::config::{Overrides, load};
     use crate::meter::Queries;
     use crate::pool::Pools;
-    use crate::registry::{NewClient, Registry};
+    use crate::registry::{NewClient, Registry, Replication};
 
     #[test]
     fn dates_are_those_of_the_calendar() {
@@ -421,6 +421,7 @@ mod tests {
             peer: "127.0.0.1:5000".into(),
             tls: false,
             application_name: "test".into(),
+            replication: Replication::None,
             local: None,
         });
         entry.set_state(ClientState::Idle);
