@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::admin::console::Console;
 
 use crate::auth::scram::MockSecret;
+use crate::cluster::Clusters;
 use crate::pool::auth_query::AuthQuery;
 use crate::pool::{Pools, steward};
 use crate::registry::Order;
@@ -29,7 +30,7 @@ use crate::server::{self, Listener};
 use crate::session::statements::Global;
 use crate::shared::Shared;
 use crate::sql::known::KnownStatements;
-use crate::{http, tasks, telemetry};
+use crate::{frontend, http, tasks, telemetry};
 
 /// How often a draining process looks whether its clients are gone.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -108,6 +109,8 @@ pub async fn serve(
     let reloader = Arc::new(Reloader::new(source));
     tasks::spawn("steward", steward::run(Arc::clone(&shared.pools)));
     let config = shared.config.load_full();
+    shared.clusters.sync(&config);
+    tasks::spawn("failover", frontend::failover::watch(Arc::clone(&shared)));
     if let Some(address) = config.general.http {
         let listener = TcpListener::bind(address)
             .await
@@ -134,6 +137,7 @@ fn share(parts: Parts) -> Arc<Shared> {
     let config = Arc::new(ArcSwap::from_pointee(parts.config));
     Arc::new(Shared {
         secrets: AuthQuery::new(Arc::clone(&config), Arc::clone(&pools)),
+        clusters: Clusters::new(&pools),
         config,
         pools,
         registry: Arc::default(),

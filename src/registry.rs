@@ -191,6 +191,11 @@ impl ClientEntry {
     /// Tells the session to end; a stronger order stands.
     pub fn give_order(&self, order: Order) {
         self.order.fetch_max(order as u8, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Has the session look around: something changed that it is not told of otherwise.
+    pub fn wake(&self) {
         if let Some(waker) = &*self.waker.lock().unwrap_or_else(PoisonError::into_inner) {
             waker.wake_by_ref();
         }

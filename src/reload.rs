@@ -117,6 +117,7 @@ fn take_over(parts: Parts, shared: &Shared) {
     shared.https.store(Arc::new(parts.https));
     shared.pools.dialer.store(Arc::new(parts.dialer));
     shared.secrets.clear();
+    shared.clusters.sync(&shared.config.load());
     shared.pools.reload(&shared.config.load());
     tracing::info!("configuration reloaded");
 }

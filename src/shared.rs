@@ -14,6 +14,7 @@ use crate::auth::hba::Hba;
 use crate::auth::ident::IdentMaps;
 use crate::auth::scram::MockSecret;
 use crate::auth::userlist::Userlist;
+use crate::cluster::Clusters;
 use crate::config::model::{Auth, Config};
 use crate::net::https::HttpsContext;
 use crate::net::tls::ClientTlsContext;
@@ -85,6 +86,7 @@ fn read<T: Default, P: Display>(
 pub struct Shared {
     pub config: Arc<ArcSwap<Config>>,
     pub pools: Arc<Pools>,
+    pub clusters: Clusters,
     pub access: ArcSwap<Access>,
     /// `None` where clients are offered no TLS.
     pub client_tls: ArcSwap<Option<ClientTlsContext>>,

@@ -4,6 +4,7 @@
 //! twice on the way of a statement, and two views of one snapshot can't disagree. The parts are read one after the
 //! other, not at one instant: a client may have moved on between two of them.
 
+pub mod nodes;
 pub mod stats;
 pub mod timeline;
 
@@ -12,6 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use self::nodes::{ClusterStatus, NodeStatus};
+use crate::cluster::Clusters;
 use crate::config::model::{Config, PoolMode};
 use crate::meter::{Queries, QueriesSample};
 use crate::pool::effective::Effective;
@@ -68,7 +71,7 @@ pub struct ClientStatus {
     pub server: Option<u64>,
 }
 
-/// One pool, in the columns of `SHOW POOLS`.
+/// The pool of one database and user, those of its replicas included, in the columns of `SHOW POOLS`.
 #[derive(Clone, Debug)]
 pub struct PoolStatus {
     pub pool: Arc<Pool>,
@@ -81,6 +84,8 @@ pub struct PoolStatus {
     pub sv_idle: usize,
     pub sv_tested: usize,
     pub sv_login: usize,
+    /// Server connections in any state.
+    pub connections: usize,
     /// How long the first in the queue has waited.
     pub maxwait: Duration,
     pub pool_mode: PoolMode,
@@ -113,6 +118,8 @@ pub struct Snapshot {
     pub pools: Vec<PoolStatus>,
     pub clients: Vec<ClientStatus>,
     pub servers: Vec<ServerStatus>,
+    pub nodes: Vec<NodeStatus>,
+    pub clusters: Vec<ClusterStatus>,
     pub databases: Vec<DatabaseStatus>,
     pub users: Vec<UserStatus>,
     /// Statements, those with the most time first.
@@ -128,7 +135,7 @@ impl Snapshot {
     pub fn of(shared: &Shared) -> Self {
         Self::take(
             shared.config.load_full(),
-            &shared.pools,
+            (&shared.pools, &shared.clusters),
             &shared.registry,
             &shared.known.queries,
             shared.connections.load(Ordering::SeqCst),
@@ -138,13 +145,13 @@ impl Snapshot {
     /// `connections` counts those accepted and not ended.
     pub fn take(
         config: Arc<Config>,
-        pools: &Pools,
+        (pools, clusters): (&Pools, &Clusters),
         registry: &Registry,
         queries: &Queries,
         connections: usize,
     ) -> Self {
         let mut all = pools.all();
-        all.sort_by(|a, b| (&a.key.database, &a.key.user).cmp(&(&b.key.database, &b.key.user)));
+        all.sort_by(|a, b| a.key.cmp(&b.key));
         let mut clients = clients(registry);
         let servers = servers(&all, &mut clients);
         let pool_rows = pool_rows(all, &clients, &servers);
@@ -154,6 +161,8 @@ impl Snapshot {
             queries: queries.sample(),
             logging_in: connections.saturating_sub(clients.len()),
             paused: pools.is_paused(),
+            nodes: nodes::nodes(clusters, &servers),
+            clusters: nodes::clusters(clusters),
             pools: pool_rows,
             config,
             clients,
@@ -225,6 +234,9 @@ fn pool_rows(
     clients: &[ClientStatus],
     servers: &[ServerStatus],
 ) -> Vec<PoolStatus> {
+    // Those of replicas belong to the row of their database and user.
+    let (of_replicas, pools): (Vec<_>, Vec<_>) =
+        pools.into_iter().partition(|pool| pool.key.node.is_some());
     let mut rows: Vec<PoolStatus> = pools.into_iter().map(empty_row).collect();
     let places: HashMap<(Arc<str>, Arc<str>), usize> = rows
         .iter()
@@ -239,6 +251,14 @@ fn pool_rows(
             .get(&(Arc::clone(database), Arc::clone(user)))
             .copied()
     };
+    for pool in of_replicas {
+        if let Some(place) = place(&pool.key.database, &pool.key.user) {
+            rows[place].sv_login += pool.opening();
+            let waited = pool.oldest_wait().map(|since| since.elapsed());
+            rows[place].maxwait = rows[place].maxwait.max(waited.unwrap_or_default());
+            rows[place].connections += pool.open();
+        }
+    }
     for client in clients {
         // The console's clients have no pool.
         let Some(place) = place(&client.entry.database, &client.entry.user) else {
@@ -276,6 +296,7 @@ fn empty_row(pool: Arc<Pool>) -> PoolStatus {
         sv_idle: 0,
         sv_tested: 0,
         sv_login: pool.opening(),
+        connections: pool.open(),
         maxwait: pool
             .oldest_wait()
             .map_or(Duration::ZERO, |since| since.elapsed()),
@@ -296,9 +317,9 @@ fn databases(config: &Config, pools: &Pools, rows: &[PoolStatus]) -> Vec<Databas
             let entry = config.databases.get(name).or(config.databases.get("*"));
             Some(DatabaseStatus {
                 name: name.into(),
-                effective: Effective::of(config, name, "")?,
+                effective: pools.effective(config, name, "")?,
                 forced_user: entry.and_then(|entry| entry.user.clone()),
-                connections: rows.iter().filter(own).map(|row| row.pool.open()).sum(),
+                connections: rows.iter().filter(own).map(|row| row.connections).sum(),
                 clients: rows.iter().filter(own).map(PoolStatus::clients).sum(),
                 paused,
                 disabled,
@@ -321,7 +342,7 @@ fn users(config: &Config, rows: &[PoolStatus]) -> Vec<UserStatus> {
             let own = |row: &&PoolStatus| *row.pool.key.user == *name;
             UserStatus {
                 name: name.into(),
-                connections: rows.iter().filter(own).map(|row| row.pool.open()).sum(),
+                connections: rows.iter().filter(own).map(|row| row.connections).sum(),
                 clients: rows.iter().filter(own).map(PoolStatus::clients).sum(),
             }
         })

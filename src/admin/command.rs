@@ -94,7 +94,7 @@ impl Condition {
     }
 }
 
-fn done(tag: &'static str) -> Outcome {
+pub(super) fn done(tag: &'static str) -> Outcome {
     Outcome::Done { tag, notice: None }
 }
 
@@ -129,6 +129,8 @@ pub fn run(context: &Context<'_>, command: &Command) -> Result<Outcome, Report> 
         Command::Reconnect(name) => reconnect(context, name.as_deref()),
         Command::Kill(name) => kill(context, name.as_deref()),
         Command::KillClient(pid) => kill_client(context, *pid),
+        Command::Drain(name) => super::nodes::drain(context.shared, name, true),
+        Command::Undrain(name) => super::nodes::drain(context.shared, name, false),
         Command::Suspend => Err(Report::error(
             SqlState::FEATURE_NOT_SUPPORTED,
             "SUSPEND is not supported",

@@ -11,6 +11,7 @@ pub mod command;
 pub mod console;
 mod dialogue;
 pub mod extended;
+mod nodes;
 pub mod parse;
 pub mod rows;
 pub mod show;

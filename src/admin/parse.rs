@@ -19,6 +19,9 @@ pub enum Command {
     Reconnect(Option<String>),
     Kill(Option<String>),
     KillClient(u32),
+    /// A server by its address.
+    Drain(String),
+    Undrain(String),
     Suspend,
     Reload,
     Shutdown(Shutdown),
@@ -195,6 +198,8 @@ fn statement(tokens: &[Token]) -> Result<Command, ParseError> {
                 .map(Command::KillClient)
                 .map_err(|_| ParseError::ClientId(id))
         }
+        "drain" => Ok(Command::Drain(server(rest)?)),
+        "undrain" => Ok(Command::Undrain(server(rest)?)),
         "suspend" => end(rest, Command::Suspend),
         "reload" => end(rest, Command::Reload),
         "shutdown" => shutdown(rest),
@@ -208,6 +213,15 @@ fn statement(tokens: &[Token]) -> Result<Command, ParseError> {
         "close" => Ok(Command::Nothing("CLOSE CURSOR ALL")),
         "unlisten" => Ok(Command::Nothing("UNLISTEN")),
         _ => Err(ParseError::Near(first.shown())),
+    }
+}
+
+/// A server's address: `HOST:PORT`, or in quotes where it is more than words.
+fn server(rest: &[Token]) -> Result<String, ParseError> {
+    match rest {
+        [Token::Word(host), Token::Symbol(':'), Token::Word(port)] => Ok(format!("{host}:{port}")),
+        [Token::Text(address)] => Ok(address.clone()),
+        _ => required(rest),
     }
 }
 

@@ -42,6 +42,7 @@ impl View<'_> {
             Show::Sockets => self.sockets(|_| true),
             Show::ActiveSockets => self
                 .sockets(|row| matches!(&row[4], Value::Text(state) if state.ends_with("active"))),
+            Show::Nodes => snapshot.nodes.iter().map(super::nodes::row).collect(),
             Show::Databases => snapshot.databases.iter().map(database).collect(),
             Show::Users => self.users(),
             Show::Stats => self.each_database(|stats| {
@@ -389,6 +390,7 @@ fn utc(seconds: u64) -> String {
 mod tests {
     use super::*;
     use crate::backend::connect::Dialer;
+    use crate::cluster::Clusters;
     use crate::config::{Overrides, load};
     use crate::meter::Queries;
     use crate::pool::Pools;
@@ -427,7 +429,14 @@ mod tests {
         entry.set_state(ClientState::Idle);
         let history = crate::status::stats::History::default();
         let stats = history.stats(&pools);
-        let snapshot = Snapshot::take(config, &pools, &registry, &Queries::default(), 3);
+        let clusters = Clusters::new(&pools);
+        let snapshot = Snapshot::take(
+            config,
+            (&pools, &clusters),
+            &registry,
+            &Queries::default(),
+            3,
+        );
         check(&View {
             snapshot: &snapshot,
             stats: &stats,

@@ -1,6 +1,7 @@
 //! What `SHOW` can show: names and columns. Which columns a table has does not depend on what is in it, so that
 //! Describe can be answered before anything is run.
 
+use super::nodes::NODES;
 use super::table::{Column, int4, int8, numeric, text};
 
 /// One `SHOW`.
@@ -16,6 +17,7 @@ pub enum Show {
     Help,
     Lists,
     Mem,
+    Nodes,
     Peers,
     PeerPools,
     Pools,
@@ -34,7 +36,7 @@ pub enum Show {
     Parameter(usize),
 }
 
-const NAMES: [(&str, Show); 22] = [
+const NAMES: [(&str, Show); 23] = [
     ("active_sockets", Show::ActiveSockets),
     ("clients", Show::Clients),
     ("config", Show::Config),
@@ -45,6 +47,7 @@ const NAMES: [(&str, Show); 22] = [
     ("help", Show::Help),
     ("lists", Show::Lists),
     ("mem", Show::Mem),
+    ("nodes", Show::Nodes),
     ("peer_pools", Show::PeerPools),
     ("peers", Show::Peers),
     ("pools", Show::Pools),
@@ -288,6 +291,7 @@ impl Show {
                     ]
                 }
             }
+            Self::Nodes => &NODES,
             Self::Peers => {
                 const {
                     &[
@@ -331,6 +335,7 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tSHOW SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n\
     \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS\n\
     \tSHOW PEERS|PEER_POOLS|DNS_HOSTS|DNS_ZONES\n\
+    \tSHOW NODES\n\
     \tSET key = value\n\
     \tRELOAD\n\
     \tPAUSE [<db>]\n\
@@ -340,6 +345,8 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tRECONNECT [<db>]\n\
     \tKILL [<db>]\n\
     \tKILL_CLIENT <client_id>\n\
+    \tDRAIN <node>\n\
+    \tUNDRAIN <node>\n\
     \tSHUTDOWN\n\
     \tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS\n\
     \tWAIT_CLOSE [<db>]";

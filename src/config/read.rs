@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use super::decode::Reader;
 use super::document::{Node, Origin, Table};
 use super::raw::{
-    Auth, ClientTls, Cluster, Database, General, Http, Key, Log, Metrics, Pool, Retry, ServerTls,
-    Timeouts, User,
+    Auth, ClientTls, Cluster, Database, General, Http, Key, Log, Metrics, Pool, Retry, Routing,
+    ServerTls, Timeouts, User,
 };
 
-/// One `[databases.NAME]`, with the pool's and timeouts' keys that stand in it over the general ones.
+/// One `[databases.NAME]`, with the keys of other sections that stand in it over the general ones.
 pub(super) struct DatabaseTable {
     pub(super) path: String,
     pub(super) at: Option<Origin>,
     pub(super) own: Database,
+    pub(super) routing: Routing,
     pub(super) pool: Pool,
     pub(super) timeouts: Timeouts,
     pub(super) retry: Retry,
@@ -27,6 +28,7 @@ pub(super) struct Raw {
     pub(super) auth: Auth,
     pub(super) client_tls: ClientTls,
     pub(super) server_tls: ServerTls,
+    pub(super) routing: Routing,
     pub(super) pool: Pool,
     pub(super) timeouts: Timeouts,
     pub(super) retry: Retry,
@@ -54,10 +56,11 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
     let client_tls = section!(ClientTls, &mut tls, "client");
     let server_tls = section!(ServerTls, &mut tls, "server");
     refuse_unknown_names(&tls, &["client", "server"], reader);
+    let routing = section!(Routing, &mut root, "routing");
     let pool = section!(Pool, &mut root, "pool");
     let timeouts = section!(Timeouts, &mut root, "timeouts");
     let retry = section!(Retry, &mut root, "retry");
-    let databases = read_databases(&mut root, (&pool, &timeouts, &retry), reader);
+    let databases = read_databases(&mut root, (&routing, &pool, &timeouts, &retry), reader);
     let users = read_users(&mut root, reader);
     let metrics = section!(Metrics, &mut root, "metrics");
     let log = section!(Log, &mut root, "log");
@@ -69,6 +72,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
             "cluster",
             "auth",
             "tls",
+            "routing",
             "pool",
             "timeouts",
             "retry",
@@ -86,6 +90,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         auth,
         client_tls,
         server_tls,
+        routing,
         pool,
         timeouts,
         retry,
@@ -98,18 +103,20 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
 
 fn read_databases(
     root: &mut Table,
-    (pool, timeouts, retry): (&Pool, &Timeouts, &Retry),
+    (routing, pool, timeouts, retry): (&Routing, &Pool, &Timeouts, &Retry),
     reader: &mut Reader<'_>,
 ) -> BTreeMap<String, DatabaseTable> {
     let mut databases = BTreeMap::new();
     for (name, mut table, at) in named_tables(root, "databases", reader) {
         let own = Database::read(&mut table, &Database::default(), reader);
+        let routing = Routing::read(&mut table, routing, reader);
         let mut retry_table = reader.take_table(&mut table, "retry");
         let retry = Retry::read(&mut retry_table, retry, reader);
         refuse_unknown(&retry_table, &Retry::docs().keys, reader);
         let pool = Pool::read(&mut table, pool, reader);
         let timeouts = Timeouts::read(&mut table, timeouts, reader);
         let mut keys = Database::docs().keys;
+        keys.extend(Routing::docs().keys);
         keys.extend(Pool::docs().keys);
         keys.extend(Timeouts::docs().keys);
         refuse_unknown(&table, &keys, reader);
@@ -120,6 +127,7 @@ fn read_databases(
                 path,
                 at: Some(at),
                 own,
+                routing,
                 pool,
                 timeouts,
                 retry,

@@ -418,7 +418,7 @@ impl Session {
         self.lease = None;
     }
 
-    fn server_gone(&mut self, error: &ReceiveError) -> End {
+    pub(super) fn server_gone(&mut self, error: &ReceiveError) -> End {
         self.drop_backend();
         self.since = self.now;
         let report = Report::fatal(SqlState::CONNECTION_FAILURE, error.to_string());

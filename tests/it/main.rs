@@ -26,6 +26,7 @@ mod draining;
 mod drivers;
 mod encryption;
 mod extended;
+mod failover;
 mod http;
 mod page_access;
 mod passthrough;
