@@ -5,6 +5,7 @@
 //! other, not at one instant: a client may have moved on between two of them.
 
 pub mod nodes;
+pub mod pins;
 pub mod stats;
 pub mod timeline;
 
@@ -14,6 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use self::nodes::{ClusterStatus, NodeStatus};
+use self::pins::PinStatus;
 use crate::cluster::Clusters;
 use crate::config::model::{Config, PoolMode};
 use crate::meter::{Queries, QueriesSample};
@@ -118,6 +120,7 @@ pub struct Snapshot {
     pub pools: Vec<PoolStatus>,
     pub clients: Vec<ClientStatus>,
     pub servers: Vec<ServerStatus>,
+    pub pins: Vec<PinStatus>,
     pub nodes: Vec<NodeStatus>,
     pub clusters: Vec<ClusterStatus>,
     pub databases: Vec<DatabaseStatus>,
@@ -154,6 +157,7 @@ impl Snapshot {
         all.sort_by(|a, b| a.key.cmp(&b.key));
         let mut clients = clients(registry);
         let servers = servers(&all, &mut clients);
+        let pins = pins::pins(&all, registry);
         let pool_rows = pool_rows(all, &clients, &servers);
         Self {
             databases: databases(&config, pools, &pool_rows),
@@ -167,6 +171,7 @@ impl Snapshot {
             config,
             clients,
             servers,
+            pins,
         }
     }
 }

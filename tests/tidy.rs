@@ -39,7 +39,10 @@ const ALLOWED: [(&str, &[&str]); 29] = [
     ("session", &["wire", "sql"]),
     ("auth", &["wire"]),
     ("backend", &["wire", "net", "auth", "session::mirror"]),
-    ("pool", &["wire", "session", "auth", "backend"]),
+    (
+        "pool",
+        &["wire", "session", "sql::state", "auth", "backend"],
+    ),
     ("cluster", &["wire", "backend", "pool"]),
     ("routing", &["sql", "session", "cluster::topology"]),
     ("retry", &["wire", "sql", "session"]),

@@ -13,6 +13,7 @@ mod dialogue;
 pub mod extended;
 mod nodes;
 pub mod parse;
+mod pins;
 pub mod rows;
 pub mod show;
 pub mod table;

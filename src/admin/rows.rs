@@ -42,6 +42,7 @@ impl View<'_> {
             Show::Sockets => self.sockets(|_| true),
             Show::ActiveSockets => self
                 .sockets(|row| matches!(&row[4], Value::Text(state) if state.ends_with("active"))),
+            Show::Pins => snapshot.pins.iter().map(super::pins::row).collect(),
             Show::Nodes => snapshot.nodes.iter().map(super::nodes::row).collect(),
             Show::Databases => snapshot.databases.iter().map(database).collect(),
             Show::Users => self.users(),
@@ -357,7 +358,7 @@ fn memory() -> Option<Row> {
 }
 
 /// When `instant` was, as PgBouncer writes it.
-fn time_of(instant: Instant) -> String {
+pub(super) fn time_of(instant: Instant) -> String {
     let at = SystemTime::now()
         .checked_sub(instant.elapsed())
         .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok())
@@ -462,6 +463,7 @@ mod tests {
                 "databases",
                 "lists",
                 "mem",
+                "pins",
                 "pools",
                 "servers",
                 "sockets",

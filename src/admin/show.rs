@@ -2,6 +2,7 @@
 //! Describe can be answered before anything is run.
 
 use super::nodes::NODES;
+use super::pins::PINS;
 use super::table::{Column, int4, int8, numeric, text};
 
 /// One `SHOW`.
@@ -20,6 +21,7 @@ pub enum Show {
     Nodes,
     Peers,
     PeerPools,
+    Pins,
     Pools,
     Servers,
     Sockets,
@@ -36,7 +38,7 @@ pub enum Show {
     Parameter(usize),
 }
 
-const NAMES: [(&str, Show); 23] = [
+const NAMES: [(&str, Show); 24] = [
     ("active_sockets", Show::ActiveSockets),
     ("clients", Show::Clients),
     ("config", Show::Config),
@@ -50,6 +52,7 @@ const NAMES: [(&str, Show); 23] = [
     ("nodes", Show::Nodes),
     ("peer_pools", Show::PeerPools),
     ("peers", Show::Peers),
+    ("pins", Show::Pins),
     ("pools", Show::Pools),
     ("servers", Show::Servers),
     ("sockets", Show::Sockets),
@@ -313,6 +316,7 @@ impl Show {
                     ]
                 }
             }
+            Self::Pins => &PINS,
             Self::Pools => &POOLS,
             Self::State => const { &[text("key"), text("value")] },
             Self::Stats => &STATS,
@@ -335,7 +339,7 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tSHOW SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n\
     \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS\n\
     \tSHOW PEERS|PEER_POOLS|DNS_HOSTS|DNS_ZONES\n\
-    \tSHOW NODES\n\
+    \tSHOW NODES|PINS\n\
     \tSET key = value\n\
     \tRELOAD\n\
     \tPAUSE [<db>]\n\

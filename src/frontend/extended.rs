@@ -106,11 +106,10 @@ impl Session {
     pub(super) fn parse(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
         if frame.missing > 0 {
             let pins = PinReason::Unclassifiable.into();
-            if let Some(refusal) = self.refuses(pins) {
+            if let Some(refusal) = self.pin(pins, None) {
                 self.refuse_step(frame, refusal, gather);
                 return Ok(());
             }
-            self.pins = self.pins.union(pins);
             // It goes to the server under the client's own name, and stays there.
             if frame.payload.first() == Some(&0) {
                 self.names.forget_unnamed();
@@ -147,7 +146,8 @@ impl Session {
             }
             gather.input(frame.range());
         } else if self.names.get(parse.name).is_some() {
-            self.parse_again(parse, gather);
+            self.parse_again(frame, parse, gather);
+            return Ok(());
         } else {
             shape = self.give_statement(&statement, None, For::Client, gather);
         }
@@ -156,18 +156,15 @@ impl Session {
         Ok(())
     }
 
-    /// The name is taken, and only the server says so at the right place and with the right effect on the
-    /// transaction: it is given the client's own name twice.
-    fn parse_again(&mut self, parse: Parse<'_>, gather: &mut Gather) {
-        for to in [For::Reparse, For::Client] {
-            gather.own(|out| f::put_parse(out, parse.name, parse.body));
-            self.owe(Owed {
-                renames: to == For::Client,
-                ..Owed::new(Request::Parse, to)
-            });
+    /// The name is taken, which the server says only of a text it could parse. Under the client's own name it is given
+    /// nothing.
+    fn parse_again(&mut self, frame: Frame<'_>, parse: Parse<'_>, gather: &mut Gather) {
+        gather.own(|out| f::put_parse(out, b"", parse.body));
+        self.owe(Owed::new(Request::Parse, For::Reparse));
+        if let Some(lease) = &mut self.lease {
+            lease.mirror.unnamed = None;
         }
-        // The client's own name stays behind on this backend.
-        self.pins.insert(PinReason::SqlPrepare);
+        self.refuse_step(frame, Refusal::NameTaken(parse.name.into()), gather);
     }
 
     /// Sends a Parse of `statement` under its global name, making room first. Returns what the server will tell of it:
@@ -266,7 +263,7 @@ impl Session {
         let rest = frame.start + HEADER + bind.head..frame.end;
         let rest_len = rest.len() + frame.missing;
         if let Some(statement) = &statement {
-            if let Some(refusal) = self.refuses(statement.known.pins) {
+            if let Some(refusal) = self.pin(statement.known.pins, Some(&statement.known)) {
                 self.bound = Some(Arc::clone(statement));
                 self.refuse_step(frame, refusal, gather);
                 return Ok(true);

@@ -13,6 +13,7 @@ mod inbound;
 pub mod login;
 mod metering;
 mod outbound;
+mod pinning;
 mod prepare;
 mod refusal;
 pub mod replication;

@@ -28,6 +28,7 @@ use crate::error::Report;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
 use crate::net::stream::Stream;
 use crate::pool::effective::Effective;
+use crate::pool::pins::Pinned;
 use crate::pool::reset::{self, Residue};
 use crate::pool::{ClientPlace, Lease, Pool};
 use crate::registry::{ClientState, Order, Registered};
@@ -114,6 +115,8 @@ pub struct Session {
     pub(super) told: Arc<Reported>,
     pub(super) names: Names<Arc<Known>>,
     pub(super) pins: PinSet,
+    /// Its line in the pool's list of pins.
+    pub(super) pinned: Option<Pinned>,
     /// The last pin has just gone: the backend is cleaned before anybody else gets it.
     pub(super) unpinned: bool,
     /// A DEALLOCATE ALL is under way: which names there are is not known until it is answered.
@@ -186,6 +189,7 @@ impl Session {
             told: start.told,
             names: Names::default(),
             pins: PinSet::EMPTY,
+            pinned: None,
             unpinned: false,
             deallocates: false,
             discards: false,
@@ -420,6 +424,7 @@ impl Session {
         }
         self.note_torn();
         self.log_end(&end);
+        self.pinned = None;
         if let Some(lease) = self.lease.take() {
             self.part_with(lease, &end);
         }

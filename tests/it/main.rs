@@ -30,6 +30,7 @@ mod failover;
 mod http;
 mod page_access;
 mod passthrough;
+mod pins;
 mod pooling;
 mod refusals;
 mod reload;
