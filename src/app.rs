@@ -22,6 +22,7 @@ use crate::admin::console::Console;
 
 use crate::auth::scram::MockSecret;
 use crate::cluster::Clusters;
+use crate::meter::Recent;
 use crate::pool::auth_query::AuthQuery;
 use crate::pool::{Pools, steward};
 use crate::registry::Order;
@@ -133,6 +134,8 @@ pub async fn serve(
 fn share(parts: Parts) -> Arc<Shared> {
     let known = KnownStatements::default();
     known.queries.set_max(parts.config.metrics.max_queries);
+    let recent = Recent::default();
+    recent.set_threshold(parts.config.slow_log.threshold);
     let pools = Pools::new(Arc::new(parts.dialer));
     let config = Arc::new(ArcSwap::from_pointee(parts.config));
     Arc::new(Shared {
@@ -143,6 +146,7 @@ fn share(parts: Parts) -> Arc<Shared> {
         registry: Arc::default(),
         statements: Global::default(),
         known,
+        recent,
         access: ArcSwap::from_pointee(parts.access),
         client_tls: ArcSwap::from_pointee(parts.client_tls),
         https: ArcSwap::from_pointee(parts.https),

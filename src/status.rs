@@ -14,11 +14,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use self::nodes::{ClusterStatus, NodeStatus};
 use self::pins::PinStatus;
 use crate::cluster::Clusters;
 use crate::config::model::{Config, PoolMode};
-use crate::meter::{Queries, QueriesSample};
+use crate::meter::{Doing, Queries, QueriesSample, QueryId, Recent, RecentSample};
 use crate::pool::effective::Effective;
 use crate::pool::live::LiveBackend;
 use crate::pool::{Pool, Pools};
@@ -71,6 +73,10 @@ pub struct ClientStatus {
     pub waiting: Duration,
     /// Id of the server connection it runs on.
     pub server: Option<u64>,
+    /// The statement under way.
+    pub running: Option<Doing>,
+    /// When its last statement began.
+    pub last_began: Option<Instant>,
 }
 
 /// The pool of one database and user, those of its replicas included, in the columns of `SHOW POOLS`.
@@ -127,10 +133,19 @@ pub struct Snapshot {
     pub users: Vec<UserStatus>,
     /// Statements, those with the most time first.
     pub queries: QueriesSample,
+    /// The latest slow and failed statements, and what waits for locks.
+    pub recent: RecentSample,
     /// Connections that have not logged in.
     pub logging_in: usize,
     /// Everything is paused.
     pub paused: bool,
+}
+
+/// What sessions write down of statements.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted<'a> {
+    pub queries: &'a Queries,
+    pub recent: &'a Recent,
 }
 
 impl Snapshot {
@@ -140,7 +155,10 @@ impl Snapshot {
             shared.config.load_full(),
             (&shared.pools, &shared.clusters),
             &shared.registry,
-            &shared.known.queries,
+            Counted {
+                queries: &shared.known.queries,
+                recent: &shared.recent,
+            },
             shared.connections.load(Ordering::SeqCst),
         )
     }
@@ -150,19 +168,20 @@ impl Snapshot {
         config: Arc<Config>,
         (pools, clusters): (&Pools, &Clusters),
         registry: &Registry,
-        queries: &Queries,
+        counted: Counted<'_>,
         connections: usize,
     ) -> Self {
         let mut all = pools.all();
         all.sort_by(|a, b| a.key.cmp(&b.key));
         let mut clients = clients(registry);
         let servers = servers(&all, &mut clients);
-        let pins = pins::pins(&all, registry);
+        let pins = pins::pins(&all, &clients);
         let pool_rows = pool_rows(all, &clients, &servers);
         Self {
             databases: databases(&config, pools, &pool_rows),
             users: users(&config, &pool_rows),
-            queries: queries.sample(),
+            queries: counted.queries.sample(),
+            recent: counted.recent.sample(),
             logging_in: connections.saturating_sub(clients.len()),
             paused: pools.is_paused(),
             nodes: nodes::nodes(clusters, &servers),
@@ -173,6 +192,16 @@ impl Snapshot {
             servers,
             pins,
         }
+    }
+}
+
+impl Snapshot {
+    /// The text of a statement that has a record; empty for others.
+    pub fn text(&self, id: QueryId) -> &str {
+        let mut queries = self.queries.queries.iter();
+        queries
+            .find(|query| query.id == id)
+            .map_or("", |query| &query.text)
     }
 }
 
@@ -187,6 +216,8 @@ fn clients(registry: &Registry) -> Vec<ClientStatus> {
                 .since()
                 .map_or(Duration::ZERO, |since| since.elapsed()),
             server: None,
+            running: entry.activity.running(),
+            last_began: entry.activity.last_began(),
             entry,
         })
         .collect();

@@ -41,13 +41,13 @@ const ALLOWED: [(&str, &[&str]); 29] = [
     ("backend", &["wire", "net", "auth", "session::mirror"]),
     (
         "pool",
-        &["wire", "session", "sql::state", "auth", "backend"],
+        &["wire", "meter", "session", "sql::state", "auth", "backend"],
     ),
     ("cluster", &["wire", "backend", "pool"]),
     ("routing", &["sql", "session", "cluster::topology"]),
     ("retry", &["wire", "sql", "session"]),
     ("cache", &["wire", "sql", "session", "backend"]),
-    ("registry", &["wire", "backend", "pool::waiter"]),
+    ("registry", &["wire", "meter", "backend", "pool::waiter"]),
     // What all sessions share: below those that run them and those that look at them.
     (
         "shared",
@@ -58,7 +58,15 @@ const ALLOWED: [(&str, &[&str]); 29] = [
     ("frontend", &["*", "registry", "shared"]),
     (
         "status",
-        &["meter", "pool", "cluster", "cache", "registry", "shared"],
+        &[
+            "meter",
+            "sql::state",
+            "pool",
+            "cluster",
+            "cache",
+            "registry",
+            "shared",
+        ],
     ),
     (
         "reload",

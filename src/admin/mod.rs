@@ -14,6 +14,8 @@ pub mod extended;
 mod nodes;
 pub mod parse;
 mod pins;
+mod queries;
+pub mod refine;
 pub mod rows;
 pub mod show;
 pub mod table;

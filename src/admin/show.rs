@@ -3,6 +3,7 @@
 
 use super::nodes::NODES;
 use super::pins::PINS;
+use super::queries;
 use super::table::{Column, int4, int8, numeric, text};
 
 /// One `SHOW`.
@@ -14,16 +15,22 @@ pub enum Show {
     Databases,
     DnsHosts,
     DnsZones,
+    /// The latest failed statements.
+    Errors,
     Fds,
     Help,
     Lists,
+    Locks,
     Mem,
     Nodes,
     Peers,
     PeerPools,
     Pins,
     Pools,
+    Queries,
     Servers,
+    /// The latest slow statements.
+    Slow,
     Sockets,
     State,
     Stats,
@@ -32,29 +39,34 @@ pub enum Show {
     Totals,
     Users,
     Version,
+    Waits,
     /// `SELECT 1`.
     One,
     /// A server parameter that drivers ask for; its place in [`PARAMETERS`].
     Parameter(usize),
 }
 
-const NAMES: [(&str, Show); 24] = [
+const NAMES: [(&str, Show); 29] = [
     ("active_sockets", Show::ActiveSockets),
     ("clients", Show::Clients),
     ("config", Show::Config),
     ("databases", Show::Databases),
     ("dns_hosts", Show::DnsHosts),
     ("dns_zones", Show::DnsZones),
+    ("errors", Show::Errors),
     ("fds", Show::Fds),
     ("help", Show::Help),
     ("lists", Show::Lists),
+    ("locks", Show::Locks),
     ("mem", Show::Mem),
     ("nodes", Show::Nodes),
     ("peer_pools", Show::PeerPools),
     ("peers", Show::Peers),
     ("pins", Show::Pins),
     ("pools", Show::Pools),
+    ("queries", Show::Queries),
     ("servers", Show::Servers),
+    ("slow", Show::Slow),
     ("sockets", Show::Sockets),
     ("state", Show::State),
     ("stats", Show::Stats),
@@ -63,6 +75,7 @@ const NAMES: [(&str, Show); 24] = [
     ("totals", Show::Totals),
     ("users", Show::Users),
     ("version", Show::Version),
+    ("waits", Show::Waits),
 ];
 
 /// Parameters the console claims to have, as PgBouncer's does: some drivers ask for them, or set them, unconditionally.
@@ -316,8 +329,12 @@ impl Show {
                     ]
                 }
             }
-            Self::Pins => &PINS,
             Self::Pools => &POOLS,
+            Self::Queries => &queries::QUERIES,
+            Self::Slow | Self::Errors => &queries::INCIDENTS,
+            Self::Waits => &queries::WAITS,
+            Self::Locks => &queries::LOCKS,
+            Self::Pins => &PINS,
             Self::State => const { &[text("key"), text("value")] },
             Self::Stats => &STATS,
             Self::StatsAverages => &STATS_AVERAGES,
@@ -339,7 +356,10 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tSHOW SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n\
     \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS\n\
     \tSHOW PEERS|PEER_POOLS|DNS_HOSTS|DNS_ZONES\n\
-    \tSHOW NODES|PINS\n\
+    \tSHOW QUERIES|SLOW|ERRORS|WAITS|LOCKS|PINS\n\
+    \tSHOW ... [LIKE '<pattern>'] [WHERE <column> <operator> <value> [AND ...]]\n\
+    \t         [ORDER BY <column> [DESC], ...] [LIMIT <count>]\n\
+    \tSHOW NODES\n\
     \tSET key = value\n\
     \tRELOAD\n\
     \tPAUSE [<db>]\n\
@@ -440,6 +460,7 @@ mod tests {
                 Kind::Text => 's',
                 Kind::Int4 => 'i',
                 Kind::Int8 => 'q',
+                Kind::Float8 => 'd',
                 Kind::Numeric => 'N',
             };
             format!("{}:{kind}", column.name)

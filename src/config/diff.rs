@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::document::dotted;
 use super::model::{
     Auth, ClientTls, Cluster, Config, Database, General, Http, Log, Metrics, PoolSettings, Probe,
-    Retry, Routing, ServerTls, Timeouts, User,
+    Retry, Routing, ServerTls, SlowLog, Timeouts, User,
 };
 use super::raw::{Effect, sections};
 
@@ -37,6 +37,7 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     changes.databases(old, new);
     changes.users(old, new);
     changes.metrics(&old.metrics, &new.metrics);
+    changes.slow_log(&old.slow_log, &new.slow_log);
     changes.log(&old.log, &new.log);
     changes.0
 }
@@ -241,6 +242,10 @@ impl Changes {
         compare!(self, "metrics" at "metrics", old, new, Metrics {
             max_queries, max_query_series,
         });
+    }
+
+    fn slow_log(&mut self, old: &SlowLog, new: &SlowLog) {
+        compare!(self, "slow_log" at "slow_log", old, new, SlowLog { threshold });
     }
 
     fn log(&mut self, old: &Log, new: &Log) {

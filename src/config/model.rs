@@ -29,6 +29,7 @@ pub struct Config {
     pub databases: BTreeMap<String, Database>,
     pub users: BTreeMap<String, User>,
     pub metrics: Metrics,
+    pub slow_log: SlowLog,
     pub log: Log,
 }
 
@@ -445,6 +446,13 @@ pub struct Metrics {
     pub max_queries: usize,
     /// Statements with series of their own in `/metrics`.
     pub max_query_series: usize,
+}
+
+/// Slow statements.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlowLog {
+    /// How long a client waits for a statement that is slow.
+    pub threshold: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -467,6 +467,13 @@ sections! {
         max_query_series: usize = 100, Live;
     }
 
+    /// Slow statements.
+    SlowLog = "slow_log" {
+        /// A statement is slow if its client waits this long for it, the wait for a server connection included; `"0"`
+        /// for none. `SHOW SLOW` has the latest 256.
+        threshold: Limit = limit(1), Live;
+    }
+
     /// The log, written to standard error.
     Log = "log" {
         /// `error`, `warn`, `info`, `debug`, `trace`, or a directive such as `pgweir::pool=debug,info`.

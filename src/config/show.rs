@@ -9,7 +9,7 @@ use super::document::dotted;
 use super::model::{
     Auth, AuthMethod, ClientTls, Cluster, Config, Consistency, Database, General, Http, HttpScope,
     Log, LogFormat, Metrics, Node, OnSessionState, Percent, PoolMode, PoolSettings, Probe, Reads,
-    Retry, Routing, Secret, ServerTls, SslMode, Timeouts, User,
+    Retry, Routing, Secret, ServerTls, SlowLog, SslMode, Timeouts, User,
 };
 use super::raw::{Effect, SectionDocs, sections};
 use super::units::show_duration;
@@ -47,6 +47,7 @@ pub fn show(config: &Config) -> Vec<Setting> {
         shown.user(&dotted("users", name), user);
     }
     shown.metrics(&config.metrics);
+    shown.slow_log(&config.slow_log);
     shown.log(&config.log);
     shown.settings
 }
@@ -296,6 +297,10 @@ impl Shown {
         list!(self, "metrics" at "metrics", of, Metrics {
             max_queries, max_query_series,
         });
+    }
+
+    fn slow_log(&mut self, of: &SlowLog) {
+        list!(self, "slow_log" at "slow_log", of, SlowLog { threshold });
     }
 
     fn log(&mut self, of: &Log) {

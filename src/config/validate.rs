@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::decode::{Reader, Setting};
-use super::model::{Config, General, Log, Metrics, PoolSettings, Retry, Routing, Timeouts, User};
+use super::model::{
+    Config, General, Log, Metrics, PoolSettings, Retry, Routing, SlowLog, Timeouts, User,
+};
 use super::raw;
 use super::read::Raw;
 use super::validate_auth::{auth, auth_needs, client_tls, server_tls};
@@ -48,6 +50,9 @@ pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
             .map(|(name, (path, raw))| (name.clone(), user(raw, path, reader)))
             .collect(),
         metrics: metrics(&raw.metrics, reader),
+        slow_log: SlowLog {
+            threshold: raw.slow_log.threshold.value.0,
+        },
         log: log(&raw.log, reader),
         general,
         http,

@@ -207,6 +207,7 @@ impl Relay<'_> {
                     _ => {}
                 }
                 if backend.status == TransactionStatus::Idle {
+                    self.session.metering.forget_portals();
                     self.session
                         .pool
                         .counters

@@ -4,8 +4,6 @@
 //! A session with a reason to pin is in its pool's list of pins, from the statement that gave the reason until the last
 //! one is gone; in a pool in session mode nobody is pinned.
 
-use std::sync::Arc;
-
 use tokio::time::Instant;
 
 use super::refusal::Refusal;
@@ -62,8 +60,7 @@ impl Session {
             client: self.entry.pid.0,
             backend,
             reasons,
-            statement: known.map_or_else(|| Arc::from(""), |known| Arc::clone(&known.query.text)),
-            query: known.map(|known| known.query.id.0),
+            query: known.map(|known| known.query.id).unwrap_or_default(),
             since: Instant::now(),
         };
         self.pinned = self.pool.pin(pin, limit);

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
 use super::pool::Pool;
+use crate::meter::QueryId;
 use crate::sql::state::{PinReason, PinSet};
 
 /// A pinned session.
@@ -22,10 +23,8 @@ pub struct Pin {
     /// Process id of the connection's backend.
     pub backend: u32,
     pub reasons: PinSet,
-    /// What pinned first, without its literals; empty where that was not a statement whose text is known.
-    pub statement: Arc<str>,
-    /// What the statement is counted under.
-    pub query: Option<u64>,
+    /// The statement that pinned first; none where the reason was found in the session afterwards.
+    pub query: QueryId,
     pub since: Instant,
 }
 
@@ -131,8 +130,7 @@ mod tests {
             client,
             backend: client + 1000,
             reasons: reasons.iter().copied().collect(),
-            statement: "CREATE TEMP TABLE t ()".into(),
-            query: None,
+            query: QueryId::default(),
             since: Instant::now(),
         }
     }

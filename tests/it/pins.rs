@@ -57,16 +57,17 @@ async fn show_pins_tells_who_keeps_what_why_and_since_when() {
         .map(|value| value.as_deref().unwrap_or_default())
         .collect();
     let id = u32::from_be_bytes(client.key[..4].try_into().unwrap()).to_string();
-    let own = [&*id, "pins_shown", "postgres", "the culprit", &*backend];
-    assert_eq!(row[..5], own);
-    assert_eq!(row[5], "temp_table");
-    assert_eq!(row[6].len(), 16, "{row:?}");
+    let own = [&*id, "pins_shown", "postgres", "the culprit"];
+    assert_eq!(row[..4], own);
+    assert_eq!(row[5..7], [&*backend, "temp_table"]);
+    assert!(row[7].ends_with("UTC"), "{row:?}");
+    assert!(row[8].parse::<f64>().unwrap() < 60_000.0, "{row:?}");
+    assert_eq!(row[9].len(), 16, "{row:?}");
     assert!(
-        row[7].contains("TEMP TABLE kept") && !row[7].contains("77"),
+        row[10].contains("TEMP TABLE kept") && !row[10].contains("77"),
         "{row:?}"
     );
-    assert!(row[8].ends_with("UTC"), "{row:?}");
-    assert!(row[9].parse::<u64>().unwrap() < 60_000);
+    assert!(row[11].starts_with("0x"), "{row:?}");
     let metric = "pgweir_pool_pinned{database=\"postgres\",user=\"pins_shown\"}";
     assert_eq!(pgweir.metric(metric), Some(1.0));
     // One more reason, of the same pin.
