@@ -66,7 +66,7 @@ impl Dialogue {
         let Some(header) = Header::peek(seen, i32::MAX as usize)? else {
             return Ok(());
         };
-        if header.tag == b::READY_FOR_QUERY && header.len > seen.len() {
+        if header.tag == b::READY_FOR_QUERY && seen.len() < header.len.min(SEEN) {
             return Ok(());
         }
         match header.tag {
