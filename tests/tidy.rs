@@ -41,13 +41,24 @@ const ALLOWED: [(&str, &[&str]); 30] = [
     ("backend", &["wire", "net", "auth", "session::mirror"]),
     (
         "pool",
-        &["wire", "meter", "session", "sql::state", "auth", "backend"],
+        &[
+            "wire",
+            "net::buffer",
+            "meter",
+            "session",
+            "sql::state",
+            "auth",
+            "backend",
+        ],
     ),
     ("cluster", &["wire", "backend", "pool"]),
     ("routing", &["sql", "session", "cluster::topology"]),
     ("retry", &["wire", "sql", "session"]),
     ("cache", &["wire", "sql", "session", "backend"]),
-    ("registry", &["wire", "meter", "backend", "pool::waiter"]),
+    (
+        "registry",
+        &["wire", "meter", "backend", "pool::waiter", "pool::lane"],
+    ),
     // What all sessions share: below those that run them and those that look at them.
     (
         "shared",

@@ -333,6 +333,8 @@ pub struct PoolSettings {
     pub max_user_client_connections: Option<usize>,
     /// Prepared statements kept on one server connection (least recently used goes first).
     pub max_prepared_statements: usize,
+    /// Server connections that run short reads of many clients back to back.
+    pub lanes: usize,
     pub on_session_state: OnSessionState,
     /// Share of `max_size` that pinned sessions may hold.
     pub max_pinned: Percent,

@@ -7,6 +7,7 @@
 pub mod authenticate;
 mod checkout;
 mod deadline;
+mod ending;
 mod extended;
 pub mod failover;
 mod inbound;
@@ -18,6 +19,7 @@ mod prepare;
 mod refusal;
 pub mod replication;
 mod reply;
+mod ride;
 pub mod session;
 mod stale;
 pub mod startup;

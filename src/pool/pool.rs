@@ -12,6 +12,7 @@ use deadpool::managed::{self, Object, QueueMode, RetainResult, Timeouts};
 use tokio::time::Instant;
 
 use super::effective::Effective;
+use super::lane::Lanes;
 use super::lease::Lease;
 use super::limits::{Cap, Limits, Slot};
 use super::live::Live;
@@ -88,6 +89,7 @@ pub struct Pool {
     pub startups: Startups,
     /// The sessions that keep a connection.
     pub pins: Pins,
+    pub lanes: Lanes,
     /// Clients logged in; kept by their [`ClientPlace`]s.
     pub clients: AtomicUsize,
     pub counters: Counters,
@@ -172,6 +174,7 @@ impl Pool {
             tries: Tries::default(),
             startups: Startups::default(),
             pins: Pins::default(),
+            lanes: Lanes::default(),
             clients: AtomicUsize::new(0),
             counters: Counters::default(),
         })
@@ -320,6 +323,7 @@ impl Pool {
                 backend.identity.lose();
             }
         }
+        self.lanes.wake();
     }
 
     /// Connections that are idle.
@@ -480,6 +484,7 @@ pub(super) mod tests {
             max_db_client_connections: None,
             max_user_client_connections: None,
             max_prepared_statements: 10,
+            lanes: 2,
             on_session_state: OnSessionState::Pin,
             max_pinned: Percent(100),
             connect_query: None,
