@@ -17,5 +17,6 @@ mod refusal;
 pub mod replication;
 mod reply;
 pub mod session;
+mod sql_prepare;
 mod stale;
 pub mod startup;

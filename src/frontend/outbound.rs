@@ -44,7 +44,9 @@ impl Receiver for Relay<'_> {
 
     fn message(&mut self, backend: &Backend, received: Received, tag: u8, payload: &[u8]) -> bool {
         let Received { owed, done } = received;
-        if done && owed.renames {
+        if owed.renames && tag == b::ERROR_RESPONSE && owed.request == Request::Query {
+            self.session.names.undo();
+        } else if owed.renames && (done || receive::names_statement(received, tag)) {
             self.session.names.confirm();
         }
         match tag {
@@ -116,7 +118,9 @@ impl Relay<'_> {
             self.gather.own(|out| b::put_report(out, &report));
             return false;
         }
-        if let Some(payload) = self.in_own_words(payload) {
+        let placed = self.session.place_error(owed, payload);
+        let payload = placed.as_deref().unwrap_or(payload);
+        if let Some(payload) = self.in_own_words(payload).or_else(|| placed.clone()) {
             self.gather.own(|out| {
                 frame::put(out, b::ERROR_RESPONSE, |out| {
                     out.extend_from_slice(&payload);
@@ -143,11 +147,7 @@ impl Relay<'_> {
 
     /// Errors about a statement name it as the server knows it.
     fn in_own_words(&self, payload: &[u8]) -> Option<Vec<u8>> {
-        let names_one = matches!(
-            b::sqlstate(payload)?,
-            SqlState::PROTOCOL_VIOLATION | SqlState::INVALID_SQL_STATEMENT_NAME
-        );
-        names_one.then(|| self.session.names.in_own_words(payload))?
+        self.session.names.in_own_words(payload)
     }
 
     fn complete(&mut self, owed: Owed, payload: &[u8]) {

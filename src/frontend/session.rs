@@ -31,6 +31,7 @@ use crate::pool::reset::{self, Residue};
 use crate::pool::{ClientPlace, Lease, Pool};
 use crate::registry::{ClientState, Order, Registered};
 use crate::session::mirror::Reported;
+use crate::session::renaming::Edits;
 use crate::session::settings::{Row, Tracker};
 use crate::session::shape::Description;
 use crate::session::statements::Names;
@@ -131,6 +132,8 @@ pub struct Session {
     pub(super) in_transaction: bool,
     /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
     pub(super) copies_in: bool,
+    /// What was replaced in the text of the query under way.
+    pub(super) edits: Option<Box<Edits>>,
     /// Descriptions that pgweir gives itself, in that order.
     pub(super) descriptions: VecDeque<Arc<Description>>,
     /// The statement that was parsed anew in this exchange because its shape was in doubt; 0 for none.
@@ -194,6 +197,7 @@ impl Session {
             refusals: VecDeque::new(),
             in_transaction: false,
             copies_in: false,
+            edits: None,
             descriptions: VecDeque::new(),
             reparsed: 0,
             bound: None,

@@ -34,7 +34,8 @@ pub const QUESTION: &str = "'pin asked', NULL UNION ALL SELECT 'pin temp_table',
      AND refobjid = pg_catalog.pg_my_temp_schema()) END \
      UNION ALL SELECT 'pin listen', NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels()) \
      UNION ALL SELECT 'pin sql_prepare', NULL \
-     WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql) \
+     WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql \
+     AND NOT name OPERATOR(pg_catalog.~) '^pgweir_[0-9]+$') \
      UNION ALL SELECT 'pin hold_cursor', NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable) \
      UNION ALL SELECT 'pin advisory_lock', NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_locks \
      WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid())";

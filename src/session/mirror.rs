@@ -124,6 +124,11 @@ impl Mirror {
         }
     }
 
+    /// Takes off the statement that was not used for longest, to be closed.
+    pub fn take_oldest(&mut self) -> Option<u64> {
+        self.prepared.pop_lru().map(|(id, _)| id)
+    }
+
     /// Statement `id` is not there after all, or was closed.
     pub fn forget(&mut self, id: u64) {
         self.prepared.pop(&id);

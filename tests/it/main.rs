@@ -39,6 +39,7 @@ mod server_failures;
 mod session_state;
 mod shared;
 mod smoke;
+mod sql_prepare;
 mod stale;
 mod startup;
 mod stored_secrets;
