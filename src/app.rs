@@ -21,6 +21,8 @@ use tokio::time::Instant;
 use crate::admin::console::Console;
 
 use crate::auth::scram::MockSecret;
+use crate::cluster::Clusters;
+use crate::meter::Recent;
 use crate::pool::auth_query::AuthQuery;
 use crate::pool::{Pools, steward};
 use crate::registry::Order;
@@ -29,7 +31,7 @@ use crate::server::{self, Listener};
 use crate::session::statements::Global;
 use crate::shared::Shared;
 use crate::sql::known::KnownStatements;
-use crate::{http, tasks, telemetry};
+use crate::{frontend, http, tasks, telemetry};
 
 /// How often a draining process looks whether its clients are gone.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -108,6 +110,8 @@ pub async fn serve(
     let reloader = Arc::new(Reloader::new(source));
     tasks::spawn("steward", steward::run(Arc::clone(&shared.pools)));
     let config = shared.config.load_full();
+    shared.clusters.sync(&config);
+    tasks::spawn("failover", frontend::failover::watch(Arc::clone(&shared)));
     if let Some(address) = config.general.http {
         let listener = TcpListener::bind(address)
             .await
@@ -130,15 +134,19 @@ pub async fn serve(
 fn share(parts: Parts) -> Arc<Shared> {
     let known = KnownStatements::default();
     known.queries.set_max(parts.config.metrics.max_queries);
+    let recent = Recent::default();
+    recent.set_threshold(parts.config.slow_log.threshold);
     let pools = Pools::new(Arc::new(parts.dialer));
     let config = Arc::new(ArcSwap::from_pointee(parts.config));
     Arc::new(Shared {
         secrets: AuthQuery::new(Arc::clone(&config), Arc::clone(&pools)),
+        clusters: Clusters::new(&pools),
         config,
         pools,
         registry: Arc::default(),
         statements: Global::default(),
         known,
+        recent,
         access: ArcSwap::from_pointee(parts.access),
         client_tls: ArcSwap::from_pointee(parts.client_tls),
         https: ArcSwap::from_pointee(parts.https),

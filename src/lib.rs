@@ -22,6 +22,7 @@
 //! - [`auth`]: proofs of identity and the files behind them; no sockets.
 //! - [`backend`]: one server connection: login, sending, receiving, cancelling.
 //! - [`pool`]: who gets a backend, caps, waiting, opening, cleaning, closing.
+//! - [`cluster`]: the servers of a cluster: who is the primary, how far the replicas are; failover.
 //! - [`registry`]: connected clients: their cancel keys, states, and orders to them.
 //! - [`shared`]: what all sessions of the process have in common.
 //! - [`frontend`]: a client's connection from its first byte to its last: startup, login, the session's loop.
@@ -76,6 +77,7 @@
 //! - a transaction as the server reports it: [`wire::backend::TransactionStatus`];
 //! - a COPY on a backend: [`wire::expect::Copy`]; whose an owed answer is: [`wire::expect::For`];
 //! - why a session keeps its backend: [`sql::state::PinReason`]; what it leaves to clean: [`pool::reset::Residue`];
+//! - a server of a cluster: [`cluster::state::NodeState`], by `Health::find`;
 //! - a server connection as the console shows it: [`status::ServerState`].
 
 pub mod admin;
@@ -83,6 +85,7 @@ pub mod app;
 pub mod auth;
 pub mod backend;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod error;

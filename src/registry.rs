@@ -5,13 +5,14 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 
 use tokio::time::Instant;
 
 use crate::backend::connection::Identity;
+use crate::meter::Activity;
 use crate::pool::waiter::{CheckoutError, Waiter};
 
 /// What a client is told as its backend's process id.
@@ -96,7 +97,8 @@ pub struct ClientEntry {
     state: AtomicU8,
     order: AtomicU8,
     waker: Mutex<Option<Waker>>,
-    pub queries: AtomicU64,
+    /// What it runs, and what ties it to its server connection.
+    pub activity: Activity,
 }
 
 impl ClientEntry {
@@ -170,6 +172,11 @@ impl ClientEntry {
     /// Tells the session to end; a stronger order stands.
     pub fn give_order(&self, order: Order) {
         self.order.fetch_max(order as u8, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Has the session look around: something changed that it is not told of otherwise.
+    pub fn wake(&self) {
         if let Some(waker) = &*self.waker.lock().unwrap_or_else(PoisonError::into_inner) {
             waker.wake_by_ref();
         }
@@ -228,7 +235,7 @@ impl Registry {
 
     /// Registers a client under a random process id and key.
     pub fn register(self: &Arc<Self>, new: NewClient) -> Registered {
-        let key = rand::random();
+        let (key, connected) = (rand::random(), Instant::now());
         let mut clients = self.lock();
         let pid =
             std::iter::repeat_with(|| FrontendPid(rand::random_range(1..=i32::MAX.unsigned_abs())))
@@ -245,13 +252,13 @@ impl Registry {
             tls: new.tls,
             application_name: new.application_name,
             local: new.local,
-            connected: Instant::now(),
+            connected,
             waiter: Arc::default(),
             running: Mutex::default(),
             state: AtomicU8::new(ClientState::Login as u8),
             order: AtomicU8::new(Order::None as u8),
             waker: Mutex::default(),
-            queries: AtomicU64::new(0),
+            activity: Activity::new(connected),
         });
         clients.insert(pid, Arc::clone(&entry));
         Registered {

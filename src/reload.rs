@@ -111,12 +111,15 @@ fn take_over(parts: Parts, shared: &Shared) {
     telemetry::tracing::reload(&parts.config.log);
     let max = parts.config.metrics.max_queries;
     shared.known.queries.set_max(max);
+    let threshold = parts.config.slow_log.threshold;
+    shared.recent.set_threshold(threshold);
     shared.config.store(Arc::new(parts.config));
     shared.access.store(Arc::new(parts.access));
     shared.client_tls.store(Arc::new(parts.client_tls));
     shared.https.store(Arc::new(parts.https));
     shared.pools.dialer.store(Arc::new(parts.dialer));
     shared.secrets.clear();
+    shared.clusters.sync(&shared.config.load());
     shared.pools.reload(&shared.config.load());
     tracing::info!("configuration reloaded");
 }

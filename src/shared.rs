@@ -14,7 +14,9 @@ use crate::auth::hba::Hba;
 use crate::auth::ident::IdentMaps;
 use crate::auth::scram::MockSecret;
 use crate::auth::userlist::Userlist;
+use crate::cluster::Clusters;
 use crate::config::model::{Auth, Config};
+use crate::meter::Recent;
 use crate::net::https::HttpsContext;
 use crate::net::tls::ClientTlsContext;
 use crate::pool::Pools;
@@ -85,6 +87,7 @@ fn read<T: Default, P: Display>(
 pub struct Shared {
     pub config: Arc<ArcSwap<Config>>,
     pub pools: Arc<Pools>,
+    pub clusters: Clusters,
     pub access: ArcSwap<Access>,
     /// `None` where clients are offered no TLS.
     pub client_tls: ArcSwap<Option<ClientTlsContext>>,
@@ -106,6 +109,8 @@ pub struct Shared {
     pub registry: Arc<Registry>,
     pub statements: Global<Arc<Known>>,
     pub known: KnownStatements,
+    /// Slow and failed statements, waits for locks.
+    pub recent: Recent,
 }
 
 /// The console's database and PgBouncer's name for it.

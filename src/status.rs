@@ -4,6 +4,7 @@
 //! twice on the way of a statement, and two views of one snapshot can't disagree. The parts are read one after the
 //! other, not at one instant: a client may have moved on between two of them.
 
+pub mod nodes;
 pub mod stats;
 pub mod timeline;
 
@@ -12,13 +13,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
+use self::nodes::{ClusterStatus, NodeStatus};
+use crate::cluster::Clusters;
 use crate::config::model::{Config, PoolMode};
-use crate::meter::{Queries, QueriesSample};
+use crate::meter::{Doing, Queries, QueriesSample, QueryId, Recent, RecentSample};
 use crate::pool::effective::Effective;
 use crate::pool::live::LiveBackend;
 use crate::pool::{Pool, Pools};
 use crate::registry::{ClientEntry, ClientState, Registry};
 use crate::shared::Shared;
+use crate::sql::state::PinSet;
 
 /// What a server connection is doing, in PgBouncer's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,9 +71,15 @@ pub struct ClientStatus {
     pub waiting: Duration,
     /// Id of the server connection it runs on.
     pub server: Option<u64>,
+    /// The statement under way.
+    pub running: Option<Doing>,
+    /// When its last statement began.
+    pub last_began: Option<Instant>,
+    /// Why it keeps its server connection, and through which statement.
+    pub pinned: Option<(PinSet, Doing)>,
 }
 
-/// One pool, in the columns of `SHOW POOLS`.
+/// The pool of one database and user, those of its replicas included, in the columns of `SHOW POOLS`.
 #[derive(Clone, Debug)]
 pub struct PoolStatus {
     pub pool: Arc<Pool>,
@@ -80,6 +92,8 @@ pub struct PoolStatus {
     pub sv_idle: usize,
     pub sv_tested: usize,
     pub sv_login: usize,
+    /// Server connections in any state.
+    pub connections: usize,
     /// How long the first in the queue has waited.
     pub maxwait: Duration,
     pub pool_mode: PoolMode,
@@ -112,14 +126,25 @@ pub struct Snapshot {
     pub pools: Vec<PoolStatus>,
     pub clients: Vec<ClientStatus>,
     pub servers: Vec<ServerStatus>,
+    pub nodes: Vec<NodeStatus>,
+    pub clusters: Vec<ClusterStatus>,
     pub databases: Vec<DatabaseStatus>,
     pub users: Vec<UserStatus>,
     /// Statements, those with the most time first.
     pub queries: QueriesSample,
+    /// The latest slow and failed statements, and what waits for locks.
+    pub recent: RecentSample,
     /// Connections that have not logged in.
     pub logging_in: usize,
     /// Everything is paused.
     pub paused: bool,
+}
+
+/// What sessions write down of statements.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted<'a> {
+    pub queries: &'a Queries,
+    pub recent: &'a Recent,
 }
 
 impl Snapshot {
@@ -127,9 +152,12 @@ impl Snapshot {
     pub fn of(shared: &Shared) -> Self {
         Self::take(
             shared.config.load_full(),
-            &shared.pools,
+            (&shared.pools, &shared.clusters),
             &shared.registry,
-            &shared.known.queries,
+            Counted {
+                queries: &shared.known.queries,
+                recent: &shared.recent,
+            },
             shared.connections.load(Ordering::SeqCst),
         )
     }
@@ -137,27 +165,40 @@ impl Snapshot {
     /// `connections` counts those accepted and not ended.
     pub fn take(
         config: Arc<Config>,
-        pools: &Pools,
+        (pools, clusters): (&Pools, &Clusters),
         registry: &Registry,
-        queries: &Queries,
+        counted: Counted<'_>,
         connections: usize,
     ) -> Self {
         let mut all = pools.all();
-        all.sort_by(|a, b| (&a.key.database, &a.key.user).cmp(&(&b.key.database, &b.key.user)));
+        all.sort_by(|a, b| a.key.cmp(&b.key));
         let mut clients = clients(registry);
         let servers = servers(&all, &mut clients);
         let pool_rows = pool_rows(all, &clients, &servers);
         Self {
             databases: databases(&config, pools, &pool_rows),
             users: users(&config, &pool_rows),
-            queries: queries.sample(),
+            queries: counted.queries.sample(),
+            recent: counted.recent.sample(),
             logging_in: connections.saturating_sub(clients.len()),
             paused: pools.is_paused(),
+            nodes: nodes::nodes(clusters, &servers),
+            clusters: nodes::clusters(clusters),
             pools: pool_rows,
             config,
             clients,
             servers,
         }
+    }
+}
+
+impl Snapshot {
+    /// The text of a statement that has a record; empty for others.
+    pub fn text(&self, id: QueryId) -> &str {
+        let mut queries = self.queries.queries.iter();
+        queries
+            .find(|query| query.id == id)
+            .map_or("", |query| &query.text)
     }
 }
 
@@ -172,6 +213,12 @@ fn clients(registry: &Registry) -> Vec<ClientStatus> {
                 .since()
                 .map_or(Duration::ZERO, |since| since.elapsed()),
             server: None,
+            running: entry.activity.running(),
+            last_began: entry.activity.last_began(),
+            pinned: entry
+                .activity
+                .pinned()
+                .map(|(pins, doing)| (PinSet::from_bits(pins), doing)),
             entry,
         })
         .collect();
@@ -222,6 +269,9 @@ fn pool_rows(
     clients: &[ClientStatus],
     servers: &[ServerStatus],
 ) -> Vec<PoolStatus> {
+    // Those of replicas belong to the row of their database and user.
+    let (of_replicas, pools): (Vec<_>, Vec<_>) =
+        pools.into_iter().partition(|pool| pool.key.node.is_some());
     let mut rows: Vec<PoolStatus> = pools.into_iter().map(empty_row).collect();
     let places: HashMap<(Arc<str>, Arc<str>), usize> = rows
         .iter()
@@ -236,6 +286,14 @@ fn pool_rows(
             .get(&(Arc::clone(database), Arc::clone(user)))
             .copied()
     };
+    for pool in of_replicas {
+        if let Some(place) = place(&pool.key.database, &pool.key.user) {
+            rows[place].sv_login += pool.opening();
+            let waited = pool.oldest_wait().map(|since| since.elapsed());
+            rows[place].maxwait = rows[place].maxwait.max(waited.unwrap_or_default());
+            rows[place].connections += pool.open();
+        }
+    }
     for client in clients {
         // The console's clients have no pool.
         let Some(place) = place(&client.entry.database, &client.entry.user) else {
@@ -273,6 +331,7 @@ fn empty_row(pool: Arc<Pool>) -> PoolStatus {
         sv_idle: 0,
         sv_tested: 0,
         sv_login: pool.opening(),
+        connections: pool.open(),
         maxwait: pool
             .oldest_wait()
             .map_or(Duration::ZERO, |since| since.elapsed()),
@@ -293,9 +352,9 @@ fn databases(config: &Config, pools: &Pools, rows: &[PoolStatus]) -> Vec<Databas
             let entry = config.databases.get(name).or(config.databases.get("*"));
             Some(DatabaseStatus {
                 name: name.into(),
-                effective: Effective::of(config, name, "")?,
+                effective: pools.effective(config, name, "")?,
                 forced_user: entry.and_then(|entry| entry.user.clone()),
-                connections: rows.iter().filter(own).map(|row| row.pool.open()).sum(),
+                connections: rows.iter().filter(own).map(|row| row.connections).sum(),
                 clients: rows.iter().filter(own).map(PoolStatus::clients).sum(),
                 paused,
                 disabled,
@@ -318,7 +377,7 @@ fn users(config: &Config, rows: &[PoolStatus]) -> Vec<UserStatus> {
             let own = |row: &&PoolStatus| *row.pool.key.user == *name;
             UserStatus {
                 name: name.into(),
-                connections: rows.iter().filter(own).map(|row| row.pool.open()).sum(),
+                connections: rows.iter().filter(own).map(|row| row.connections).sum(),
                 clients: rows.iter().filter(own).map(PoolStatus::clients).sum(),
             }
         })

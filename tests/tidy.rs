@@ -44,7 +44,7 @@ const ALLOWED: [(&str, &[&str]); 29] = [
     ("routing", &["sql", "session", "cluster::topology"]),
     ("retry", &["wire", "sql", "session"]),
     ("cache", &["wire", "sql", "session", "backend"]),
-    ("registry", &["wire", "backend", "pool::waiter"]),
+    ("registry", &["wire", "meter", "backend", "pool::waiter"]),
     // What all sessions share: below those that run them and those that look at them.
     (
         "shared",
@@ -55,7 +55,15 @@ const ALLOWED: [(&str, &[&str]); 29] = [
     ("frontend", &["*", "registry", "shared"]),
     (
         "status",
-        &["meter", "pool", "cluster", "cache", "registry", "shared"],
+        &[
+            "meter",
+            "sql::state",
+            "pool",
+            "cluster",
+            "cache",
+            "registry",
+            "shared",
+        ],
     ),
     (
         "reload",

@@ -80,13 +80,7 @@ fn feed(backend: &mut Backend, bytes: &[u8]) -> Result<(), ReceiveError> {
 
 fn backend() -> Option<(Backend, UnixStream)> {
     let (own, other) = UnixStream::pair().ok()?;
-    let node = Node {
-        host: String::new(),
-        port: 1,
-        user: None,
-        password: None,
-        dbname: None,
-    };
+    let node = Node::at("", 1);
     let identity = Identity::new(node, 1, Vec::new(), Encryption::Plain);
     let mirror = Mirror::new(Arc::default(), 4);
     Some((Backend::new(Stream::Unix(own), identity, mirror, 0), other))

@@ -1,6 +1,8 @@
 //! What `SHOW` can show: names and columns. Which columns a table has does not depend on what is in it, so that
 //! Describe can be answered before anything is run.
 
+use super::nodes::NODES;
+use super::queries;
 use super::table::{Column, int4, int8, numeric, text};
 
 /// One `SHOW`.
@@ -12,14 +14,22 @@ pub enum Show {
     Databases,
     DnsHosts,
     DnsZones,
+    /// The latest failed statements.
+    Errors,
     Fds,
     Help,
     Lists,
+    Locks,
     Mem,
+    Nodes,
     Peers,
     PeerPools,
+    Pins,
     Pools,
+    Queries,
     Servers,
+    /// The latest slow statements.
+    Slow,
     Sockets,
     State,
     Stats,
@@ -28,27 +38,34 @@ pub enum Show {
     Totals,
     Users,
     Version,
+    Waits,
     /// `SELECT 1`.
     One,
     /// A server parameter that drivers ask for; its place in [`PARAMETERS`].
     Parameter(usize),
 }
 
-const NAMES: [(&str, Show); 22] = [
+const NAMES: [(&str, Show); 29] = [
     ("active_sockets", Show::ActiveSockets),
     ("clients", Show::Clients),
     ("config", Show::Config),
     ("databases", Show::Databases),
     ("dns_hosts", Show::DnsHosts),
     ("dns_zones", Show::DnsZones),
+    ("errors", Show::Errors),
     ("fds", Show::Fds),
     ("help", Show::Help),
     ("lists", Show::Lists),
+    ("locks", Show::Locks),
     ("mem", Show::Mem),
+    ("nodes", Show::Nodes),
     ("peer_pools", Show::PeerPools),
     ("peers", Show::Peers),
+    ("pins", Show::Pins),
     ("pools", Show::Pools),
+    ("queries", Show::Queries),
     ("servers", Show::Servers),
+    ("slow", Show::Slow),
     ("sockets", Show::Sockets),
     ("state", Show::State),
     ("stats", Show::Stats),
@@ -57,6 +74,7 @@ const NAMES: [(&str, Show); 22] = [
     ("totals", Show::Totals),
     ("users", Show::Users),
     ("version", Show::Version),
+    ("waits", Show::Waits),
 ];
 
 /// Parameters the console claims to have, as PgBouncer's does: some drivers ask for them, or set them, unconditionally.
@@ -288,6 +306,7 @@ impl Show {
                     ]
                 }
             }
+            Self::Nodes => &NODES,
             Self::Peers => {
                 const {
                     &[
@@ -310,6 +329,11 @@ impl Show {
                 }
             }
             Self::Pools => &POOLS,
+            Self::Queries => &queries::QUERIES,
+            Self::Slow | Self::Errors => &queries::INCIDENTS,
+            Self::Waits => &queries::WAITS,
+            Self::Locks => &queries::LOCKS,
+            Self::Pins => &queries::PINS,
             Self::State => const { &[text("key"), text("value")] },
             Self::Stats => &STATS,
             Self::StatsAverages => &STATS_AVERAGES,
@@ -331,6 +355,10 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tSHOW SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n\
     \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS\n\
     \tSHOW PEERS|PEER_POOLS|DNS_HOSTS|DNS_ZONES\n\
+    \tSHOW QUERIES|SLOW|ERRORS|WAITS|LOCKS|PINS\n\
+    \tSHOW ... [LIKE '<pattern>'] [WHERE <column> <operator> <value> [AND ...]]\n\
+    \t         [ORDER BY <column> [DESC], ...] [LIMIT <count>]\n\
+    \tSHOW NODES\n\
     \tSET key = value\n\
     \tRELOAD\n\
     \tPAUSE [<db>]\n\
@@ -340,6 +368,8 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tRECONNECT [<db>]\n\
     \tKILL [<db>]\n\
     \tKILL_CLIENT <client_id>\n\
+    \tDRAIN <node>\n\
+    \tUNDRAIN <node>\n\
     \tSHUTDOWN\n\
     \tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS\n\
     \tWAIT_CLOSE [<db>]";
@@ -429,6 +459,7 @@ mod tests {
                 Kind::Text => 's',
                 Kind::Int4 => 'i',
                 Kind::Int8 => 'q',
+                Kind::Float8 => 'd',
                 Kind::Numeric => 'N',
             };
             format!("{}:{kind}", column.name)

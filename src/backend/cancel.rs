@@ -71,13 +71,7 @@ mod tests {
 
     async fn cancelled(answers: bool) -> (Arc<Identity>, Result<(), CancelError>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let node = Node {
-            host: "127.0.0.1".to_owned(),
-            port: listener.local_addr().unwrap().port(),
-            user: None,
-            password: None,
-            dbname: None,
-        };
+        let node = Node::at("127.0.0.1", listener.local_addr().unwrap().port());
         let identity = Arc::new(Identity::new(node, 7, vec![1; 4], Encryption::Plain));
         let dialer = Arc::new(Dialer::plain());
         let limit = if answers {

@@ -35,6 +35,8 @@ pub struct Identity {
     cancels_done: Notify,
     /// A cancel request may have reached the server, and nobody knows whether its signal is still to come.
     is_in_doubt: AtomicBool,
+    /// The server is not what it was: nothing it says on this connection counts any more.
+    is_lost: AtomicBool,
 }
 
 impl Identity {
@@ -47,6 +49,7 @@ impl Identity {
             cancels: AtomicU32::new(0),
             cancels_done: Notify::new(),
             is_in_doubt: AtomicBool::new(false),
+            is_lost: AtomicBool::new(false),
         }
     }
 
@@ -64,6 +67,15 @@ impl Identity {
     /// A cancel request is being written. Unless it is settled, the backend stays in doubt for good.
     pub fn writing_cancel(self: &Arc<Self>) -> Doubt {
         Doubt(Some(Arc::clone(self)))
+    }
+
+    /// The connection is given up by whoever uses it.
+    pub fn lose(&self) {
+        self.is_lost.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Relaxed)
     }
 
     pub fn is_in_doubt(&self) -> bool {
@@ -180,6 +192,7 @@ impl Backend {
             && self.status == TransactionStatus::Idle
             && !self.expect.is_suspect()
             && !self.identity.is_in_doubt()
+            && !self.identity.is_lost()
     }
 
     /// Tells the server that the connection is over, if that can be said at once; the server notices a close anyway,

@@ -26,6 +26,9 @@ const SERVER_FRAME_MAX: usize = i32::MAX as usize;
 pub enum ReceiveError {
     #[error("server closed the connection unexpectedly")]
     Closed,
+    /// Given up here: see `Identity::lose`.
+    #[error("the server is out of service")]
+    Lost,
     #[error("could not read from the server: {0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
@@ -38,7 +41,7 @@ impl From<ReceiveError> for io::Error {
     fn from(error: ReceiveError) -> Self {
         match error {
             ReceiveError::Io(error) => error,
-            ReceiveError::Closed => io::ErrorKind::UnexpectedEof.into(),
+            ReceiveError::Closed | ReceiveError::Lost => io::ErrorKind::UnexpectedEof.into(),
             ReceiveError::Frame(_) | ReceiveError::Unexpected(_) => {
                 Self::new(io::ErrorKind::InvalidData, error)
             }

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use super::document::dotted;
 use super::model::{
-    Auth, ClientTls, Cluster, Config, Database, General, Http, Log, Metrics, PoolSettings, Retry,
-    ServerTls, Timeouts, User,
+    Auth, ClientTls, Cluster, Config, Database, General, Http, Log, Metrics, PoolSettings, Probe,
+    Retry, Routing, ServerTls, SlowLog, Timeouts, User,
 };
 use super::raw::{Effect, sections};
 
@@ -30,12 +30,14 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     changes.auth(&old.auth, &new.auth);
     changes.client_tls(&old.client_tls, &new.client_tls);
     changes.server_tls(&old.server_tls, &new.server_tls);
+    changes.routing("routing", &old.routing, &new.routing);
     changes.pool("pool", &old.pool, &new.pool);
     changes.timeouts("timeouts", &old.timeouts, &new.timeouts);
     changes.retry("retry", &old.retry, &new.retry);
     changes.databases(old, new);
     changes.users(old, new);
     changes.metrics(&old.metrics, &new.metrics);
+    changes.slow_log(&old.slow_log, &new.slow_log);
     changes.log(&old.log, &new.log);
     changes.0
 }
@@ -85,7 +87,40 @@ impl Changes {
     }
 
     fn cluster(&mut self, old: &Cluster, new: &Cluster) {
-        compare!(self, "cluster" at "cluster", old, new, Cluster { primary, replicas });
+        let Cluster {
+            primary,
+            replicas,
+            zone,
+            probe,
+        } = old;
+        let Probe {
+            interval,
+            sample_interval,
+            timeout,
+            down_after,
+            replica_lag_max,
+            user,
+            password,
+            dbname,
+        } = probe;
+        let of = &new.probe;
+        for (differs, name) in [
+            (*primary != new.primary, "primary"),
+            (*replicas != new.replicas, "replicas"),
+            (*zone != new.zone, "zone"),
+            (*interval != of.interval, "probe_interval"),
+            (*sample_interval != of.sample_interval, "sample_interval"),
+            (*timeout != of.timeout, "probe_timeout"),
+            (*down_after != of.down_after, "down_after"),
+            (*replica_lag_max != of.replica_lag_max, "replica_lag_max"),
+            (*user != of.user, "probe_user"),
+            (*password != of.password, "probe_password"),
+            (*dbname != of.dbname, "probe_dbname"),
+        ] {
+            if differs {
+                self.push("cluster", "cluster", name);
+            }
+        }
     }
 
     fn auth(&mut self, old: &Auth, new: &Auth) {
@@ -104,6 +139,10 @@ impl Changes {
         compare!(self, "tls.server" at "tls.server", old, new, ServerTls {
             sslmode, ca_file, cert_file, key_file, direct,
         });
+    }
+
+    fn routing(&mut self, path: &str, old: &Routing, new: &Routing) {
+        compare!(self, "routing" at path, old, new, Routing { reads, consistency, replica_wait });
     }
 
     fn pool(&mut self, path: &str, old: &PoolSettings, new: &PoolSettings) {
@@ -147,6 +186,7 @@ impl Changes {
             dbname,
             user,
             password,
+            routing,
             pool,
             timeouts,
             retry,
@@ -163,6 +203,7 @@ impl Changes {
                 self.push("databases.NAME", at, name);
             }
         }
+        self.routing(at, routing, &new.routing);
         self.pool(at, pool, &new.pool);
         self.timeouts(at, timeouts, &new.timeouts);
         self.retry(&format!("{at}.retry"), retry, &new.retry);
@@ -191,7 +232,7 @@ impl Changes {
 
     fn user(&mut self, at: &str, old: &User, new: &User) {
         compare!(self, "users.NAME" at at, old, new, User {
-            pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
+            reads, consistency, replica_wait, pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
             query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout, retry_statements,
             retry_replay, retry_settle_commit, retry_attempts, retry_deadline,
         });
@@ -201,6 +242,10 @@ impl Changes {
         compare!(self, "metrics" at "metrics", old, new, Metrics {
             max_queries, max_query_series,
         });
+    }
+
+    fn slow_log(&mut self, old: &SlowLog, new: &SlowLog) {
+        compare!(self, "slow_log" at "slow_log", old, new, SlowLog { threshold });
     }
 
     fn log(&mut self, old: &Log, new: &Log) {

@@ -17,6 +17,8 @@ pub struct Config {
     pub auth: Auth,
     pub client_tls: ClientTls,
     pub server_tls: ServerTls,
+    /// Defaults for every database and user.
+    pub routing: Routing,
     /// Defaults for every pool.
     pub pool: PoolSettings,
     /// Defaults for every pool, user and database.
@@ -27,6 +29,7 @@ pub struct Config {
     pub databases: BTreeMap<String, Database>,
     pub users: BTreeMap<String, User>,
     pub metrics: Metrics,
+    pub slow_log: SlowLog,
     pub log: Log,
 }
 
@@ -87,10 +90,62 @@ pub struct Http {
 pub struct Cluster {
     pub primary: Option<Node>,
     pub replicas: Vec<Node>,
+    /// Where pgweir itself runs; replicas of the same zone are preferred.
+    pub zone: Option<String>,
+    pub probe: Probe,
+}
+
+/// How the servers of a cluster are asked what they are.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Probe {
+    /// Time between two probes of a server nobody is waiting for news of.
+    pub interval: Duration,
+    /// Shortest time between two probes of a server while reads wait for its news.
+    pub sample_interval: Duration,
+    /// For connecting, and for each answer.
+    pub timeout: Duration,
+    /// Failures in a row after which a server is down.
+    pub down_after: usize,
+    /// A replica that is further behind serves nobody.
+    pub replica_lag_max: Option<Duration>,
+    pub user: Option<String>,
+    pub password: Option<Secret>,
+    pub dbname: Option<String>,
+}
+
+/// Which servers a read may be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Reads {
+    #[default]
+    Replicas,
+    Primary,
+}
+
+/// What a read on a replica must have seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Consistency {
+    /// Anything.
+    Eventual,
+    /// What its own session has written.
+    #[default]
+    Session,
+    /// What any session has written through this process.
+    Cluster,
+    /// Everything that is older than this.
+    Bounded(Duration),
+}
+
+/// Where reads go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Routing {
+    pub reads: Reads,
+    pub consistency: Consistency,
+    /// How long a read waits for a replica that has seen enough before the primary serves it.
+    pub replica_wait: Option<Duration>,
 }
 
 /// One PostgreSQL server, from a `postgres://` URL.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub struct Node {
     /// Host name, IP address, or the folder of a Unix socket (starts with `/`).
     pub host: String,
@@ -99,6 +154,35 @@ pub struct Node {
     pub user: Option<String>,
     pub password: Option<Secret>,
     pub dbname: Option<String>,
+    /// Its share of the reads beside other replicas'; `None` is 1.
+    pub weight: Option<u16>,
+    pub zone: Option<String>,
+    /// Server connections of all pools there.
+    pub max_connections: Option<usize>,
+}
+
+impl Node {
+    /// The server alone, without a login.
+    pub fn at(host: impl Into<String>, port: u16) -> Self {
+        Self {
+            host: host.into(),
+            port,
+            ..Self::default()
+        }
+    }
+
+    /// `HOST:PORT`, by which operators name it.
+    pub fn address(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    pub fn is_same_server(&self, other: &Self) -> bool {
+        self.port == other.port && self.host == other.host
+    }
 }
 
 /// A secret that does not print itself.
@@ -306,6 +390,7 @@ pub struct Database {
     /// Every client's server connections log in as this user.
     pub user: Option<String>,
     pub password: Option<Secret>,
+    pub routing: Routing,
     pub pool: PoolSettings,
     pub timeouts: Timeouts,
     pub retry: Retry,
@@ -317,6 +402,9 @@ pub struct Database {
 /// What differs for one user. `None` means: as the database says.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct User {
+    pub reads: Option<Reads>,
+    pub consistency: Option<Consistency>,
+    pub replica_wait: Option<Duration>,
     pub pool_mode: Option<PoolMode>,
     pub max_size: Option<usize>,
     pub reserve_size: Option<usize>,
@@ -341,6 +429,13 @@ pub struct Metrics {
     pub max_queries: usize,
     /// Statements with series of their own in `/metrics`.
     pub max_query_series: usize,
+}
+
+/// Slow statements.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlowLog {
+    /// How long a client waits for a statement that is slow.
+    pub threshold: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,8 @@ use std::time::Duration;
 use super::decode::{Reader, Setting, Value};
 use super::document::Table;
 use super::model::{
-    AuthMethod, HttpScope, LogFormat, Node, OnSessionState, PoolMode, Secret, SslMode,
+    AuthMethod, Consistency, HttpScope, LogFormat, Node, OnSessionState, PoolMode, Reads, Secret,
+    SslMode,
 };
 use super::types::{Address, Cap, FileMode, HttpAddress, Limit, Size};
 
@@ -182,8 +183,33 @@ sections! {
         /// password and database are what pgweir itself logs in with for probes and `auth_query`; clients bring
         /// their own. A Unix socket's folder is written `postgres:///?host=/run/postgresql`.
         primary: Option<Node> = None, NewConnections;
-        /// Replicas; user, password and database default to the primary's.
+        /// The other servers of the cluster; user, password and database default to the primary's. The order does
+        /// not matter: once there are replicas, who is the primary is found by asking. Parameters of a URL:
+        /// `weight=N`, its share of the reads (default: 1); `zone=NAME`; `max_connections=N`, over all pools.
         replicas: Vec<Node> = Vec::new(), NewConnections;
+        /// The zone pgweir runs in: replicas of the same `zone` are preferred.
+        zone: Option<String> = None, Live;
+        /// Time between two probes of a server while nobody waits for its news. Servers are probed where there are
+        /// replicas.
+        probe_interval: Duration = Duration::from_secs(1), Live;
+        /// Shortest time between two probes while reads wait for a replica to catch up with what they must see.
+        sample_interval: Duration = Duration::from_millis(20), Live;
+        /// How long a probe may take, connecting and each answer.
+        probe_timeout: Duration = Duration::from_secs(1), Live;
+        /// Probes that fail in a row until a server counts as down. A primary that is down is given no statement, and
+        /// clients wait for the next one, for `query_wait_timeout` at most.
+        down_after: usize = 3, Live;
+        /// A replica that is further behind serves nobody, whatever the consistency.
+        replica_lag_max: Limit = limit(60), Live;
+        /// Who probes; default: the user in the server's URL, then `auth_user`, then `postgres`. No privilege is
+        /// needed, but without `pg_monitor` a replica is used a little later after a failover.
+        probe_user: Option<String> = None, NewConnections;
+        /// Password of `probe_user`.
+        probe_password: Option<Secret> = None, NewConnections;
+        /// File with the password of `probe_user`.
+        probe_password_file: Option<PathBuf> = None, NewConnections;
+        /// Database that probes log in to; default: the one in the server's URL, or else `postgres`.
+        probe_dbname: Option<String> = None, NewConnections;
         /// File with the password of the user in `primary`, when the URL has none.
         password_file: Option<PathBuf> = None, NewConnections;
     }
@@ -248,6 +274,19 @@ sections! {
         direct: bool = false, NewConnections;
     }
 
+    /// Where reads go, if there are replicas. Every key may stand in a database or a user too.
+    Routing = "routing" {
+        /// `replicas`: statements that are proved to only read, and read-only transactions, go to replicas.
+        /// `primary`: only those that ask for one by the comment `/* pgweir: replica */`.
+        reads: Reads = Reads::Replicas, Live;
+        /// What a read on a replica must have seen: `eventual`, nothing in particular; `session`, what its own session
+        /// has written; `cluster`, what any session has written through this process; `bounded:DURATION`, all that is
+        /// older than that. A session may choose by `SET pgweir.consistency`.
+        consistency: Consistency = Consistency::Session, Live;
+        /// How long a read waits for a replica that has seen enough before the primary serves it.
+        replica_wait: Limit = NO_LIMIT, Live;
+    }
+
     /// Sizes and rules of the pools. There is one pool for each pair of user and database.
     Pool = "pool" {
         /// When a server connection goes back to the pool. In `transaction` mode session state follows the client.
@@ -296,7 +335,8 @@ sections! {
         idle_transaction_timeout: Limit = NO_LIMIT, Live;
         /// Longest transaction.
         transaction_timeout: Limit = NO_LIMIT, Live;
-        /// Longest statement.
+        /// Longest statement. Of several in one extended exchange without Flush, which the server answers together, it
+        /// is the limit of all of them.
         query_timeout: Limit = NO_LIMIT, Live;
         /// Longest time a client may be idle outside a transaction.
         client_idle_timeout: Limit = NO_LIMIT, Live;
@@ -340,7 +380,7 @@ sections! {
         journal_statements: usize = 1000, Live;
     }
 
-    /// A database as clients name it; `databases."*"` is any that is not named. Every key of `[pool]` and
+    /// A database as clients name it; `databases."*"` is any that is not named. Every key of `[routing]`, `[pool]` and
     /// `[timeouts]` may stand here too and then holds for this database.
     Database = "databases.NAME" {
         /// The primary's URL, as in `[cluster]`; default: the cluster's servers. Its database is the default of
@@ -372,6 +412,12 @@ sections! {
 
     /// What differs for one user, over what the database says.
     User = "users.NAME" {
+        /// As in `[routing]`.
+        reads: Option<Reads> = None, Live;
+        /// As in `[routing]`.
+        consistency: Option<Consistency> = None, Live;
+        /// As in `[routing]`.
+        replica_wait: Option<Duration> = None, Live;
         /// As in `[pool]`.
         pool_mode: Option<PoolMode> = None, NewConnections;
         /// As in `[pool]`.
@@ -410,6 +456,13 @@ sections! {
         max_queries: usize = 1000, Live;
         /// Statements with series of their own in `/metrics`, at most; 0 for none. The rest is exported as `other`.
         max_query_series: usize = 100, Live;
+    }
+
+    /// Slow statements.
+    SlowLog = "slow_log" {
+        /// A statement is slow if its client waits this long for it, the wait for a server connection included; `"0"`
+        /// for none. `SHOW SLOW` has the latest 256.
+        threshold: Limit = limit(1), Live;
     }
 
     /// The log, written to standard error.

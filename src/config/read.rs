@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use super::decode::Reader;
 use super::document::{Node, Origin, Table};
 use super::raw::{
-    Auth, ClientTls, Cluster, Database, General, Http, Key, Log, Metrics, Pool, Retry, ServerTls,
-    Timeouts, User,
+    Auth, ClientTls, Cluster, Database, General, Http, Key, Log, Metrics, Pool, Retry, Routing,
+    ServerTls, SlowLog, Timeouts, User,
 };
 
-/// One `[databases.NAME]`, with the pool's and timeouts' keys that stand in it over the general ones.
+/// One `[databases.NAME]`, with the keys of other sections that stand in it over the general ones.
 pub(super) struct DatabaseTable {
     pub(super) path: String,
     pub(super) at: Option<Origin>,
     pub(super) own: Database,
+    pub(super) routing: Routing,
     pub(super) pool: Pool,
     pub(super) timeouts: Timeouts,
     pub(super) retry: Retry,
@@ -27,12 +28,14 @@ pub(super) struct Raw {
     pub(super) auth: Auth,
     pub(super) client_tls: ClientTls,
     pub(super) server_tls: ServerTls,
+    pub(super) routing: Routing,
     pub(super) pool: Pool,
     pub(super) timeouts: Timeouts,
     pub(super) retry: Retry,
     pub(super) databases: BTreeMap<String, DatabaseTable>,
     pub(super) users: BTreeMap<String, (String, User)>,
     pub(super) metrics: Metrics,
+    pub(super) slow_log: SlowLog,
     pub(super) log: Log,
 }
 
@@ -54,12 +57,14 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
     let client_tls = section!(ClientTls, &mut tls, "client");
     let server_tls = section!(ServerTls, &mut tls, "server");
     refuse_unknown_names(&tls, &["client", "server"], reader);
+    let routing = section!(Routing, &mut root, "routing");
     let pool = section!(Pool, &mut root, "pool");
     let timeouts = section!(Timeouts, &mut root, "timeouts");
     let retry = section!(Retry, &mut root, "retry");
-    let databases = read_databases(&mut root, (&pool, &timeouts, &retry), reader);
+    let databases = read_databases(&mut root, (&routing, &pool, &timeouts, &retry), reader);
     let users = read_users(&mut root, reader);
     let metrics = section!(Metrics, &mut root, "metrics");
+    let slow_log = section!(SlowLog, &mut root, "slow_log");
     let log = section!(Log, &mut root, "log");
     refuse_unknown_names(
         &root,
@@ -69,12 +74,14 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
             "cluster",
             "auth",
             "tls",
+            "routing",
             "pool",
             "timeouts",
             "retry",
             "databases",
             "users",
             "metrics",
+            "slow_log",
             "log",
         ],
         reader,
@@ -86,30 +93,34 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         auth,
         client_tls,
         server_tls,
+        routing,
         pool,
         timeouts,
         retry,
         databases,
         users,
         metrics,
+        slow_log,
         log,
     }
 }
 
 fn read_databases(
     root: &mut Table,
-    (pool, timeouts, retry): (&Pool, &Timeouts, &Retry),
+    (routing, pool, timeouts, retry): (&Routing, &Pool, &Timeouts, &Retry),
     reader: &mut Reader<'_>,
 ) -> BTreeMap<String, DatabaseTable> {
     let mut databases = BTreeMap::new();
     for (name, mut table, at) in named_tables(root, "databases", reader) {
         let own = Database::read(&mut table, &Database::default(), reader);
+        let routing = Routing::read(&mut table, routing, reader);
         let mut retry_table = reader.take_table(&mut table, "retry");
         let retry = Retry::read(&mut retry_table, retry, reader);
         refuse_unknown(&retry_table, &Retry::docs().keys, reader);
         let pool = Pool::read(&mut table, pool, reader);
         let timeouts = Timeouts::read(&mut table, timeouts, reader);
         let mut keys = Database::docs().keys;
+        keys.extend(Routing::docs().keys);
         keys.extend(Pool::docs().keys);
         keys.extend(Timeouts::docs().keys);
         refuse_unknown(&table, &keys, reader);
@@ -120,6 +131,7 @@ fn read_databases(
                 path,
                 at: Some(at),
                 own,
+                routing,
                 pool,
                 timeouts,
                 retry,

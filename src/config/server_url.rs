@@ -38,11 +38,8 @@ pub(super) fn parse(url: &str) -> Result<Node, String> {
     };
     let (host, port) = split_port(address)?;
     let mut node = Node {
-        host: decode(host)?,
-        port,
-        user: None,
-        password: None,
         dbname: filled(decode(dbname)?),
+        ..Node::at(decode(host)?, port)
     };
     if let Some(login) = login {
         let (user, password) = login.split_once(':').unwrap_or((login, ""));
@@ -67,10 +64,20 @@ fn set(node: &mut Node, name: &str, value: String) -> Result<(), String> {
         "user" => node.user = filled(value),
         "password" => node.password = filled(value).map(Secret::new),
         "dbname" => node.dbname = filled(value),
+        "weight" => match value.parse() {
+            Ok(weight) => node.weight = Some(weight),
+            Err(_) => return Err("has a weight that is not a number up to 65535".to_owned()),
+        },
+        "zone" => node.zone = filled(value),
+        "max_connections" => match value.parse() {
+            Ok(count) if count > 0 => node.max_connections = Some(count),
+            _ => return Err("has max_connections that is not a number above 0".to_owned()),
+        },
         _ => {
             let Some((_, key)) = ELSEWHERE.iter().find(|(elsewhere, _)| *elsewhere == name) else {
                 return Err(
-                    "has a parameter other than host, port, user, password and dbname".to_owned(),
+                    "has a parameter other than host, port, user, password, dbname, weight, zone and max_connections"
+                        .to_owned(),
                 );
             };
             return Err(format!("{name} does not belong into the URL: set {key}"));
@@ -166,11 +173,10 @@ mod tests {
 
     fn node(host: &str, port: u16, user: &str, password: &str, dbname: &str) -> Node {
         Node {
-            host: host.to_owned(),
-            port,
             user: filled(user.to_owned()),
             password: filled(password.to_owned()).map(Secret::new),
             dbname: filled(dbname.to_owned()),
+            ..Node::at(host, port)
         }
     }
 
@@ -196,6 +202,15 @@ mod tests {
             (
                 "postgres://%2Frun%2Fpostgresql:5433/db",
                 node("/run/postgresql", 5433, "", "", "db"),
+            ),
+            (
+                "postgres://h?weight=3&zone=a%20b&max_connections=50",
+                Node {
+                    weight: Some(3),
+                    zone: Some("a b".to_owned()),
+                    max_connections: Some(50),
+                    ..node("h", 5432, "", "", "")
+                },
             ),
             (
                 "postgres:///db?host=/run/postgresql&port=6&user=u&password=p%26",
@@ -259,8 +274,16 @@ mod tests {
                 "sslmode does not belong into the URL: set tls.server.sslmode",
             ),
             (
+                "postgres://h?weight=-1",
+                "has a weight that is not a number up to 65535",
+            ),
+            (
+                "postgres://h?max_connections=0",
+                "has max_connections that is not a number above 0",
+            ),
+            (
                 "postgres://h?secret=1",
-                "has a parameter other than host, port, user, password and dbname",
+                "has a parameter other than host, port, user, password, dbname, weight, zone and max_connections",
             ),
             (
                 "postgres://a b",

@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::decode::Value;
 use super::document::dotted;
 use super::model::{
-    Auth, AuthMethod, ClientTls, Cluster, Config, Database, General, Http, HttpScope, Log,
-    LogFormat, Metrics, Node, OnSessionState, PoolMode, PoolSettings, Retry, Secret, ServerTls,
-    SslMode, Timeouts, User,
+    Auth, AuthMethod, ClientTls, Cluster, Config, Consistency, Database, General, Http, HttpScope,
+    Log, LogFormat, Metrics, Node, OnSessionState, PoolMode, PoolSettings, Probe, Reads, Retry,
+    Routing, Secret, ServerTls, SlowLog, SslMode, Timeouts, User,
 };
 use super::raw::{Effect, SectionDocs, sections};
 use super::units::show_duration;
@@ -36,6 +36,7 @@ pub fn show(config: &Config) -> Vec<Setting> {
     shown.cluster(&config.cluster);
     shown.auth(&config.auth);
     shown.tls(&config.client_tls, &config.server_tls);
+    shown.routing("routing", &config.routing);
     shown.pool("pool", &config.pool);
     shown.timeouts("timeouts", &config.timeouts);
     shown.retry("retry", &config.retry);
@@ -46,6 +47,7 @@ pub fn show(config: &Config) -> Vec<Setting> {
         shown.user(&dotted("users", name), user);
     }
     shown.metrics(&config.metrics);
+    shown.slow_log(&config.slow_log);
     shown.log(&config.log);
     shown.settings
 }
@@ -86,6 +88,8 @@ show_as! {
     OnSessionState: value => word(Value::show(value));
     HttpScope: value => word(Value::show(value));
     LogFormat: value => word(Value::show(value));
+    Reads: value => word(Value::show(value));
+    Consistency: value => word(Value::show(value));
     Node: node => show_node(node);
 }
 
@@ -100,7 +104,19 @@ fn show_node(node: &Node) -> String {
         .as_ref()
         .map(|name| format!("/{name}"))
         .unwrap_or_default();
-    format!("postgres://{user}{}:{}{dbname}", node.host, node.port)
+    let options = [
+        node.weight.map(|weight| format!("weight={weight}")),
+        node.zone.as_ref().map(|zone| format!("zone={zone}")),
+        node.max_connections
+            .map(|count| format!("max_connections={count}")),
+    ];
+    let options: Vec<String> = options.into_iter().flatten().collect();
+    let query = if options.is_empty() { "" } else { "?" };
+    let options = options.join("&");
+    format!(
+        "postgres://{user}{}:{}{dbname}{query}{options}",
+        node.host, node.port
+    )
 }
 
 impl<T: Print> Print for Option<T> {
@@ -165,7 +181,37 @@ impl Shown {
     }
 
     fn cluster(&mut self, of: &Cluster) {
-        list!(self, "cluster" at "cluster", of, Cluster { primary, replicas });
+        let Cluster {
+            primary,
+            replicas,
+            zone,
+            probe,
+        } = of;
+        let Probe {
+            interval,
+            sample_interval,
+            timeout,
+            down_after,
+            replica_lag_max,
+            user,
+            password,
+            dbname,
+        } = probe;
+        for (name, value) in [
+            ("primary", primary.print()),
+            ("replicas", replicas.print()),
+            ("zone", zone.print()),
+            ("probe_interval", interval.print()),
+            ("sample_interval", sample_interval.print()),
+            ("probe_timeout", timeout.print()),
+            ("down_after", down_after.print()),
+            ("replica_lag_max", replica_lag_max.print()),
+            ("probe_user", user.print()),
+            ("probe_password", password.print()),
+            ("probe_dbname", dbname.print()),
+        ] {
+            self.push("cluster", "cluster", name, value);
+        }
     }
 
     fn auth(&mut self, of: &Auth) {
@@ -181,6 +227,10 @@ impl Shown {
         list!(self, "tls.server" at "tls.server", server, ServerTls {
             sslmode, ca_file, cert_file, key_file, direct,
         });
+    }
+
+    fn routing(&mut self, path: &str, of: &Routing) {
+        list!(self, "routing" at path, of, Routing { reads, consistency, replica_wait });
     }
 
     fn pool(&mut self, path: &str, of: &PoolSettings) {
@@ -213,6 +263,7 @@ impl Shown {
             dbname,
             user,
             password,
+            routing,
             pool,
             timeouts,
             retry,
@@ -224,6 +275,7 @@ impl Shown {
         self.push(section, path, "dbname", dbname.print());
         self.push(section, path, "user", user.print());
         self.push(section, path, "password", password.print());
+        self.routing(path, routing);
         self.pool(path, pool);
         self.timeouts(path, timeouts);
         self.retry(&format!("{path}.retry"), retry);
@@ -234,7 +286,7 @@ impl Shown {
 
     fn user(&mut self, path: &str, of: &User) {
         list!(self, "users.NAME" at path, of, User {
-            pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
+            reads, consistency, replica_wait, pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
             query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout, retry_statements,
             retry_replay, retry_settle_commit, retry_attempts, retry_deadline,
         });
@@ -244,6 +296,10 @@ impl Shown {
         list!(self, "metrics" at "metrics", of, Metrics {
             max_queries, max_query_series,
         });
+    }
+
+    fn slow_log(&mut self, of: &SlowLog) {
+        list!(self, "slow_log" at "slow_log", of, SlowLog { threshold });
     }
 
     fn log(&mut self, of: &Log) {

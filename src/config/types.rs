@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::decode::{Reader, Value};
 use super::document::{Item, Node, show_string};
 use super::model::{
-    AuthMethod, HttpScope, LogFormat, Node as Server, OnSessionState, PoolMode, SslMode,
+    AuthMethod, Consistency, HttpScope, LogFormat, Node as Server, OnSessionState, PoolMode, Reads,
+    SslMode,
 };
 use super::server_url;
 use super::units::{
@@ -183,6 +184,44 @@ impl Value for HttpAddress {
     }
 }
 
+impl Value for Consistency {
+    fn kind() -> String {
+        "\"eventual\", \"session\", \"cluster\", \"bounded:DURATION\"".to_owned()
+    }
+
+    fn decode(item: &Item, key: &str, reader: &mut Reader<'_>) -> Option<Self> {
+        const WANTED: &str =
+            "eventual, session, cluster, or bounded: and a duration such as bounded:5s";
+        reader.parsed(item, key, WANTED, |text| {
+            Self::parse(text).ok_or_else(|| format!("expected {WANTED}"))
+        })
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(show_string(&match self {
+            Self::Eventual => "eventual".to_owned(),
+            Self::Session => "session".to_owned(),
+            Self::Cluster => "cluster".to_owned(),
+            Self::Bounded(age) => format!("bounded:{}", show_duration(*age)),
+        }))
+    }
+}
+
+impl Consistency {
+    /// As it is written in the file and in `SET pgweir.consistency`.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "eventual" => Some(Self::Eventual),
+            "session" => Some(Self::Session),
+            "cluster" => Some(Self::Cluster),
+            _ => {
+                let age = parse_duration(text.strip_prefix("bounded:")?).ok()?;
+                Some(Self::Bounded(age))
+            }
+        }
+    }
+}
+
 /// A server, by its URL.
 impl Value for Server {
     fn kind() -> String {
@@ -231,6 +270,7 @@ words! {
     PoolMode { "session" = Session, "transaction" = Transaction, "statement" = Statement }
     OnSessionState { "pin" = Pin, "reject" = Reject }
     LogFormat { "text" = Text, "json" = Json }
+    Reads { "replicas" = Replicas, "primary" = Primary }
     HttpScope { "health" = Health, "metrics" = Metrics, "all" = All }
     SslMode {
         "disable" = Disable, "allow" = Allow, "prefer" = Prefer, "require" = Require, "verify-ca" = VerifyCa,

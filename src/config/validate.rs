@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::decode::{Reader, Setting};
-use super::model::{Config, General, Log, Metrics, PoolSettings, Retry, Timeouts, User};
+use super::model::{
+    Config, General, Log, Metrics, PoolSettings, Retry, Routing, SlowLog, Timeouts, User,
+};
 use super::raw;
 use super::read::Raw;
 use super::validate_auth::{auth, auth_needs, client_tls, server_tls};
@@ -35,8 +37,9 @@ pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
     let cluster = cluster(&raw.cluster, reader);
     let pool = pool(&raw.pool, "pool", reader);
     let timeouts = timeouts(&raw.timeouts, "timeouts", reader);
+    let routing = routing(&raw.routing);
     let retry = retry(&raw.retry, "retry", reader);
-    let databases = databases(raw, &cluster, (&pool, &timeouts, &retry), reader);
+    let databases = databases(raw, &cluster, (routing, &pool, &timeouts, &retry), reader);
     let auth = auth(&raw.auth, reader);
     let client_tls = client_tls(&raw.client_tls, reader);
     let config = Config {
@@ -47,12 +50,16 @@ pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
             .map(|(name, (path, raw))| (name.clone(), user(raw, path, reader)))
             .collect(),
         metrics: metrics(&raw.metrics, reader),
+        slow_log: SlowLog {
+            threshold: raw.slow_log.threshold.value.0,
+        },
         log: log(&raw.log, reader),
         general,
         http,
         cluster,
         auth,
         client_tls,
+        routing,
         pool,
         timeouts,
         retry,
@@ -138,6 +145,14 @@ fn listeners(raw: &raw::General, reader: &mut Reader<'_>) {
             "general.http",
             format!("{http} is an address of general.listen too"),
         );
+    }
+}
+
+pub(super) fn routing(raw: &raw::Routing) -> Routing {
+    Routing {
+        reads: raw.reads.value,
+        consistency: raw.consistency.value,
+        replica_wait: raw.replica_wait.value.0,
     }
 }
 
@@ -286,6 +301,9 @@ fn user(raw: &raw::User, path: &str, reader: &mut Reader<'_>) -> User {
         }
     }
     User {
+        reads: raw.reads.value,
+        consistency: raw.consistency.value,
+        replica_wait: raw.replica_wait.value,
         pool_mode: raw.pool_mode.value,
         max_size: raw.max_size.value,
         reserve_size: raw.reserve_size.value,

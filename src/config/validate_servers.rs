@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use super::decode::{Reader, Setting};
 use super::files::secret;
-use super::model::{Cluster, Database, Node, PoolSettings, Retry, Timeouts};
+use super::model::{Cluster, Database, Node, PoolSettings, Probe, Retry, Routing, Timeouts};
 use super::raw;
 use super::read::{DatabaseTable, Raw};
 use super::server_url::check_host;
-use super::validate::{CONSOLE_NAMES, pool, retry, timeouts};
+use super::validate::{CONSOLE_NAMES, pool, retry, routing, timeouts};
 
 /// The database that stands for every one that is not named.
 const FALLBACK: &str = "*";
@@ -17,6 +17,8 @@ pub(super) fn cluster(raw: &raw::Cluster, reader: &mut Reader<'_>) -> Cluster {
     let mut cluster = Cluster {
         primary: raw.primary.value.clone(),
         replicas: raw.replicas.value.clone(),
+        zone: raw.zone.value.clone(),
+        probe: probe(raw, reader),
     };
     let file = &raw.password_file;
     let password = secret(
@@ -68,6 +70,48 @@ pub(super) fn cluster(raw: &raw::Cluster, reader: &mut Reader<'_>) -> Cluster {
     cluster
 }
 
+fn probe(raw: &raw::Cluster, reader: &mut Reader<'_>) -> Probe {
+    for (setting, name) in [
+        (&raw.probe_interval, "probe_interval"),
+        (&raw.sample_interval, "sample_interval"),
+        (&raw.probe_timeout, "probe_timeout"),
+    ] {
+        if setting.value.is_zero() {
+            let key = format!("cluster.{name}");
+            reader.problem(setting.at.as_ref(), &key, "must be more than 0");
+        }
+    }
+    if raw.down_after.value == 0 {
+        let message = "must be at least 1, got 0";
+        reader.problem(raw.down_after.at.as_ref(), "cluster.down_after", message);
+    }
+    let password = secret(
+        &raw.probe_password,
+        "cluster.probe_password",
+        &raw.probe_password_file,
+        "cluster.probe_password_file",
+        reader,
+    );
+    if password.is_some() && raw.probe_user.value.is_none() {
+        let (at, key) = if raw.probe_password.is_given() {
+            (&raw.probe_password.at, "cluster.probe_password")
+        } else {
+            (&raw.probe_password_file.at, "cluster.probe_password_file")
+        };
+        reader.problem(at.as_ref(), key, "needs cluster.probe_user");
+    }
+    Probe {
+        interval: raw.probe_interval.value,
+        sample_interval: raw.sample_interval.value,
+        timeout: raw.probe_timeout.value,
+        down_after: raw.down_after.value,
+        replica_lag_max: raw.replica_lag_max.value.0,
+        user: raw.probe_user.value.clone(),
+        password,
+        dbname: raw.probe_dbname.value.clone(),
+    }
+}
+
 /// A replica has its primary's roles: what it does not say itself is the same there.
 fn complete_replicas(primary: &Node, replicas: &mut [Node]) {
     for replica in replicas {
@@ -107,7 +151,7 @@ fn no_server_twice(
 pub(super) fn databases(
     raw: &Raw,
     cluster: &Cluster,
-    (pool, timeouts, retry): (&PoolSettings, &Timeouts, &Retry),
+    (routing, pool, timeouts, retry): (Routing, &PoolSettings, &Timeouts, &Retry),
     reader: &mut Reader<'_>,
 ) -> BTreeMap<String, Database> {
     let mut databases = BTreeMap::new();
@@ -123,6 +167,7 @@ pub(super) fn databases(
             dbname: None,
             user: None,
             password: None,
+            routing,
             pool: pool.clone(),
             timeouts: timeouts.clone(),
             retry: retry.clone(),
@@ -214,6 +259,7 @@ fn database(
         dbname: raw.dbname.value.clone().or(url_dbname),
         user: raw.user.value.clone(),
         password,
+        routing: routing(&table.routing),
         pool,
         timeouts,
         retry,
@@ -272,13 +318,7 @@ fn servers(
                 return None;
             }
         };
-        let primary = Node {
-            host,
-            port: raw.port.value.unwrap_or(5432),
-            user: None,
-            password: None,
-            dbname: None,
-        };
+        let primary = Node::at(host, raw.port.value.unwrap_or(5432));
         return Some((primary, raw.replicas.value.clone(), true));
     }
     if raw.replicas.is_given() {

@@ -44,6 +44,8 @@ pub struct ServerOptions {
     pub hba: Option<String>,
     /// Files put into the data folder, such as a certificate and its key, readable by the server alone.
     pub files: Vec<(String, Vec<u8>)>,
+    /// A system identifier of its own, which makes it no relative of this process's other servers; it takes longer.
+    pub own_identity: bool,
 }
 
 impl ServerOptions {

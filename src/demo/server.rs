@@ -29,7 +29,7 @@ use super::binaries::binaries;
 use super::options::{SCRATCH_SETTINGS, ServerOptions, StopMode};
 use super::process::{children, freeze, is_alive, signal};
 use super::scratch::{Folder, as_account, give_to_account};
-use super::template::{copy_template, run};
+use super::template::{copy_template, initialise, run};
 
 /// The superuser of every server made here.
 pub const SUPERUSER: &str = "postgres";
@@ -72,7 +72,11 @@ impl Server {
         options: &ServerOptions,
     ) -> Result<Self, DemoError> {
         let mut server = Self::unmade(folder, name)?;
-        copy_template(&server.data())?;
+        if options.own_identity {
+            initialise(&server.data(), &server.home)?;
+        } else {
+            copy_template(&server.data())?;
+        }
         for (file, content) in &options.files {
             server.install(file, content)?;
         }

@@ -40,12 +40,17 @@ pub(crate) fn copy_template(data: &Path) -> Result<(), DemoError> {
 
 fn make_template() -> Result<Folder, DemoError> {
     let folder = Folder::create(false)?;
+    initialise(&folder.path().join("template"), folder.path())?;
+    Ok(folder)
+}
+
+/// Makes an empty cluster with a system identifier of its own at `data`.
+pub(crate) fn initialise(data: &Path, folder: &Path) -> Result<(), DemoError> {
     run(
         Command::new(binaries()?.join("initdb"))
             .args(["--no-sync", "--encoding=UTF8", "--locale=C.UTF-8"])
             .args(["--auth=trust", "--username", SUPERUSER, "--pgdata"])
-            .arg(folder.path().join("template")),
-        folder.path(),
-    )?;
-    Ok(folder)
+            .arg(data),
+        folder,
+    )
 }

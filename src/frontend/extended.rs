@@ -293,7 +293,6 @@ impl Session {
         let statement = named.map(|named| named.statement);
         self.pool.counters.binds.fetch_add(1, Ordering::Relaxed);
         self.metering.sent(frame.tag, frame.len());
-        self.metering.bound(bind.portal);
         let rest = frame.start + HEADER + bind.head..frame.end;
         let rest_len = rest.len() + frame.missing;
         if let Some(statement) = &statement {
@@ -323,6 +322,8 @@ impl Session {
         }
         let named = statement.as_ref().filter(|_| is_global);
         self.owe(uses(Request::Bind, named));
+        let known = statement.as_ref().map(|statement| &statement.known);
+        self.metering.bound(bind.portal, known);
         self.bound = statement;
         Ok(true)
     }

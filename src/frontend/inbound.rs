@@ -326,6 +326,9 @@ impl Session {
         if let Some(lease) = &mut self.lease {
             if lease.expect.awaits_more() {
                 self.since = self.now;
+                if !lease.expect.is_open() && lease.status == TransactionStatus::Idle {
+                    self.transaction_since = self.now;
+                }
             }
             lease.expect.push(owed);
         }
@@ -436,7 +439,13 @@ impl Session {
             match effect {
                 Effect::Setting { name, local: false } => self.settings.touch(name.as_bytes()),
                 Effect::ResetSetting(name) => self.settings.reset(name.as_bytes()),
-                Effect::DeallocateSql(_) => self.deallocates = true,
+                Effect::DeallocateSql(name) => {
+                    self.deallocates = true;
+                    // The name may be one that pgweir has given.
+                    if name.is_some() {
+                        self.settings.ask_leftovers();
+                    }
+                }
                 Effect::ResetAll => self.settings.reset_known(),
                 Effect::DiscardAll => {
                     self.discards = true;
@@ -474,6 +483,7 @@ impl Session {
         let new = known.pins.without(self.pins);
         if !new.is_empty() {
             known.query.pinned();
+            self.entry.activity.is_pinned_by(known.query.id, self.now);
             telemetry::metrics::pinned(new.iter().map(PinReason::as_str));
             if known.pins_first_time() {
                 tracing::info!(

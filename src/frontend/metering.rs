@@ -13,13 +13,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use super::session::{End, Session};
 use crate::error::SqlState;
-use crate::meter::{Execution, NameId, Origin};
+use crate::meter::{Client, Execution, Incident, NameId, Origin};
 use crate::registry::ClientEntry;
 use crate::session::mirror::Reported;
 use crate::shared::Shared;
@@ -27,8 +27,8 @@ use crate::sql::known::Known;
 use crate::wire::frame::HEADER;
 use crate::wire::frontend as f;
 
-/// Suspended portals of a session that are told apart; one beyond counts its next Execute as a new call.
-const SUSPENDED_MAX: usize = 8;
+/// Portals of a session that are told apart; of more the oldest are taken for the one bound last.
+const PORTALS_MAX: usize = 32;
 
 /// Capacity that the queue of statements keeps when it is empty.
 const KEPT: usize = 64;
@@ -55,12 +55,18 @@ struct Running {
 /// What an Execute is about.
 #[derive(Clone, Copy, Debug, Default)]
 struct Portal {
-    /// Stands for its name.
-    number: u64,
     /// Most rows to return; 0 for all.
     limit: u32,
-    /// It was suspended before.
+    /// It was executed before: what is left of its rows is asked for.
     continues: bool,
+}
+
+/// A portal with a name.
+#[derive(Debug)]
+struct Open {
+    number: u64,
+    known: Arc<Known>,
+    executed: bool,
 }
 
 /// An error in an extended exchange, until it is known which statement the server skips for it.
@@ -78,7 +84,8 @@ pub(super) struct Metering {
     node: NameId,
     front: Option<Running>,
     behind: VecDeque<Running>,
-    suspended: Vec<(u64, Arc<Known>)>,
+    portals: Vec<Open>,
+    unnamed_executed: bool,
     failed: Option<Box<Failed>>,
     /// Bytes of the client since the last statement.
     received: u64,
@@ -99,7 +106,8 @@ impl Metering {
             node: queries.node("primary"),
             front: None,
             behind: VecDeque::new(),
-            suspended: Vec::new(),
+            portals: Vec::new(),
+            unnamed_executed: false,
             failed: None,
             received: 0,
             relayed: 0,
@@ -165,11 +173,46 @@ impl Metering {
         self.failed = Some(Box::new(Failed { code, parse }));
     }
 
-    /// A portal of this name is made anew.
-    pub(super) fn bound(&mut self, portal: &[u8]) {
-        if !self.suspended.is_empty() {
-            let number = number(portal);
-            self.suspended.retain(|(known, _)| *known != number);
+    /// A portal of this name is made, of a statement unless that is not known.
+    pub(super) fn bound(&mut self, portal: &[u8], known: Option<&Arc<Known>>) {
+        if portal.is_empty() {
+            self.unnamed_executed = false;
+            return;
+        }
+        let number = number(portal);
+        self.portals.retain(|open| open.number != number);
+        if self.portals.len() >= PORTALS_MAX {
+            self.portals.remove(0);
+        }
+        if let Some(known) = known {
+            self.portals.push(Open {
+                number,
+                known: Arc::clone(known),
+                executed: false,
+            });
+        }
+    }
+
+    /// The portal of this name is executed: whether it was before, and its statement if that is not the one bound last.
+    fn executes(&mut self, portal: &[u8]) -> (bool, Option<Arc<Known>>) {
+        if portal.is_empty() {
+            let before = std::mem::replace(&mut self.unnamed_executed, true);
+            return (before, None);
+        }
+        let number = number(portal);
+        match self.portals.iter_mut().find(|open| open.number == number) {
+            Some(open) => {
+                let before = std::mem::replace(&mut open.executed, true);
+                (before, Some(Arc::clone(&open.known)))
+            }
+            None => (false, None),
+        }
+    }
+
+    /// The transaction has ended, and its portals with it.
+    pub(super) fn forget_portals(&mut self) {
+        if !self.portals.is_empty() {
+            self.portals = Vec::new();
         }
     }
 
@@ -226,19 +269,8 @@ impl Session {
             None => (payload, &[][..]),
         };
         let limit = limit.try_into().map_or(0, u32::from_be_bytes);
-        let mut portal = Portal {
-            number: 0,
-            limit,
-            continues: false,
-        };
-        let mut known = None;
-        if limit > 0 || !self.metering.suspended.is_empty() {
-            portal.number = number(name);
-            let suspended = &mut self.metering.suspended;
-            let place = suspended.iter().position(|(of, _)| *of == portal.number);
-            portal.continues = place.is_some();
-            known = place.map(|place| suspended.swap_remove(place).1);
-        }
+        let (continues, known) = self.metering.executes(name);
+        let portal = Portal { limit, continues };
         let known = known.unwrap_or_else(|| match &self.bound {
             Some(statement) => Arc::clone(&statement.known),
             None => Arc::clone(self.shared.known.unread()),
@@ -249,7 +281,18 @@ impl Session {
     fn start_portal(&mut self, known: Arc<Known>, portal: Portal) {
         self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
         self.shared.known.queries.touch(&known.query);
+        if self.metering.front.is_none() {
+            self.entry.activity.runs(known.query.id, self.now);
+        }
         self.metering.push(known, portal, self.now);
+    }
+
+    /// What runs now is what is in front.
+    fn tell_next(&self) {
+        match &self.metering.front {
+            Some(next) => self.entry.activity.runs(next.known.query.id, self.now),
+            None => self.entry.activity.rests(),
+        }
     }
 
     /// The statement in front ends with a message of `len` bytes that is still to be relayed.
@@ -258,31 +301,27 @@ impl Session {
         self.metering.relayed_before = self.metering.relayed + len as u64;
         let sent = self.metering.relayed_before - before;
         if let Some(ended) = self.metering.pop(self.now) {
+            self.tell_next();
             self.count(&ended, sent);
         }
     }
 
     /// The portal in front has returned as many rows as it was asked for.
     pub(super) fn suspend_statement(&mut self) {
-        let metering = &mut self.metering;
-        if let Some(front) = &mut metering.front {
+        if let Some(front) = &mut self.metering.front {
             front.rows += u64::from(front.portal.limit);
-            if metering.suspended.len() < SUSPENDED_MAX {
-                let known = Arc::clone(&front.known);
-                metering.suspended.push((front.portal.number, known));
-            }
         }
         self.end_statement(HEADER);
     }
 
     /// The server skips the statement in front after an error, which is its own if it is the first one skipped.
     pub(super) fn skip_statement(&mut self) {
-        match self.metering.failed.take() {
-            Some(failed) => {
-                self.metering.failed(failed.code);
-                self.end_statement(0);
-            }
-            None => drop(self.metering.pop(self.now)),
+        if let Some(failed) = self.metering.failed.take() {
+            self.metering.failed(failed.code);
+            self.end_statement(0);
+        } else {
+            self.metering.pop(self.now);
+            self.tell_next();
         }
     }
 
@@ -346,9 +385,43 @@ impl Session {
             error: ended.error,
             continues: ended.portal.continues,
         });
+        if ended.error.is_some() || self.shared.recent.is_slow(took + ended.queued) {
+            self.remember(ended, took, sent);
+        }
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let counter = &self.pool.counters.query_micros;
         counter.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// Keeps a slow or failed statement for those who look.
+    fn remember(&self, ended: &Running, took: Duration, sent: u64) {
+        let (entry, recent) = (&self.entry, &self.shared.recent);
+        let names = &self.shared.known.queries.names;
+        let incident = Incident {
+            at: SystemTime::now(),
+            client: Client {
+                pid: entry.pid.0,
+                user: Arc::clone(&entry.user),
+                database: Arc::clone(&entry.database),
+                application: (*names.name(self.metering.origin.application)).into(),
+                peer: entry.peer.clone(),
+            },
+            query: ended.known.query.id,
+            text: Arc::clone(&ended.known.query.text),
+            node: names.name(self.metering.node),
+            queued: ended.queued,
+            server: took.saturating_sub(ended.blocked),
+            blocked: ended.blocked.min(took),
+            rows: ended.rows,
+            sent,
+            error: ended.error,
+        };
+        if recent.is_slow(took + ended.queued) {
+            recent.slow(incident.clone());
+        }
+        if incident.error.is_some() {
+            recent.failed(incident);
+        }
     }
 
     /// The client calls itself something else from now on.

@@ -8,6 +8,7 @@ pub mod authenticate;
 mod checkout;
 mod deadline;
 mod extended;
+pub mod failover;
 mod inbound;
 pub mod login;
 mod metering;

@@ -27,6 +27,8 @@ struct Relay<'a> {
     session: &'a mut Session,
     /// What the backend has, if it was asked.
     learnt: Vec<Row>,
+    /// How many of its statements the backend still has, if it was asked.
+    prepared: Option<usize>,
     /// Why the session ends once the client has what came so far.
     end: Option<End>,
 }
@@ -48,6 +50,15 @@ impl Receiver for Relay<'_> {
             self.session.names.undo();
         } else if owed.renames && (done || receive::names_statement(received, tag)) {
             self.session.names.confirm();
+        }
+        if done
+            && !matches!(
+                owed.request,
+                Request::Parse | Request::Bind | Request::Close
+            )
+        {
+            // What is behind it in a pipeline is under way from here on.
+            self.session.since = self.session.now;
         }
         match tag {
             b::ERROR_RESPONSE => return self.error(owed, payload),
@@ -192,6 +203,7 @@ impl Relay<'_> {
                     _ => {}
                 }
                 if backend.status == TransactionStatus::Idle {
+                    self.session.metering.forget_portals();
                     self.session
                         .pool
                         .counters
@@ -207,6 +219,7 @@ impl Relay<'_> {
                         .counters
                         .transaction_micros
                         .fetch_add(micros, Ordering::Relaxed);
+                    self.session.transaction_since = self.session.now;
                 }
             }
             For::Probe => {
@@ -244,7 +257,9 @@ impl Relay<'_> {
             self.session.pins.insert(PinReason::SettingsUnknown);
         } else if !rows.is_empty() {
             if let Some(left) = leftovers::take(&mut rows) {
-                self.session.settle_pins(left, backend.expect.is_at_rest());
+                self.session
+                    .settle_pins(left.pins, backend.expect.is_at_rest());
+                self.prepared = Some(left.prepared);
             }
             let user = self.session.effective.login_user.as_bytes();
             self.session.settings.learn(&rows, user);
@@ -305,6 +320,7 @@ impl Session {
             gather: Gather::take(),
             session: self,
             learnt: Vec::new(),
+            prepared: None,
             end: None,
         };
         let backend = &mut *lease;
@@ -320,12 +336,17 @@ impl Session {
         let Relay {
             gather,
             learnt,
+            prepared,
             end,
             ..
         } = relay;
         gather.give();
         if !learnt.is_empty() {
             self.reflect(&mut lease.mirror, &learnt);
+        }
+        // Code that runs DEALLOCATE ALL takes the session's own names away with all others.
+        if prepared.is_some_and(|prepared| lease.mirror.recount(prepared)) {
+            self.names.forget_all();
         }
         self.lease = Some(lease);
         if let Err(error) = received {
@@ -398,7 +419,7 @@ impl Session {
         self.lease = None;
     }
 
-    fn server_gone(&mut self, error: &ReceiveError) -> End {
+    pub(super) fn server_gone(&mut self, error: &ReceiveError) -> End {
         self.drop_backend();
         self.since = self.now;
         let report = Report::fatal(SqlState::CONNECTION_FAILURE, error.to_string());

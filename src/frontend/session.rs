@@ -22,6 +22,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::metering::Metering;
 use super::refusal::Refusal;
+use crate::backend::receive::ReceiveError;
 use crate::config::model::PoolMode;
 use crate::error::Report;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
@@ -260,6 +261,13 @@ impl Session {
     /// One turn; false if nothing moved, which means that every side's waker is registered.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         self.obey()?;
+        if self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.identity.is_lost())
+        {
+            return Err(self.server_gone(&ReceiveError::Lost));
+        }
         let mut moved = self.poll_send(cx)?;
         moved |= self.poll_granted(cx)?;
         moved |= self.poll_server(cx)?;

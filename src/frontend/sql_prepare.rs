@@ -35,7 +35,7 @@ use crate::wire::frontend as f;
 const OWN: &[u8] = b"pgweir own";
 
 /// The statement that is deallocated in place of one that other sessions use too.
-const GONE: &[u8] = b"pgweir_gone";
+const GONE: &[u8] = b"pgweir gone";
 
 type Name = Named<Arc<Known>>;
 
@@ -156,7 +156,7 @@ impl Session {
                     rewritten.ahead = true;
                     rewritten.owed.renames = true;
                     rewritten.change = Some((name.into(), None));
-                    renaming.replace(range, GONE);
+                    renaming.replace(range, &quoted(GONE));
                 }
                 // Of a PREPARE of a name that is taken the server says so, when it has found nothing else to say.
                 (_, Some(named)) => {

@@ -5,6 +5,8 @@
 //! numbers are those of the console, and a scrape is the only time any of it costs anything. Counters in seconds need
 //! fractions, which the `metrics` crate's counters don't have.
 
+mod nodes;
+
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
@@ -28,6 +30,9 @@ pub(super) fn render(shared: &Shared, events: &PrometheusHandle) -> String {
     put_pools(&mut page, &snapshot.pools);
     put_totals(&mut page, &snapshot.pools);
     put_databases(&mut page, &snapshot);
+    if !snapshot.nodes.is_empty() {
+        nodes::put(&mut page, &snapshot);
+    }
     page.text + &events.render()
 }
 

@@ -97,6 +97,13 @@ impl Queries {
         query
     }
 
+    /// The text of the statement `id`, if it has a record.
+    pub fn text(&self, id: QueryId) -> Option<Arc<str>> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let query = table.records.find(id.0, |query| query.id == id)?;
+        Some(Arc::clone(&query.text))
+    }
+
     /// `query` is about to be run: takes it up again if it has made room.
     pub fn touch(&self, query: &Arc<Query>) {
         if !query.is_retired() {

@@ -105,7 +105,7 @@ impl AuthQuery {
         database: &str,
         text: &[u8],
     ) -> Result<Vec<Row>, LookupError> {
-        let Some(mut effective) = Effective::of(config, database, "") else {
+        let Some(mut effective) = self.pools.effective(config, database, "") else {
             return Err(failed(&OpenError::NoDatabase(database.to_owned())));
         };
         match self.run_in(&effective, config, text).await {

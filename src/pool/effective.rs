@@ -1,11 +1,19 @@
 //! The configuration of one pool: what the database says, with the user's differences laid over it.
 
-use crate::config::model::{Config, Node, PoolSettings, Retry, Secret, Timeouts};
+use std::sync::Arc;
+
+use crate::config::model::{Config, Node, PoolSettings, Retry, Routing, Secret, Timeouts};
 
 /// What a pool of one user and database goes by. Replaced as a whole at reload.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Effective {
+    /// The server that connections go to: in a pool of a replica, that one.
     pub primary: Node,
+    /// Connections are only of use to a server that takes writes.
+    pub must_take_writes: bool,
+    /// The configured servers, where there are several; empty where there is one. Names their cluster.
+    pub servers: Arc<str>,
+    pub routing: Routing,
     /// Name of the database on the server.
     pub dbname: String,
     /// Whom server connections log in as.
@@ -27,14 +35,28 @@ impl Effective {
         config.databases.contains_key(database) || config.databases.contains_key("*")
     }
 
+    /// The same for connections to a replica.
+    #[must_use]
+    pub fn for_replica(&self, replica: &Node) -> Self {
+        Self {
+            primary: replica.clone(),
+            must_take_writes: false,
+            ..self.clone()
+        }
+    }
+
     /// `None` where no database of that name is configured and there is no fallback.
     pub fn of(config: &Config, database: &str, user: &str) -> Option<Self> {
         let named = config.databases.get(database);
         let entry = named.or_else(|| config.databases.get("*"))?;
         let mut pool = entry.pool.clone();
         let mut timeouts = entry.timeouts.clone();
+        let mut routing = entry.routing;
         let mut retry = entry.retry.clone();
         if let Some(user) = config.users.get(user) {
+            routing.reads = user.reads.unwrap_or(routing.reads);
+            routing.consistency = user.consistency.unwrap_or(routing.consistency);
+            routing.replica_wait = user.replica_wait.or(routing.replica_wait);
             pool.pool_mode = user.pool_mode.unwrap_or(pool.pool_mode);
             pool.max_size = user.max_size.unwrap_or(pool.max_size);
             pool.reserve_size = user.reserve_size.unwrap_or(pool.reserve_size);
@@ -59,6 +81,9 @@ impl Effective {
         }
         Some(Self {
             primary: entry.primary.clone(),
+            must_take_writes: !entry.replicas.is_empty(),
+            servers: servers(&entry.primary, &entry.replicas),
+            routing,
             dbname: entry.dbname.clone().unwrap_or_else(|| database.to_owned()),
             login_user: entry.user.clone().unwrap_or_else(|| user.to_owned()),
             login_password: entry.user.as_ref().and(entry.password.clone()),
@@ -73,4 +98,14 @@ impl Effective {
             is_fallback: named.is_none(),
         })
     }
+}
+
+/// What tells one list of servers from another; empty for a single server.
+pub fn servers(primary: &Node, replicas: &[Node]) -> Arc<str> {
+    if replicas.is_empty() {
+        return Arc::default();
+    }
+    let nodes = std::iter::once(primary).chain(replicas);
+    let addresses: Vec<String> = nodes.map(Node::address).collect();
+    addresses.join(",").into()
 }

@@ -1,6 +1,6 @@
 //! Server connections: who may have one, how they are opened, kept, cleaned and closed.
 //!
-//! A [`pool::Pool`] holds the connections of one (user, database) in a deadpool pool. Clients check a connection out
+//! A [`pool::Pool`] holds the connections of one (user, database) to one server in a deadpool pool. Clients check a connection out
 //! as a [`lease::Lease`] or wait in the pool's queue; the [`steward`] opens and closes connections in the background
 //! within the [`limits`] shared by all pools.
 //!
@@ -27,6 +27,7 @@ pub mod pools;
 pub mod reset;
 pub mod startups;
 pub mod steward;
+pub mod targets;
 pub mod waiter;
 
 pub use lease::Lease;

@@ -33,6 +33,8 @@ pub enum OpenError {
     ConnectQuery(#[from] query::QueryError),
     #[error("opening a server connection took longer than {0:?} (server_connect_timeout)")]
     Timeout(Duration),
+    #[error("server {0} is in recovery: it is not the primary")]
+    InRecovery(String),
 }
 
 impl From<ReachError> for OpenError {
@@ -49,7 +51,7 @@ impl OpenError {
     /// user and database is final for the clients that wait.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Connect(_) | Self::Timeout(_) => true,
+            Self::Connect(_) | Self::Timeout(_) | Self::InRecovery(_) => true,
             Self::Login(LoginError::Server(refusal)) => {
                 matches!(
                     &refusal.code.0,
@@ -73,6 +75,7 @@ impl UserFacing for OpenError {
             }
             Self::ConnectQuery(error) => Report::fatal(error.code(), self.to_string()),
             Self::NoDatabase(_) => Report::fatal(SqlState::INVALID_CATALOG_NAME, self.to_string()),
+            Self::InRecovery(_) => Report::fatal(SqlState::CANNOT_CONNECT_NOW, self.to_string()),
         }
     }
 
@@ -103,6 +106,11 @@ impl Gate {
             retry_at: None,
             pause: Duration::ZERO,
         }
+    }
+
+    /// The next attempt is to another server.
+    pub(super) fn forget_failures(&mut self) {
+        self.succeeded();
     }
 
     fn succeeded(&mut self) {
@@ -153,6 +161,9 @@ pub async fn open(
     };
     let attempt = Box::pin(async {
         let (mut backend, logged_in) = dialer.log_in(login).await?;
+        if effective.must_take_writes && is_in_recovery(&mut backend).await? {
+            return Err(OpenError::InRecovery(effective.primary.address()));
+        }
         if let Some(text) = &effective.pool.connect_query {
             query::on_backend(&mut backend, text.as_bytes()).await?;
         }
@@ -161,6 +172,17 @@ pub async fn open(
     tokio::time::timeout(limit, attempt)
         .await
         .unwrap_or(Err(OpenError::Timeout(limit)))
+}
+
+/// Whether the server is a standby. It can't become one without closing the connection, so asking once will do.
+async fn is_in_recovery(backend: &mut Backend) -> Result<bool, OpenError> {
+    // PostgreSQL 14 and later say so unasked.
+    if let Some(reported) = backend.mirror.reported.get(b"in_hot_standby") {
+        return Ok(reported == b"on");
+    }
+    let rows = query::on_backend(backend, b"SELECT pg_catalog.pg_is_in_recovery()").await?;
+    let answer = rows.first().and_then(|row| row.first()?.as_deref());
+    Ok(answer == Some(&b"t"[..]))
 }
 
 impl Pool {

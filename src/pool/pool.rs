@@ -1,4 +1,4 @@
-//! One pool: the connections of one (user, database) and the clients waiting for one.
+//! One pool: the connections of one (user, database) to one server, and the clients waiting for one.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -20,7 +20,7 @@ use super::open::{Gate, OpenError};
 use super::passthrough::{Learnt, Tries};
 use super::startups::Startups;
 use super::waiter::{CheckoutError, Waiter};
-use crate::config::model::PoolSettings;
+use crate::config::model::{Node, PoolSettings};
 use crate::session::mirror::Reported;
 
 /// deadpool wants a size at the start and keeps the real one itself; the slots are what limits.
@@ -31,15 +31,21 @@ const OBJECTS_MAX: usize = 1 << 16;
 const YIELD_AFTER: Duration = Duration::from_millis(100);
 
 /// What a pool is for, as clients name it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolKey {
     pub database: Arc<str>,
     pub user: Arc<str>,
+    /// The replica, `HOST:PORT`; `None` for the primary, whoever that is.
+    pub node: Option<Arc<str>>,
 }
 
 impl std::fmt::Display for PoolKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.database, self.user)
+        write!(f, "{}/{}", self.database, self.user)?;
+        match &self.node {
+            Some(node) => write!(f, "@{node}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -50,6 +56,8 @@ pub struct Orders {
     pub paused: AtomicBool,
     /// `DISABLE`: no new client is let in.
     pub disabled: AtomicBool,
+    /// There is no primary at the moment: no connection is given out until there is one.
+    headless: AtomicBool,
 }
 
 /// See the module.
@@ -272,7 +280,37 @@ impl Pool {
     }
 
     pub fn is_held(&self) -> bool {
-        self.orders.paused.load(Ordering::Relaxed)
+        self.orders.paused.load(Ordering::Relaxed) || self.is_headless()
+    }
+
+    /// Whether clients wait for a primary.
+    pub fn is_headless(&self) -> bool {
+        self.orders.headless.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_headless(&self, is_headless: bool) {
+        self.orders.headless.store(is_headless, Ordering::SeqCst);
+    }
+
+    /// The pool's connections go to another server from now on: what the last one said does not count.
+    pub(super) fn forget_failures(&self) {
+        self.with_gate(Gate::forget_failures);
+    }
+
+    /// Has all waiting clients ask for a connection anew, perhaps elsewhere.
+    pub(super) fn turn_away(&self) {
+        while let Some(waiter) = self.pop_waiter() {
+            waiter.fail(CheckoutError::TurnedAway);
+        }
+    }
+
+    /// Marks connections to servers that `is_gone` as lost.
+    pub(super) fn abandon(&self, is_gone: impl Fn(&Node) -> bool) {
+        for backend in self.live.all() {
+            if is_gone(&backend.identity.node) {
+                backend.identity.lose();
+            }
+        }
     }
 
     /// Connections that are idle.
@@ -292,6 +330,9 @@ impl Pool {
 
     /// The error of a client that has waited `limit` long in vain.
     pub fn wait_timeout(&self, limit: Duration) -> CheckoutError {
+        if self.is_headless() {
+            return CheckoutError::NoPrimary { waited: limit };
+        }
         CheckoutError::WaitTimeout {
             waited: limit,
             pool: self.key.to_string(),
@@ -301,8 +342,11 @@ impl Pool {
 
     /// Why a client waits, for the DETAIL of its timeout.
     pub fn why_waiting(&self) -> String {
-        if self.is_held() {
+        if self.orders.paused.load(Ordering::Relaxed) {
             return "paused by PAUSE or KILL".to_owned();
+        }
+        if self.is_headless() {
+            return "there is no primary".to_owned();
         }
         if let Some(error) = self.with_gate(|gate| gate.last_error.clone()) {
             return format!("the last attempt to open a server connection failed: {error}");

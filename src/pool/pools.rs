@@ -1,6 +1,7 @@
 //! All pools, made on demand.
 //!
-//! Bound: one pool for each (user, database) that has logged in; those without clients and connections are dropped.
+//! Bound: one pool for each (user, database) that has logged in, and one for each of them and each replica; those
+//! without clients and connections are dropped.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -12,6 +13,7 @@ use super::effective::Effective;
 use super::limits::Limits;
 use super::orders::OrderBook;
 use super::pool::{ClientPlace, Pool, PoolKey};
+use super::targets::Targets;
 use crate::backend::connect::Dialer;
 use crate::config::model::Config;
 
@@ -21,8 +23,11 @@ pub struct Pools {
     by_key: RwLock<HashMap<PoolKey, Arc<Pool>>>,
     pub(super) limits: Arc<Limits>,
     pub dialer: ArcSwap<Dialer>,
+    pub(super) targets: Targets,
     /// What the console ordered; taken before `pools`.
     pub(super) orders: Mutex<OrderBook>,
+    /// Held while the pools' settings are replaced, so that of two replacements the later one stands.
+    pub(super) replacing: Mutex<()>,
     /// Held while clients are counted and one is added, so that two can't take the last place.
     admitting: Mutex<()>,
 }
@@ -40,7 +45,9 @@ impl Pools {
             by_key: RwLock::default(),
             limits: Arc::default(),
             dialer: ArcSwap::new(dialer),
+            targets: Targets::default(),
             admitting: Mutex::default(),
+            replacing: Mutex::default(),
             orders: Mutex::default(),
         })
     }
@@ -53,6 +60,7 @@ impl Pools {
         let key = PoolKey {
             database: database.into(),
             user: user.into(),
+            node: None,
         };
         if let Some(pool) = self
             .by_key
@@ -62,15 +70,24 @@ impl Pools {
         {
             return Some(Arc::clone(pool));
         }
-        let effective = Effective::of(config, database, user)?;
+        let mut effective = Effective::of(config, database, user)?;
         let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pools = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
         let pool = pools.entry(key.clone()).or_insert_with(|| {
+            let is_held = self.targets.apply(&mut effective);
             let pool = Pool::new(key, effective, Arc::clone(&self.limits));
+            pool.set_headless(is_held);
             orders.give(&pool);
             pool
         });
         Some(Arc::clone(pool))
+    }
+
+    /// The settings of `database` and `user`, with the present primary.
+    pub fn effective(&self, config: &Config, database: &str, user: &str) -> Option<Effective> {
+        let mut effective = Effective::of(config, database, user)?;
+        self.targets.apply(&mut effective);
+        Some(effective)
     }
 
     /// A place for one more client of `pool`, within the limits on clients of its database and its user.
@@ -125,12 +142,21 @@ impl Pools {
     /// Takes over a new configuration. A pool whose server, login or startup settings changed replaces its
     /// connections; one whose database is gone serves the clients it has, and [`Self::get`] finds it for no new one.
     pub fn reload(&self, config: &Config) {
+        let _turn = self
+            .replacing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         for pool in self.all() {
-            let Some(next) = Effective::of(config, &pool.key.database, &pool.key.user) else {
+            let Some(mut next) = Effective::of(config, &pool.key.database, &pool.key.user) else {
                 continue;
             };
             let before = pool.effective.load_full();
-            let moved = before.primary != next.primary
+            if pool.key.node.is_none() {
+                pool.set_headless(self.targets.apply(&mut next));
+            } else {
+                next = next.for_replica(&before.primary);
+            }
+            let moved = !before.primary.is_same_server(&next.primary)
                 || before.dbname != next.dbname
                 || before.login_user != next.login_user
                 || before.login_password != next.login_password

@@ -28,6 +28,11 @@ pub enum CheckoutError {
         /// What stands in the way, for DETAIL.
         why: String,
     },
+    #[error("no primary server is available (query_wait_timeout)")]
+    NoPrimary { waited: Duration },
+    /// Not for clients: the server it waited for is out of service, and another one may serve it.
+    #[error("the server is out of service")]
+    TurnedAway,
     #[error("database \"{0}\" is disabled")]
     Disabled(String),
 }
@@ -45,7 +50,17 @@ impl UserFacing for CheckoutError {
             .hint(
                 "Raise pool.max_size, shorten transactions, or raise timeouts.query_wait_timeout.",
             ),
-            Self::Disabled(_) => Report::error(SqlState::CANNOT_CONNECT_NOW, self.to_string()),
+            Self::NoPrimary { waited } => Report::error(
+                SqlState::CANNOT_CONNECT_NOW,
+                self.to_string(),
+            )
+            .detail(format!(
+                "No server of the cluster took writes for {waited:?}."
+            ))
+            .hint("SHOW NODES on the console tells why. The limit is timeouts.query_wait_timeout."),
+            Self::TurnedAway | Self::Disabled(_) => {
+                Report::error(SqlState::CANNOT_CONNECT_NOW, self.to_string())
+            }
         }
     }
 
@@ -54,6 +69,7 @@ impl UserFacing for CheckoutError {
             Self::Refused(error) => error.kind(),
             Self::Canceled => ErrorKind::Client,
             Self::WaitTimeout { .. } => ErrorKind::Limit,
+            Self::NoPrimary { .. } | Self::TurnedAway => ErrorKind::Server,
             Self::Disabled(_) => ErrorKind::Operator,
         }
     }

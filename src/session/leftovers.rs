@@ -5,6 +5,11 @@
 //! # Why every such transaction
 //! What a function does can't be told from its call, and what it leaves would be the next client's. The question goes
 //! out in the same write as the end of the transaction, so the client doesn't wait for it.
+//!
+//! # Why pgweir's own statements are counted
+//! A function may run DEALLOCATE, which no message tells of, and the statements that other sessions share would be gone.
+//! Their number tells that something is missing; asking for their names each time would cost more than preparing them
+//! again in the rare case.
 
 use super::settings::Row;
 use crate::sql::state::{PinReason, PinSet};
@@ -33,18 +38,26 @@ pub const QUESTION: &str = "'pin asked', NULL UNION ALL SELECT 'pin temp_table',
      EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \
      AND refobjid = pg_catalog.pg_my_temp_schema()) END \
      UNION ALL SELECT 'pin listen', NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels()) \
-     UNION ALL SELECT 'pin sql_prepare', NULL \
-     WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql \
-     AND NOT name OPERATOR(pg_catalog.~) '^pgweir_[0-9]+$') \
+     UNION ALL SELECT CASE WHEN pg_catalog.left(name, 7) = 'pgweir_' THEN 'pin prepared' ELSE 'pin sql_prepare' END, \
+     pg_catalog.count(*)::pg_catalog.text FROM pg_catalog.pg_prepared_statements \
+     WHERE from_sql OR pg_catalog.left(name, 7) = 'pgweir_' GROUP BY 1 \
      UNION ALL SELECT 'pin hold_cursor', NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable) \
      UNION ALL SELECT 'pin advisory_lock', NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_locks \
      WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid())";
 
+/// The answer to [`QUESTION`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leftovers {
+    pub pins: PinSet,
+    /// How many statements the backend has under global names.
+    pub prepared: usize,
+}
+
 /// Takes the answers to [`QUESTION`] out of `rows`; `None` if it was not asked.
-pub fn take(rows: &mut Vec<Row>) -> Option<PinSet> {
+pub fn take(rows: &mut Vec<Row>) -> Option<Leftovers> {
     let mut asked = false;
-    let mut pins = PinSet::EMPTY;
-    rows.retain(|(name, _)| {
+    let mut left = Leftovers::default();
+    rows.retain(|(name, value)| {
         let Some(word) = name.strip_prefix(PREFIX) else {
             return true;
         };
@@ -52,13 +65,19 @@ pub fn take(rows: &mut Vec<Row>) -> Option<PinSet> {
             asked = true;
             return false;
         }
+        if word == b"prepared" {
+            let count = value.as_deref().and_then(|v| std::str::from_utf8(v).ok());
+            // A number that can't be read is like one that doesn't fit.
+            left.prepared = count.and_then(|c| c.parse().ok()).unwrap_or(usize::MAX);
+            return false;
+        }
         let reason = PinReason::ALL
             .into_iter()
             .find(|reason| reason.as_str().as_bytes() == word);
-        pins.insert(reason.unwrap_or(PinReason::OpaqueState));
+        left.pins.insert(reason.unwrap_or(PinReason::OpaqueState));
         false
     });
-    asked.then_some(pins)
+    asked.then_some(left)
 }
 
 #[cfg(test)]
@@ -72,8 +91,11 @@ mod tests {
             (b"pin asked".to_vec(), None),
             (b"pin listen".to_vec(), None),
             (b"pin temp_table".to_vec(), None),
+            (b"pin prepared".to_vec(), Some(b"12".to_vec())),
         ];
-        assert_eq!(take(&mut rows).unwrap().to_string(), "temp_table,listen");
+        let left = take(&mut rows).unwrap();
+        assert_eq!(left.pins.to_string(), "temp_table,listen");
+        assert_eq!(left.prepared, 12);
         assert_eq!(rows.len(), 1);
         assert!(take(&mut rows).is_none());
     }
@@ -83,7 +105,7 @@ mod tests {
         let words = QUESTION
             .split('\'')
             .filter_map(|part| part.strip_prefix("pin "))
-            .filter(|word| *word != "asked");
+            .filter(|word| !matches!(*word, "asked" | "prepared"));
         let known = |word| PinReason::ALL.iter().any(|reason| reason.as_str() == word);
         assert!(words.clone().count() == 5 && words.clone().all(known));
         let settled = PinReason::ALL

@@ -129,6 +129,20 @@ impl Mirror {
         self.prepared.pop_lru().map(|(id, _)| id)
     }
 
+    /// The server was asked how many of the statements it has, with nothing under way. If one is missing, nobody knows
+    /// which: all are closed and parsed again when they are next used. True if all of them are gone.
+    pub fn recount(&mut self, prepared: usize) -> bool {
+        let had = self.prepared.len();
+        if prepared == 0 {
+            self.prepared.clear();
+        } else if prepared != had {
+            for (_, given) in &mut self.prepared {
+                given.stale = true;
+            }
+        }
+        prepared == 0 && had > 0
+    }
+
     /// Statement `id` is not there after all, or was closed.
     pub fn forget(&mut self, id: u64) {
         self.prepared.pop(&id);
@@ -184,6 +198,18 @@ mod tests {
         assert!(mirror.shape(1).is_none() && mirror.contains(1));
         assert_eq!(mirror.prepare(1, Arc::default()), Some(1));
         assert!(mirror.shape(1).is_some() && !mirror.contains(2));
+    }
+
+    #[test]
+    fn a_missing_statement_puts_all_in_doubt() {
+        let mut mirror = Mirror::new(Arc::default(), 3);
+        mirror.prepare(1, Arc::default());
+        mirror.prepare(2, Arc::default());
+        assert!(!mirror.recount(2) && mirror.shape(1).is_some());
+        assert!(!mirror.recount(1) && mirror.shape(1).is_none() && mirror.shape(2).is_none());
+        assert_eq!(mirror.prepare(1, Arc::default()), Some(1));
+        assert!(mirror.recount(0) && !mirror.contains(1));
+        assert!(!mirror.recount(0));
     }
 
     #[test]

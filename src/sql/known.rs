@@ -153,7 +153,7 @@ fn concerns_session(effect: &Effect) -> bool {
     matches!(
         effect,
         Effect::Setting { local: false, .. }
-            | Effect::DeallocateSql(None)
+            | Effect::DeallocateSql(_)
             | Effect::ResetSetting(_)
             | Effect::ResetAll
             | Effect::DiscardAll

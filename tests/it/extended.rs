@@ -521,3 +521,54 @@ async fn large_parameters_and_statements_pass_in_pieces() {
     assert_eq!(same.tags(&batch.concat()).await, "1Z2DCZ2DCZTDCZ12DCZ");
     assert_eq!(same.tags(&query("SELECT 'after'")).await, "TDCZ");
 }
+
+/// What code deallocates no message tells of.
+#[tokio::test]
+async fn statements_that_a_function_deallocates_are_gone_for_its_session_and_nobody_else() {
+    let mut role = shared::role("deallocating_code").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let mut one = role.client(&pgweir).await;
+    let mut two = role.client(&pgweir).await;
+    let all = "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$";
+    let some = "DO $$ DECLARE s text; BEGIN SELECT quote_ident(name) INTO s FROM pg_prepared_statements \
+                WHERE name LIKE 'pgweir%' ORDER BY prepare_time LIMIT 1; EXECUTE 'DEALLOCATE ' || s; END $$";
+    let direct =
+        "SELECT quote_ident(name) FROM pg_prepared_statements WHERE name LIKE 'pgweir%' LIMIT 1";
+    for round in 0..3 {
+        let name = format!("s{round}");
+        for (client, value) in [(&mut one, "1"), (&mut two, "2")] {
+            let text = format!("SELECT {value} + {round}");
+            client
+                .send(&[parse(&name, &text, &[]), sync()].concat())
+                .await;
+            client.reply().await.ok();
+        }
+        match round {
+            0 => one.query(all).await.ok(),
+            // A rollback does not bring them back.
+            1 => {
+                one.query("BEGIN").await.ok();
+                one.query(some).await.ok();
+                one.query("ROLLBACK").await.ok()
+            }
+            _ => {
+                let given = one.value(direct).await;
+                one.query(&format!("DEALLOCATE {given}")).await.ok()
+            }
+        };
+        let run = [bind("", &name, &[]), execute("", 0), sync()].concat();
+        two.send(&run).await;
+        assert_eq!(two.reply().await.ok().value(), (2 + round).to_string());
+        one.send(&run).await;
+        let own = one.reply().await;
+        if round == 0 {
+            assert_eq!(own.sqlstate(), "26000");
+            assert!(own.error().message.contains("\"s0\""), "{own:?}");
+        } else {
+            assert_eq!(own.ok().value(), (1 + round).to_string());
+        }
+    }
+    assert_eq!(role.pids().await.len(), 1);
+}

@@ -329,3 +329,75 @@ async fn users_and_databases_have_timeouts_of_their_own() {
         assert_eq!(!reply.errors.is_empty(), cut, "{user} {database}");
     }
 }
+
+/// `count` naps of 200 ms, sent in one write: nothing is awaited before the last one has begun.
+fn naps(count: usize) -> Vec<u8> {
+    messages::query("SELECT pg_sleep(0.2)").repeat(count)
+}
+
+/// The same by the extended protocol, each followed by `end`.
+fn extended_naps(count: usize, end: &[u8]) -> Vec<u8> {
+    let nap = [
+        messages::parse("", "SELECT pg_sleep(0.2)", &[]),
+        messages::bind("", "", &[]),
+        messages::execute("", 0),
+        end.to_vec(),
+    ];
+    nap.concat().repeat(count)
+}
+
+#[tokio::test]
+async fn query_timeout_counts_from_the_statement_under_way_in_a_pipeline() {
+    let pgweir = with("query_timeout", "700ms").start();
+    let mut client = pgweir.client().await;
+    client.send(&naps(6)).await;
+    for _ in 0..6 {
+        client.reply().await.ok();
+    }
+    client.send(&extended_naps(6, &messages::sync())).await;
+    for _ in 0..6 {
+        client.reply().await.ok();
+    }
+    // Without Flush the server would tell of none of them before the Sync.
+    let exchange = [extended_naps(6, &messages::flush()), messages::sync()];
+    client.send(&exchange.concat()).await;
+    assert_eq!(client.reply().await.ok().tags.len(), 6);
+    // The one that is too long is the one that ends.
+    let long = messages::query("SELECT pg_sleep(600)");
+    client.send(&[naps(2), long, naps(2)].concat()).await;
+    for number in 0..5 {
+        let reply = client.reply().await;
+        if number == 2 {
+            is_about(reply.error(), "ERROR", "57014", "timeouts.query_timeout");
+        } else {
+            reply.ok();
+        }
+    }
+}
+
+#[tokio::test]
+async fn transaction_timeout_counts_from_the_transactions_start() {
+    let pgweir = with("transaction_timeout", "700ms").start();
+    let mut client = pgweir.client().await;
+    client.send(&naps(6)).await;
+    for _ in 0..6 {
+        client.reply().await.ok();
+    }
+    client.send(&extended_naps(6, &messages::sync())).await;
+    for _ in 0..6 {
+        client.reply().await.ok();
+    }
+    // A client that keeps its backend is in no transaction meanwhile.
+    client.query("CREATE TEMP TABLE t (a int)").await.ok();
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    client.query("SELECT pg_sleep(0.2)").await.ok();
+    client
+        .send(&[messages::query("BEGIN"), naps(6)].concat())
+        .await;
+    is_about(
+        &end_of(client).await,
+        "FATAL",
+        "25P04",
+        "timeouts.transaction_timeout",
+    );
+}

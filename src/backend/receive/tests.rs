@@ -174,13 +174,7 @@ fn exchanges() -> impl Strategy<Value = Exchange> {
 /// A connection to nobody; the other end is kept open beside it.
 fn backend(owed: &[Owed]) -> (Backend, UnixStream) {
     let (own, other) = UnixStream::pair().unwrap();
-    let node = Node {
-        host: "test".to_owned(),
-        port: 1,
-        user: None,
-        password: None,
-        dbname: None,
-    };
+    let node = Node::at("test", 1);
     let identity = Identity::new(node, 1, Vec::new(), Encryption::Plain);
     let mirror = Mirror::new(Arc::default(), 10);
     let mut backend = Backend::new(Stream::Unix(own), identity, mirror, 0);

@@ -48,13 +48,7 @@ fn server_tls(sslmode: SslMode, direct: bool) -> ServerTlsContext {
 }
 
 fn node(host: &str, port: u16) -> Node {
-    Node {
-        host: host.to_owned(),
-        port,
-        user: None,
-        password: None,
-        dbname: None,
-    }
+    Node::at(host, port)
 }
 
 async fn play(mut tcp: TcpStream, step: Step, tls: &ClientTlsContext) -> Option<Stream> {

@@ -1,0 +1,371 @@
+//! What the probes found, put together: which server is the primary, what state each one is in, how fresh it is.
+//!
+//! Pure: findings and times come in, a picture and what is worth telling come out.
+//!
+//! # Invariants
+//! - Nothing is decided before every server was asked once: the first to answer may be a primary of yesterday.
+//! - A server on a timeline below the highest ever seen is no primary, whether or not another one is at hand.
+//! - Of two that claim it on one timeline, the one that is the primary already stays.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::lsn::Lsn;
+use super::node::Node;
+use super::samples::{Sample, Samples, Tick};
+use super::state::{Health, Moved, NodeState, Rules, Verdict};
+use super::topology::{Attested, NodeView, Role, Topology};
+
+/// What a server said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub in_recovery: bool,
+    /// `None` where the server does not tell this user.
+    pub system: Option<u64>,
+    pub timeline: Option<u32>,
+    /// Where the next record goes, page heads left out; on a primary.
+    pub inserted: Option<Lsn>,
+    /// On a replica.
+    pub received: Option<Lsn>,
+    pub replayed: Option<Lsn>,
+    /// Drawn before it was asked.
+    pub tick: Tick,
+    pub asked: Instant,
+    pub took: Duration,
+}
+
+/// What a probe came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    Answer(Answer),
+    /// No connection, no answer in time, or none that makes sense.
+    Failed(Arc<str>),
+    /// The server is there and lets the probe's user in no further.
+    Denied(Arc<str>),
+}
+
+/// What is worth a line in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Moved {
+        node: usize,
+        moved: Moved,
+    },
+    /// The primary is another server now.
+    Primary {
+        from: Option<usize>,
+        to: usize,
+        timeline: Option<u32>,
+    },
+    /// Nobody can be asked; the configured primary is taken for it.
+    Assumed {
+        node: usize,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    node: Arc<Node>,
+    health: Health,
+    /// The last finding, and the last answer if there was one since the server's last fall.
+    finding: Option<Finding>,
+    answer: Option<Answer>,
+    /// As of the last picture.
+    lag: Option<Duration>,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Board {
+    entries: Vec<Entry>,
+    rules: Rules,
+    primary: Option<usize>,
+    system: Option<u64>,
+    timeline_max: u32,
+    samples: Samples,
+    /// The timeline that the samples are of.
+    sampled: Option<u32>,
+    held_since: Option<Instant>,
+}
+
+impl Board {
+    pub fn new(nodes: &[Arc<Node>], rules: Rules, now: Instant) -> Self {
+        let entry = |node: &Arc<Node>| Entry {
+            node: Arc::clone(node),
+            health: Health::new(now),
+            finding: None,
+            answer: None,
+            lag: None,
+        };
+        Self {
+            entries: nodes.iter().map(entry).collect(),
+            rules,
+            primary: None,
+            system: None,
+            timeline_max: 0,
+            samples: Samples::default(),
+            sampled: None,
+            held_since: Some(now),
+        }
+    }
+
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
+    /// Takes a server out of service or lets it back; false for the primary, which can't be.
+    pub fn drain(&mut self, node: usize, drained: bool) -> bool {
+        if drained && self.primary == Some(node) {
+            return false;
+        }
+        if let Some(entry) = self.entries.get_mut(node) {
+            entry.health.drain(drained);
+        }
+        true
+    }
+
+    pub fn newest_sample(&self) -> Option<Sample> {
+        self.samples.newest()
+    }
+
+    /// Takes in what a probe of server `node` came to.
+    pub fn take(&mut self, node: usize, finding: Finding, now: Instant) -> Vec<Event> {
+        let Some(entry) = self.entries.get_mut(node) else {
+            return Vec::new();
+        };
+        if let Finding::Answer(answer) = &finding {
+            entry.answer = Some(answer.clone());
+        }
+        entry.finding = Some(finding);
+        let mut events = Vec::new();
+        if self.entries.iter().all(|entry| entry.finding.is_some()) {
+            self.know_system();
+            self.raise_timeline();
+            self.elect(&mut events);
+            self.sample();
+            self.judge(node, now, &mut events);
+        }
+        let is_held = self.is_held();
+        self.held_since = is_held.then(|| self.held_since.unwrap_or(now));
+        events
+    }
+
+    /// The cluster is the one that the first of the listed servers belongs to, or the next that tells.
+    fn know_system(&mut self) {
+        if self.system.is_none() {
+            let mut answers = self
+                .entries
+                .iter()
+                .filter_map(|entry| entry.answer.as_ref());
+            self.system = answers.find_map(|answer| answer.system);
+        }
+    }
+
+    fn is_foreign(&self, answer: &Answer) -> bool {
+        matches!((answer.system, self.system), (Some(own), Some(ours)) if own != ours)
+    }
+
+    fn raise_timeline(&mut self) {
+        let own = |entry: &Entry| {
+            let answer = entry.answer.as_ref()?;
+            answer.timeline.filter(|_| !self.is_foreign(answer))
+        };
+        let highest = self.entries.iter().filter_map(own).max().unwrap_or(0);
+        self.timeline_max = self.timeline_max.max(highest);
+    }
+
+    /// Whether a server takes writes, for all that is known, and belongs here.
+    fn claims(&self, entry: &Entry) -> bool {
+        let is_down = entry.health.state() == NodeState::Down
+            && !matches!(entry.finding, Some(Finding::Answer(_)));
+        entry.answer.as_ref().is_some_and(|answer| {
+            !is_down
+                && !answer.in_recovery
+                && !self.is_foreign(answer)
+                && answer.timeline.unwrap_or(self.timeline_max) >= self.timeline_max
+        })
+    }
+
+    fn elect(&mut self, events: &mut Vec<Event>) {
+        let claims = |place: &usize| {
+            self.entries
+                .get(*place)
+                .is_some_and(|entry| self.claims(entry))
+        };
+        let incumbent = self.primary.filter(claims);
+        let elected = incumbent.or_else(|| (0..self.entries.len()).find(claims));
+        if let Some(to) = elected {
+            if self.primary != Some(to) {
+                let timeline = self.entries[to].answer.as_ref().and_then(|a| a.timeline);
+                let from = self.primary.replace(to);
+                self.samples.clear();
+                events.push(Event::Primary { from, to, timeline });
+            }
+            return;
+        }
+        match self.primary {
+            // Demoted: whoever is next, it is not this one.
+            Some(place) if self.is_demoted(place) => self.primary = None,
+            None if self.is_assumed() => {
+                self.primary = Some(0);
+                events.push(Event::Assumed { node: 0 });
+            }
+            _ => {}
+        }
+    }
+
+    fn is_demoted(&self, place: usize) -> bool {
+        let finding = &self.entries[place].finding;
+        matches!(finding, Some(Finding::Answer(answer)) if answer.in_recovery || self.is_foreign(answer))
+    }
+
+    /// The configured primary is there and can't be asked, and nobody else takes writes.
+    fn is_assumed(&self) -> bool {
+        let first = self.entries.first();
+        first.is_some_and(|entry| matches!(entry.finding, Some(Finding::Denied(_))))
+    }
+
+    /// What the primary said last is a sample, unless it is one already.
+    fn sample(&mut self) {
+        let primary = self.primary.and_then(|place| self.entries.get(place));
+        let Some(Finding::Answer(answer)) = primary.and_then(|entry| entry.finding.as_ref()) else {
+            return;
+        };
+        if self.sampled != answer.timeline {
+            self.samples.clear();
+            self.sampled = answer.timeline;
+        }
+        if let (Some(lsn), Some(_)) = (answer.inserted, answer.timeline) {
+            self.samples.push(Sample {
+                tick: answer.tick,
+                asked: answer.asked,
+                lsn,
+            });
+        }
+    }
+
+    /// Moves the server's state on, and those of servers whose claim the election has decided about.
+    fn judge(&mut self, node: usize, now: Instant, events: &mut Vec<Event>) {
+        let decided = events
+            .iter()
+            .any(|event| matches!(event, Event::Primary { .. }));
+        for place in 0..self.entries.len() {
+            let is_first = self.entries[place].health.state() == NodeState::Unprobed;
+            if place != node && !is_first && !decided {
+                continue;
+            }
+            let verdict = self.verdict(place, now);
+            // What failed is counted once for each probe.
+            if verdict == Verdict::Failed && place != node && !is_first {
+                continue;
+            }
+            let entry = &mut self.entries[place];
+            entry.lag = match verdict {
+                Verdict::Replica { lag } => Some(lag),
+                _ => None,
+            };
+            if let Some(moved) = entry.health.find(verdict, self.rules, now) {
+                if moved.to == NodeState::Down {
+                    entry.answer = None;
+                }
+                events.push(Event::Moved { node: place, moved });
+            }
+        }
+    }
+
+    fn verdict(&self, place: usize, now: Instant) -> Verdict {
+        let entry = &self.entries[place];
+        match &entry.finding {
+            Some(Finding::Denied(_)) if self.primary == Some(place) => Verdict::Primary,
+            Some(Finding::Failed(_) | Finding::Denied(_)) | None => Verdict::Failed,
+            Some(Finding::Answer(answer)) if self.is_foreign(answer) => Verdict::Foreign,
+            Some(Finding::Answer(answer)) if answer.in_recovery => Verdict::Replica {
+                lag: self.lag(answer, now),
+            },
+            Some(Finding::Answer(_)) if self.primary == Some(place) => Verdict::Primary,
+            Some(Finding::Answer(_)) => Verdict::Stale,
+        }
+    }
+
+    fn lag(&self, answer: &Answer, now: Instant) -> Duration {
+        answer
+            .replayed
+            .and_then(|replayed| self.samples.behind_since(replayed))
+            .map_or(Duration::ZERO, |since| now.duration_since(since))
+    }
+
+    fn is_held(&self) -> bool {
+        match self.primary {
+            None => true,
+            Some(place) => self.entries[place].health.state() != NodeState::Up,
+        }
+    }
+
+    /// The picture as it is now.
+    pub fn topology(&self) -> Topology {
+        Topology {
+            nodes: (0..self.entries.len())
+                .map(|place| self.view(place))
+                .collect(),
+            primary: self.primary,
+            is_held: self.is_held(),
+            held_since: self.held_since,
+        }
+    }
+
+    fn view(&self, place: usize) -> NodeView {
+        let entry = &self.entries[place];
+        let answer = entry.answer.as_ref();
+        let role = match answer {
+            None if self.primary == Some(place) => Role::Primary,
+            None => Role::Unknown,
+            Some(answer) if answer.in_recovery => Role::Replica,
+            Some(_) => Role::Primary,
+        };
+        let replayed = answer.and_then(|answer| answer.replayed);
+        let newest = self.samples.newest();
+        let is_replica = role == Role::Replica;
+        let lag_bytes = newest
+            .zip(replayed)
+            .filter(|_| is_replica && answer.is_some_and(|a| a.timeline == self.sampled))
+            .map(|(newest, replayed)| newest.lsn.ahead_of(replayed));
+        NodeView {
+            node: Arc::clone(&entry.node),
+            role,
+            state: entry.health.state(),
+            since: entry.health.since(),
+            timeline: answer.and_then(|answer| answer.timeline),
+            written: answer.and_then(|answer| answer.inserted.or(answer.received)),
+            replayed,
+            lag_bytes,
+            lag: entry.lag.filter(|_| is_replica),
+            attested: answer.and_then(|answer| self.attested(answer)),
+            probed: answer.map(|answer| answer.asked),
+            probe_took: answer.map_or(Duration::ZERO, |answer| answer.took),
+            error: match &entry.finding {
+                Some(Finding::Failed(error) | Finding::Denied(error)) => Some(Arc::clone(error)),
+                Some(Finding::Answer(_)) | None => None,
+            },
+        }
+    }
+
+    fn attested(&self, answer: &Answer) -> Option<Attested> {
+        let comparable = answer.in_recovery
+            && answer.timeline.is_some()
+            && answer.timeline == self.sampled
+            && !self.is_foreign(answer);
+        let fresh = self
+            .samples
+            .fresh(answer.replayed.filter(|_| comparable)?)?;
+        Some(Attested {
+            at: answer.asked,
+            fresh,
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "board/tests.rs"]
+mod tests;

@@ -1,0 +1,93 @@
+//! One server as sessions use it: its address, and how busy it is. What it is at the moment is in the topology.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::config::model;
+
+/// A server of a cluster; the same for as long as the cluster is configured.
+#[derive(Debug)]
+pub struct Node {
+    /// `HOST:PORT`.
+    pub name: Arc<str>,
+    pub server: model::Node,
+    /// Its place among the cluster's servers.
+    pub index: usize,
+    pub load: Load,
+    /// Rings when its probe is to be made before its time.
+    pub(super) wake: Notify,
+}
+
+/// What balancing goes by.
+#[derive(Debug, Default)]
+pub struct Load {
+    /// Reads that were sent and are not answered.
+    pub outstanding: AtomicUsize,
+    /// How long reads take, as an average that forgets, in microseconds; 0 until there was one.
+    latency: AtomicU32,
+    /// Reads sent here.
+    pub reads: AtomicU64,
+    /// Reads that had to be run elsewhere.
+    pub failed: AtomicU64,
+}
+
+impl Load {
+    /// A read was answered. Two at the same time may lose one of them, which does not matter to an average.
+    pub fn answered(&self, took: Duration) {
+        let took = u32::try_from(took.as_micros()).unwrap_or(u32::MAX).max(1);
+        let before = self.latency.load(Ordering::Relaxed);
+        let next = if before == 0 {
+            took
+        } else {
+            before - before / 8 + took / 8
+        };
+        self.latency.store(next.max(1), Ordering::Relaxed);
+    }
+
+    /// How long reads take lately.
+    pub fn latency(&self) -> Duration {
+        Duration::from_micros(self.latency.load(Ordering::Relaxed).into())
+    }
+}
+
+impl Node {
+    pub fn new(server: &model::Node, index: usize) -> Self {
+        Self {
+            name: server.address().into(),
+            server: server.clone(),
+            index,
+            load: Load::default(),
+            wake: Notify::new(),
+        }
+    }
+
+    /// Its share of the reads beside other replicas'.
+    pub fn weight(&self) -> u16 {
+        self.server.weight.unwrap_or(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latency_follows_what_is_measured() {
+        let load = Load::default();
+        load.answered(Duration::from_micros(800));
+        assert_eq!(load.latency(), Duration::from_micros(800));
+        for _ in 0..100 {
+            load.answered(Duration::from_micros(8));
+        }
+        assert!(
+            load.latency() < Duration::from_micros(20),
+            "{:?}",
+            load.latency()
+        );
+        load.answered(Duration::from_secs(100_000));
+        assert!(load.latency() > Duration::from_secs(500));
+    }
+}
