@@ -296,6 +296,7 @@ impl Session {
             f::SYNC => {
                 self.expect(Request::Sync);
                 gather.input(frame.range());
+                self.unlist(gather);
                 self.probe(gather);
                 return Ok(true);
             }

@@ -133,6 +133,8 @@ pub struct Session {
     pub(super) in_transaction: bool,
     /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
     pub(super) copies_in: bool,
+    /// The backend has the client's own names until the exchange ends.
+    pub(super) unlists: bool,
     /// What was replaced in the text of the query under way.
     pub(super) edits: Option<Box<Edits>>,
     /// Descriptions that pgweir gives itself, in that order.
@@ -198,6 +200,7 @@ impl Session {
             refusals: VecDeque::new(),
             in_transaction: false,
             copies_in: false,
+            unlists: false,
             edits: None,
             descriptions: VecDeque::new(),
             reparsed: 0,

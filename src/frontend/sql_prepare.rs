@@ -3,7 +3,8 @@
 //! A simple query that prepares, executes or deallocates is sent with global names in place of the client's, and what it
 //! needs goes ahead of it in the same write; so such statements move from backend to backend like those of the protocol.
 //! Where a name can't be replaced, the backend is given the statement under the client's own name, and is kept
-//! ([`PinReason::SqlPrepare`]).
+//! ([`PinReason::SqlPrepare`]). For a text that reads `pg_prepared_statements` it is given all of the client's for the
+//! time being, and has no others.
 //!
 //! # Why a Sync behind the query
 //! What is sent ahead belongs to the exchange of the query: if it fails, because a table is gone, the server skips the
@@ -99,6 +100,7 @@ impl Session {
             Rewritten::plain(text, ahead)
         };
         self.send_rewritten(rewritten, gather);
+        self.unlist(gather);
         self.probe(gather);
         Ok(true)
     }
@@ -290,9 +292,8 @@ impl Session {
         self.owe(Owed::new(Request::Close, For::Evict));
     }
 
-    /// Gives the backend the statements in `refs` under the client's own names, or all where the text lists them, and
-    /// keeps it. True if something was sent.
-    pub(super) fn use_own_names(
+    /// Does for a text what it needs the client's own names for. True if something was sent that it depends on.
+    fn use_own_names(
         &mut self,
         known: &Known,
         refs: &[PreparedRef<'_>],
@@ -301,7 +302,8 @@ impl Session {
         let Some(backend) = self.lease.as_ref().map(|lease| lease.id) else {
             return false;
         };
-        if !self.pins.contains(PinReason::SqlPrepare) {
+        let lists = known.prepared == PreparedUse::Listed;
+        if !lists && !self.pins.contains(PinReason::SqlPrepare) {
             known.query.pinned();
             telemetry::metrics::pinned(std::iter::once(PinReason::SqlPrepare.as_str()));
             self.pins.insert(PinReason::SqlPrepare);
@@ -309,20 +311,11 @@ impl Session {
         if self.has_failed() {
             return false;
         }
-        let is_foreign = |named: &&Name| named.own_on != backend;
-        let missing: Vec<(Box<[u8]>, Name)> = if known.prepared == PreparedUse::Listed {
+        if lists {
             self.forget_global(gather);
-            let all = self.names.iter().filter(|(_, named)| is_foreign(named));
-            all.map(|(name, named)| (name.into(), named.clone()))
-                .collect()
-        } else {
-            let named = |it: &PreparedRef<'_>| {
-                let name = it.name.as_bytes();
-                let named = self.names.get(name).filter(is_foreign)?;
-                Some((name.into(), named.clone()))
-            };
-            refs.iter().filter_map(named).collect()
-        };
+            self.unlists = true;
+        }
+        let missing = self.missing_names(backend, refs, lists);
         for (name, named) in &missing {
             self.give_own(name, named, gather);
             self.names.own(name, backend);
@@ -336,23 +329,63 @@ impl Session {
         !missing.is_empty()
     }
 
+    /// The names in `refs`, or all, that the backend does not know yet.
+    fn missing_names(
+        &self,
+        backend: u64,
+        refs: &[PreparedRef<'_>],
+        all: bool,
+    ) -> Vec<(Box<[u8]>, Name)> {
+        let is_missing = |named: &&Name| named.own_on != backend;
+        if all {
+            let missing = self.names.iter().filter(|(_, named)| is_missing(named));
+            return missing
+                .map(|(name, named)| (name.into(), named.clone()))
+                .collect();
+        }
+        let missing = |it: &PreparedRef<'_>| {
+            let name = it.name.as_bytes();
+            let named = self.names.get(name).filter(is_missing)?;
+            Some((name.into(), named.clone()))
+        };
+        refs.iter().filter_map(missing).collect()
+    }
+
     /// The backend is to have the client's statements and no others.
     fn forget_global(&mut self, gather: &mut Gather) {
-        if let Some(lease) = &mut self.lease
-            && lease.mirror.prepared_len() > 0
+        while let Some(id) = self
+            .lease
+            .as_mut()
+            .and_then(|lease| lease.mirror.take_oldest())
         {
-            let all = (1..=u64::MAX).map_while(|_| lease.mirror.take_oldest());
-            let all: Vec<u64> = all.collect();
-            for id in all {
-                self.evict(id, gather);
-            }
+            self.evict(id, gather);
         }
-        gather.own(|out| {
-            f::put_statement_target(out, f::CLOSE, OWN);
-            f::put_statement_target(out, f::CLOSE, GONE);
-        });
-        self.owe(Owed::new(Request::Close, For::Evict));
-        self.owe(Owed::new(Request::Close, For::Evict));
+    }
+
+    /// Takes back the names that a list of the client's statements was given for, at the end of its exchange; a backend
+    /// that is kept keeps them.
+    pub(super) fn unlist(&mut self, gather: &mut Gather) {
+        if !std::mem::take(&mut self.unlists) || self.pins.contains(PinReason::SqlPrepare) {
+            return;
+        }
+        let Some(backend) = self.lease.as_ref().map(|lease| lease.id) else {
+            return;
+        };
+        let own = self
+            .names
+            .iter()
+            .filter(|(_, named)| named.own_on == backend);
+        let own: Vec<Box<[u8]>> = own.map(|(name, _)| name.into()).collect();
+        if own.is_empty() {
+            return;
+        }
+        for name in own {
+            gather.own(|out| f::put_statement_target(out, f::CLOSE, &name));
+            self.owe(Owed::new(Request::Close, For::Evict));
+            self.names.own(&name, 0);
+        }
+        gather.own(|out| out.extend_from_slice(&f::SYNC_FRAME));
+        self.owe(Owed::new(Request::Sync, For::Evict));
     }
 
     fn give_own(&mut self, name: &[u8], named: &Name, gather: &mut Gather) {
