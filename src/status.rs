@@ -7,6 +7,7 @@
 pub mod nodes;
 pub mod stats;
 pub mod timeline;
+pub mod trends;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -94,6 +95,8 @@ pub struct PoolStatus {
     pub sv_login: usize,
     /// Server connections in any state.
     pub connections: usize,
+    /// The limit `pool.max_size`, for each server that the pool has connections to.
+    pub connections_max: usize,
     /// How long the first in the queue has waited.
     pub maxwait: Duration,
     pub pool_mode: PoolMode,
@@ -195,7 +198,8 @@ impl Snapshot {
 impl Snapshot {
     /// The text of a statement that has a record; empty for others.
     pub fn text(&self, id: QueryId) -> &str {
-        let mut queries = self.queries.queries.iter();
+        let queries = &self.queries;
+        let mut queries = queries.queries.iter().chain(&queries.unfinished);
         queries
             .find(|query| query.id == id)
             .map_or("", |query| &query.text)
@@ -292,6 +296,7 @@ fn pool_rows(
             let waited = pool.oldest_wait().map(|since| since.elapsed());
             rows[place].maxwait = rows[place].maxwait.max(waited.unwrap_or_default());
             rows[place].connections += pool.open();
+            rows[place].connections_max += pool.effective.load().pool.max_size;
         }
     }
     for client in clients {
@@ -332,6 +337,7 @@ fn empty_row(pool: Arc<Pool>) -> PoolStatus {
         sv_tested: 0,
         sv_login: pool.opening(),
         connections: pool.open(),
+        connections_max: pool.effective.load().pool.max_size,
         maxwait: pool
             .oldest_wait()
             .map_or(Duration::ZERO, |since| since.elapsed()),

@@ -240,7 +240,7 @@ impl Changes {
 
     fn metrics(&mut self, old: &Metrics, new: &Metrics) {
         compare!(self, "metrics" at "metrics", old, new, Metrics {
-            max_queries, max_query_series,
+            max_queries, max_query_series, lock_wait_after,
         });
     }
 

@@ -429,6 +429,8 @@ pub struct Metrics {
     pub max_queries: usize,
     /// Statements with series of their own in `/metrics`.
     pub max_query_series: usize,
+    /// How long a statement runs before it is looked at what it waits for.
+    pub lock_wait_after: Option<Duration>,
 }
 
 /// Slow statements.

@@ -456,6 +456,9 @@ sections! {
         max_queries: usize = 1000, Live;
         /// Statements with series of their own in `/metrics`, at most; 0 for none. The rest is exported as `other`.
         max_query_series: usize = 100, Live;
+        /// A statement that runs this long is looked at from a side connection: what it waits for (`SHOW WAITS`) and who
+        /// stands in its way (`SHOW LOCKS`); `"0"` for none.
+        lock_wait_after: Limit = limit(1), Live;
     }
 
     /// Slow statements.

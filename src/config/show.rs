@@ -294,7 +294,7 @@ impl Shown {
 
     fn metrics(&mut self, of: &Metrics) {
         list!(self, "metrics" at "metrics", of, Metrics {
-            max_queries, max_query_series,
+            max_queries, max_query_series, lock_wait_after,
         });
     }
 

@@ -343,6 +343,7 @@ fn metrics(raw: &raw::Metrics, reader: &mut Reader<'_>) -> Metrics {
     Metrics {
         max_queries: raw.max_queries.value,
         max_query_series: raw.max_query_series.value,
+        lock_wait_after: raw.lock_wait_after.value.0,
     }
 }
 

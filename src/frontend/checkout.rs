@@ -72,6 +72,12 @@ impl Session {
     fn begin(&mut self, lease: Lease, gather: &mut Gather) -> bool {
         self.in_transaction = false;
         self.transaction_since = self.now;
+        match &lease.pool().key.node {
+            None => self.metering.runs_on_primary(),
+            Some(node) => self
+                .metering
+                .runs_on(node, &self.shared.known.queries.names),
+        }
         self.lease = Some(lease);
         self.pool
             .counters

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::session::{End, Session};
 use crate::error::SqlState;
-use crate::meter::{Client, Execution, Incident, NameId, Origin};
+use crate::meter::{Client, Execution, Incident, NameId, Names, Origin};
 use crate::registry::ClientEntry;
 use crate::session::mirror::Reported;
 use crate::shared::Shared;
@@ -29,6 +29,9 @@ use crate::wire::frontend as f;
 
 /// Portals of a session that are told apart; of more the oldest are taken for the one bound last.
 const PORTALS_MAX: usize = 32;
+
+/// Replicas whose numbers a session remembers.
+const NODES_MAX: usize = 8;
 
 /// Capacity that the queue of statements keeps when it is empty.
 const KEPT: usize = 64;
@@ -82,6 +85,9 @@ struct Failed {
 pub(super) struct Metering {
     origin: Origin,
     node: NameId,
+    primary: NameId,
+    /// Replicas this session was on.
+    nodes: Vec<(Arc<str>, NameId)>,
     front: Option<Running>,
     behind: VecDeque<Running>,
     portals: Vec<Open>,
@@ -101,9 +107,12 @@ impl Metering {
         let queries = &shared.known.queries;
         let application = told.get(b"application_name").unwrap_or_default();
         let application = String::from_utf8_lossy(application);
+        let primary = queries.node("primary");
         Self {
             origin: queries.origin(&entry.user, &entry.database, &application),
-            node: queries.node("primary"),
+            node: primary,
+            primary,
+            nodes: Vec::new(),
             front: None,
             behind: VecDeque::new(),
             portals: Vec::new(),
@@ -128,6 +137,25 @@ impl Metering {
             }
             _ => self.received += len,
         }
+    }
+
+    /// Statements run on this server from now on.
+    pub(super) fn runs_on(&mut self, node: &Arc<str>, names: &Names) {
+        let mut nodes = self.nodes.iter();
+        if let Some((_, id)) = nodes.find(|(known, _)| Arc::ptr_eq(known, node)) {
+            self.node = *id;
+            return;
+        }
+        if self.nodes.len() >= NODES_MAX {
+            self.nodes.clear();
+        }
+        self.node = names.id(node);
+        self.nodes.push((Arc::clone(node), self.node));
+    }
+
+    /// Statements run on the primary from now on.
+    pub(super) fn runs_on_primary(&mut self) {
+        self.node = self.primary;
     }
 
     /// The client was given a backend, for which it had waited.
@@ -389,8 +417,12 @@ impl Session {
             self.remember(ended, took, sent);
         }
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let counter = &self.pool.counters.query_micros;
-        counter.fetch_add(micros, Ordering::Relaxed);
+        let counters = &self.pool.counters;
+        counters.query_micros.fetch_add(micros, Ordering::Relaxed);
+        counters.latency.record_duration(took);
+        if ended.error.is_some() {
+            counters.errors.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Keeps a slow or failed statement for those who look.

@@ -21,6 +21,7 @@ use super::passthrough::{Learnt, Tries};
 use super::startups::Startups;
 use super::waiter::{CheckoutError, Waiter};
 use crate::config::model::{Node, PoolSettings};
+use crate::meter::Histogram;
 use crate::session::mirror::Reported;
 
 /// deadpool wants a size at the start and keeps the real one itself; the slots are what limits.
@@ -103,6 +104,10 @@ pub struct Counters {
     pub parses_server: std::sync::atomic::AtomicU64,
     pub binds: std::sync::atomic::AtomicU64,
     pub assignments: std::sync::atomic::AtomicU64,
+    /// Statements that ended with an error.
+    pub errors: std::sync::atomic::AtomicU64,
+    /// How long statements took.
+    pub latency: Histogram,
 }
 
 /// A client's place in its pool, until dropped.

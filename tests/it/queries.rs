@@ -546,3 +546,66 @@ async fn a_flush_gives_answers_before_the_exchange_ends_and_counts_the_same() {
     client.send(&sync()).await;
     client.reply().await.ok();
 }
+
+#[tokio::test]
+async fn who_waits_for_a_lock_and_who_holds_it_is_shown_while_it_lasts() {
+    let pgweir = Options::new(shared::server())
+        .set("metrics.lock_wait_after", "'200ms'")
+        .start();
+    let (mut holder, mut waiter) = (pgweir.client().await, pgweir.client().await);
+    holder
+        .query("CREATE TABLE IF NOT EXISTS contended (a int)")
+        .await
+        .ok();
+    holder.query("BEGIN").await.ok();
+    holder
+        .query("LOCK TABLE contended IN EXCLUSIVE MODE")
+        .await
+        .ok();
+    let pid = holder.value("SELECT pg_backend_pid()").await;
+    waiter.send(&query("UPDATE contended SET a = 1")).await;
+    let mut console = pgweir.console().await;
+    eventually("the wait to be seen", async || {
+        !table(&mut console, "SHOW LOCKS").await.is_empty()
+    })
+    .await;
+    let waits = table(&mut console, "SHOW WAITS").await;
+    let wait = of(&waits, "UPDATE contended SET a = $1");
+    assert_eq!(
+        (&*wait["wait_event_type"], &*wait["wait_event"]),
+        ("Lock", "relation")
+    );
+    assert_eq!(wait["blocked_by"], pid);
+    assert!(number(wait, "running_time") >= 200.0, "{wait:?}");
+    let locks = table(&mut console, "SHOW LOCKS").await;
+    let lock = of(&locks, "UPDATE contended SET a = $1");
+    let what = [
+        "locktype",
+        "mode",
+        "relation",
+        "blocking_server_pid",
+        "blocking_state",
+    ];
+    let what = what.map(|column| &*lock[column]);
+    assert_eq!(
+        what,
+        [
+            "relation",
+            "RowExclusiveLock",
+            "contended",
+            &pid,
+            "idle in transaction"
+        ]
+    );
+    let clients = table(&mut console, "SHOW CLIENTS").await;
+    let holding = clients
+        .iter()
+        .find(|client| client["id"] == lock["blocking_pid"]);
+    assert!(holding.is_some(), "{lock:?} {clients:?}");
+    holder.query("ROLLBACK").await.ok();
+    waiter.reply().await.ok();
+    eventually("the wait to be over", async || {
+        table(&mut console, "SHOW WAITS").await.is_empty()
+    })
+    .await;
+}
