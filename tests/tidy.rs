@@ -39,12 +39,18 @@ const ALLOWED: [(&str, &[&str]); 30] = [
     ("session", &["wire", "sql"]),
     ("auth", &["wire"]),
     ("backend", &["wire", "net", "auth", "session::mirror"]),
-    ("pool", &["wire", "meter", "session", "auth", "backend"]),
+    (
+        "pool",
+        &["wire", "net::buffer", "meter", "session", "auth", "backend"],
+    ),
     ("cluster", &["wire", "backend", "pool"]),
     ("routing", &["sql", "session", "cluster::topology"]),
     ("retry", &["wire", "sql", "session"]),
     ("cache", &["wire", "sql", "session", "backend"]),
-    ("registry", &["wire", "meter", "backend", "pool::waiter"]),
+    (
+        "registry",
+        &["wire", "meter", "backend", "pool::waiter", "pool::lane"],
+    ),
     // What all sessions share: below those that run them and those that look at them.
     (
         "shared",

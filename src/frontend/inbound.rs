@@ -93,6 +93,9 @@ fn check_type(header: Header) -> Result<(), End> {
 impl Session {
     /// Acts on `input`; returns how much of it was used. The rest waits for more bytes or for a backend.
     pub(super) fn process(&mut self, cx: &mut Context<'_>, input: &[u8]) -> Result<usize, End> {
+        if self.ride(input) {
+            return Ok(0);
+        }
         let mut gather = Gather::take();
         let used = self.forward(input, &mut gather, cx);
         self.send_to_server(cx, &mut gather, input);
@@ -340,7 +343,8 @@ impl Session {
             None
         } else {
             let text = f::query_text(frame.payload).map_err(protocol_violation)?;
-            Some(self.shared.known.lookup(text, self.lex_options()))
+            let looked_up = self.looked_up.take();
+            Some(looked_up.unwrap_or_else(|| self.shared.known.lookup(text, self.lex_options())))
         };
         // Of a text too large to be looked at whole nothing can be proved.
         let pins = known
@@ -403,14 +407,7 @@ impl Session {
 
     /// How the server reads this session's SQL.
     pub(super) fn lex_options(&self) -> LexOptions {
-        const UNSAFE: [&[u8]; 6] = [b"SJIS", b"BIG5", b"GBK", b"UHC", b"JOHAB", b"GB18030"];
-        let off = self.told.get(b"standard_conforming_strings") == Some(b"off");
-        let encoding = self.told.get(b"client_encoding").unwrap_or_default();
-        let unsafe_encoding = UNSAFE.contains(&encoding) || encoding == b"SHIFT_JIS_2004";
-        LexOptions {
-            standard_conforming_strings: !off,
-            unsafe_encoding,
-        }
+        self.told.lex_options()
     }
 
     /// Notes what a statement that is about to be sent does to the session.

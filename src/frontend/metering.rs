@@ -396,10 +396,37 @@ impl Session {
         self.count(&front, sent);
     }
 
+    /// A statement that rode on a lane was answered: its whole answer came at once.
+    pub(super) fn count_ride(&mut self, known: &Known, received: usize, sent: usize, rows: u64) {
+        self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
+        self.shared.known.queries.touch(&known.query);
+        let took = self.now.saturating_duration_since(self.since);
+        known.query.finished(&Execution {
+            origin: self.metering.origin,
+            node: self.metering.node,
+            at: self.now,
+            queued: Duration::ZERO,
+            took,
+            first: took,
+            rows,
+            received: received as u64,
+            sent: sent.saturating_sub(READY_LEN) as u64,
+            error: None,
+            continues: false,
+        });
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let counters = &self.pool.counters;
+        counters.query_micros.fetch_add(micros, Ordering::Relaxed);
+        self.count_transaction();
+    }
+
     fn count(&self, ended: &Running, sent: u64) {
         let took = self.now.saturating_duration_since(ended.started);
         let first = ended.first.unwrap_or(self.now);
         let first = first.saturating_duration_since(ended.started).min(took);
+        if ended.error.is_none() {
+            ended.known.brevity.saw(took, ended.rows);
+        }
         ended.known.query.finished(&Execution {
             origin: self.metering.origin,
             node: self.metering.node,

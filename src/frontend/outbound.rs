@@ -147,11 +147,7 @@ impl Relay<'_> {
             return true;
         }
         self.session.timed_out = false;
-        let report = Report::error(
-            SqlState::QUERY_CANCELED,
-            "canceling statement due to query timeout",
-        )
-        .hint("The limit is pgweir's timeouts.query_timeout.");
+        let report = reply::query_timeout();
         self.gather.own(|out| b::put_report(out, &report));
         false
     }
@@ -204,21 +200,7 @@ impl Relay<'_> {
                 }
                 if backend.status == TransactionStatus::Idle {
                     self.session.metering.forget_portals();
-                    self.session
-                        .pool
-                        .counters
-                        .transactions
-                        .fetch_add(1, Ordering::Relaxed);
-                    let took = self
-                        .session
-                        .now
-                        .duration_since(self.session.transaction_since);
-                    let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-                    self.session
-                        .pool
-                        .counters
-                        .transaction_micros
-                        .fetch_add(micros, Ordering::Relaxed);
+                    self.session.count_transaction();
                     self.session.transaction_since = self.session.now;
                 }
             }
@@ -373,6 +355,17 @@ impl Session {
         } else {
             Arc::new(next)
         };
+    }
+
+    /// A transaction has ended.
+    pub(super) fn count_transaction(&self) {
+        let took = self.now.duration_since(self.transaction_since);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let counters = &self.pool.counters;
+        counters.transactions.fetch_add(1, Ordering::Relaxed);
+        counters
+            .transaction_micros
+            .fetch_add(micros, Ordering::Relaxed);
     }
 
     /// Puts the answers in place that pgweir gives itself and that are due at once.

@@ -29,6 +29,7 @@ pub(super) fn render(shared: &Shared, events: &PrometheusHandle) -> String {
     put_process(&mut page, &process, &snapshot);
     put_pools(&mut page, &snapshot.pools);
     put_totals(&mut page, &snapshot.pools);
+    put_lanes(&mut page, &snapshot.pools);
     put_databases(&mut page, &snapshot);
     if !snapshot.nodes.is_empty() {
         nodes::put(&mut page, &snapshot);
@@ -276,6 +277,25 @@ fn put_totals(page: &mut Page, pools: &[PoolStatus]) {
             } else {
                 page.sample(name, &labels(pool), count);
             }
+        }
+    }
+}
+
+/// What the lanes of a pool did.
+fn put_lanes(page: &mut Page, pools: &[PoolStatus]) {
+    let name = "pgweir_lane_statements_total";
+    let help = "Statements that boarded a lane, by whether it answered them.";
+    page.family(name, "counter", help);
+    for pool in pools {
+        let counters = &pool.pool.lanes.counters;
+        let outcomes = [
+            ("answered", &counters.answered),
+            ("elsewhere", &counters.elsewhere),
+        ];
+        for (outcome, count) in outcomes {
+            let [database, user] = labels(pool);
+            let labels = [database, user, ("outcome", outcome)];
+            page.sample(name, &labels, count.load(Ordering::Relaxed));
         }
     }
 }

@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use hashbrown::HashTable;
 
+use super::brevity::Brevity;
 use super::classify::{
-    Class, CopyDirection, CopyPeer, DdlVerb, Statement, StatementKind, classify,
+    Answer, Class, CopyDirection, CopyPeer, DdlVerb, Statement, StatementKind, classify,
 };
 use super::fingerprint::{Fingerprint, FingerprintKey, stable_id};
 use super::lexer::{LexOptions, Lexer, TokenKind};
@@ -55,6 +56,10 @@ pub struct Known {
     pub copies_in: bool,
     /// Nothing about it concerns the session: no effect, no transaction control, no reason to pin.
     pub is_plain: bool,
+    /// One read that takes no locks, calls nothing volatile and leaves nothing behind: it may share a server connection
+    /// with others, if it is short.
+    pub may_share: bool,
+    pub brevity: Brevity,
     /// The log has been told that it pins.
     told: AtomicBool,
     /// What was counted of it, with its text without literals.
@@ -92,8 +97,16 @@ impl Known {
             && !transaction.begins()
             && !transaction.ends()
             && class.effects().all(|effect| !concerns_session(effect));
+        let may_share = is_plain
+            && !class_unpins
+            && !class.needs_text
+            && matches!(class.only(), Some(StatementKind::Select))
+            && class.is_proved_read()
+            && class.answer == Answer::Nothing;
         Self {
             fingerprint,
+            may_share,
+            brevity: Brevity::default(),
             class,
             pins,
             may_unpin: class_unpins,
