@@ -287,7 +287,7 @@ impl Session {
         }
         if matches!(frame.tag, f::SYNC | f::QUERY | f::FUNCTION_CALL) {
             self.names.next_exchange();
-            self.reparsed = 0;
+            self.prepared.reparsed = 0;
         }
         match frame.tag {
             f::QUERY => return self.query(frame, gather),

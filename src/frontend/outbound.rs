@@ -96,7 +96,7 @@ impl Receiver for Relay<'_> {
         match owed.to {
             For::Refusal => drop(self.session.refusals.pop_front()),
             For::Local if owed.request == Request::DescribeStatement => {
-                self.session.descriptions.pop_front();
+                self.session.prepared.descriptions.pop_front();
             }
             _ => {}
         }
@@ -396,7 +396,7 @@ impl Session {
     /// An answer in the server's place.
     fn put_local(&mut self, request: Request, out: &mut Vec<u8>) {
         if request == Request::DescribeStatement {
-            let description = self.descriptions.pop_front();
+            let description = self.prepared.descriptions.pop_front();
             let messages = description.as_ref().and_then(|it| it.messages.as_deref());
             out.extend_from_slice(messages.unwrap_or_default());
         } else {

@@ -14,6 +14,7 @@
 //! The server's log and `pg_stat_activity` show global names. An error of a prepared statement's own text, raised when it
 //! is analysed anew, has its place in that text, which is longer by the length of the name.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::inbound::Frame;
@@ -21,6 +22,7 @@ use super::session::{End, Session};
 use crate::net::buffer::Gather;
 use crate::pool::Lease;
 use crate::session::renaming::{Edits, Renaming};
+use crate::session::shape::Description;
 use crate::session::statements::{DISOWNED, Named, SERVER_NAME_PREFIX};
 use crate::shared::Prepared;
 use crate::sql::classify::{PreparedAction, PreparedRef, details};
@@ -39,6 +41,19 @@ const OWN: &[u8] = b"pgweir own";
 const GONE: &[u8] = b"pgweir gone";
 
 type Name = Named<Arc<Known>>;
+
+/// What a session notes of prepared statements for the exchange under way.
+#[derive(Debug, Default)]
+pub(super) struct Underway {
+    /// The backend has the client's own names until the exchange ends.
+    unlists: bool,
+    /// What was replaced in the text of the query under way.
+    edits: Option<Box<Edits>>,
+    /// Descriptions that pgweir gives itself, in that order.
+    pub descriptions: VecDeque<Arc<Description>>,
+    /// The statement that was parsed anew in this exchange because its shape was in doubt; 0 for none.
+    pub reparsed: u64,
+}
 
 /// A query as it is sent.
 #[derive(Debug)]
@@ -126,7 +141,7 @@ impl Session {
         if let Some((name, named)) = change {
             self.names.change(&name, named);
         }
-        self.edits = Some(Box::new(edits)).filter(|edits| !edits.is_empty());
+        self.prepared.edits = Some(Box::new(edits)).filter(|edits| !edits.is_empty());
         self.owe(owed);
         self.names.forget_unnamed();
         if let Some(lease) = &mut self.lease {
@@ -313,7 +328,7 @@ impl Session {
         }
         if lists {
             self.forget_global(gather);
-            self.unlists = true;
+            self.prepared.unlists = true;
         }
         let missing = self.missing_names(backend, refs, lists);
         for (name, named) in &missing {
@@ -365,7 +380,8 @@ impl Session {
     /// Takes back the names that a list of the client's statements was given for, at the end of its exchange; a backend
     /// that is kept keeps them.
     pub(super) fn unlist(&mut self, gather: &mut Gather) {
-        if !std::mem::take(&mut self.unlists) || self.pins.contains(PinReason::SqlPrepare) {
+        if !std::mem::take(&mut self.prepared.unlists) || self.pins.contains(PinReason::SqlPrepare)
+        {
             return;
         }
         let Some(backend) = self.lease.as_ref().map(|lease| lease.id) else {
@@ -400,7 +416,7 @@ impl Session {
 
     /// An error of a rewritten query, with its place in the client's text; `None` for others.
     pub(super) fn place_error(&self, owed: Owed, payload: &[u8]) -> Option<Vec<u8>> {
-        let edits = self.edits.as_ref()?;
+        let edits = self.prepared.edits.as_ref()?;
         if owed.request != Request::Query || owed.to != For::Client {
             return None;
         }
