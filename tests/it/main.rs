@@ -37,6 +37,7 @@ mod refusals;
 mod reload;
 mod replication;
 mod same;
+mod scraping;
 mod sequences;
 mod server_failures;
 mod session_state;
