@@ -21,5 +21,6 @@ pub mod replication;
 mod reply;
 mod ride;
 pub mod session;
+mod sql_prepare;
 mod stale;
 pub mod startup;

@@ -16,23 +16,30 @@ use crate::sql::state::{PinReason, PinSet};
 use crate::telemetry;
 
 impl Session {
+    /// Whether nothing may be pinned here at all.
+    pub(super) fn rejects(&self, pins: PinSet) -> Option<Refusal> {
+        let pool = &self.effective.pool;
+        let rejects = pool.on_session_state == OnSessionState::Reject
+            && pool.pool_mode != PoolMode::Session
+            && !pins.is_empty();
+        rejects.then_some(Refusal::SessionState(pins))
+    }
+
     /// A statement with these reasons to pin is about to be sent: notes them, or tells why it may not be.
     pub(super) fn pin(&mut self, pins: PinSet, known: Option<&Known>) -> Option<Refusal> {
-        if pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
-            return None;
+        let pool = &self.effective.pool;
+        if pins.without(self.pins).is_empty() || pool.pool_mode == PoolMode::Session {
+            return self.rejects(pins);
         }
-        if self.effective.pool.on_session_state == OnSessionState::Reject {
-            return Some(Refusal::SessionState(pins));
+        let limit = pool.max_pinned.of(pool.max_size);
+        let refusal = self.rejects(pins);
+        if refusal.is_some() {
+            return refusal;
         }
-        let new = pins.without(self.pins);
-        if new.is_empty() {
-            return None;
-        }
-        let limit = self.effective.pool.max_pinned;
-        let limit = limit.of(self.effective.pool.max_size);
         if self.pinned.is_none() && !self.list_pin(pins, known, limit) {
             return Some(Refusal::TooManyPins { limit });
         }
+        let new = pins.without(self.pins);
         self.set_pins(self.pins.union(pins));
         telemetry::metrics::pinned(new.iter().map(PinReason::as_str));
         if let Some(known) = known {
