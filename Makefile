@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: show-speed show-allocations bench soak show-pgbench show-primary-alone show-never-cross show-demo show-import conformance help setup rust packages drivers build test fuzz demo check clean
+.PHONY: rust packages drivers $(shell awk -F ':.*\#\# ' '/^[a-z-]+:.*\#\# / { print $$1 }' $(MAKEFILE_LIST))
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
@@ -31,6 +31,8 @@ packages:
 		|| [ -x "$${PGWEIR_PG_BIN:-/nonexistent}/initdb" ] || missing="$$missing postgresql"; \
 	$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || missing="$$missing python3-venv"; \
 	if command -v javac > /dev/null && [ ! -e $(JDBC_JAR) ]; then missing="$$missing libpostgresql-jdbc-java"; fi; \
+	command -v promtool > /dev/null || missing="$$missing prometheus"; \
+	command -v prometheus-pgbouncer-exporter > /dev/null || missing="$$missing prometheus-pgbouncer-exporter"; \
 	if [ -n "$$missing" ]; then \
 		command -v apt-get > /dev/null || { echo "please install:$$missing" >&2; exit 1; }; \
 		set -x; $(APT) update -qq && $(APT) install -y -qq --no-install-recommends $$missing; \
@@ -112,6 +114,9 @@ show-never-cross: rust packages ## 2,000 clients on 20 server connections under 
 
 show-demo: build packages ## psql through `pgweir demo`: \d, a transaction, COPY, \watch, Ctrl-C
 	tests/show.sh demo
+
+show-exporter: rust packages ## Debian's prometheus-pgbouncer-exporter scrapes pgweir, unchanged
+	PGWEIR_SHOW=1 cargo test --test it scraping::pgbouncers_exporter -- --nocapture
 
 show-import: build packages ## A pgbouncer.ini with its userlist, imported and served
 	tests/show.sh import

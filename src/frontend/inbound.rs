@@ -13,6 +13,7 @@ use crate::session::leftovers;
 use crate::session::plan::Pace;
 use crate::sql::LexOptions;
 use crate::sql::known::Known;
+use crate::sql::prepared::PreparedUse;
 use crate::sql::state::{Effect, PinReason, PinSet};
 use crate::telemetry;
 use crate::wire::backend::TransactionStatus;
@@ -286,11 +287,11 @@ impl Session {
         }
         if matches!(frame.tag, f::SYNC | f::QUERY | f::FUNCTION_CALL) {
             self.names.next_exchange();
-            self.reparsed = 0;
+            self.prepared.reparsed = 0;
         }
         match frame.tag {
-            f::QUERY => return self.query(frame, gather).map(|()| true),
-            f::PARSE => return self.parse(frame, gather).map(|()| true),
+            f::QUERY => return self.query(frame, gather),
+            f::PARSE => return self.parse(frame, gather),
             f::BIND => return self.bind(frame, gather),
             f::DESCRIBE => return self.describe(frame, gather).map(|()| true),
             f::CLOSE => return self.close(frame, gather).map(|()| true),
@@ -298,6 +299,7 @@ impl Session {
             f::SYNC => {
                 self.expect(Request::Sync);
                 gather.input(frame.range());
+                self.unlist(gather);
                 self.probe(gather);
                 return Ok(true);
             }
@@ -336,7 +338,7 @@ impl Session {
         }
     }
 
-    fn query(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
+    fn query(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         let known = if frame.missing > 0 {
             None
         } else {
@@ -350,9 +352,13 @@ impl Session {
             .map_or(PinReason::Unclassifiable.into(), |known| known.pins);
         if let Some(refusal) = self.refuses(pins) {
             self.refuse_query(frame, known, refusal, gather);
-            return Ok(());
+            return Ok(true);
         }
         if let Some(known) = known {
+            if known.prepared != PreparedUse::None {
+                let text = f::query_text(frame.payload).map_err(protocol_violation)?;
+                return self.query_prepared(frame, text, &known, gather);
+            }
             self.note(&known)?;
             self.guard_sequences(&known, gather);
             self.start(known);
@@ -370,7 +376,7 @@ impl Session {
         if frame.missing == 0 {
             self.probe(gather);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// What `currval` and `lastval` would return may be another client's. Then the backend forgets it first, and the

@@ -19,5 +19,6 @@ pub mod replication;
 mod reply;
 mod ride;
 pub mod session;
+mod sql_prepare;
 mod stale;
 pub mod startup;

@@ -46,7 +46,9 @@ impl Receiver for Relay<'_> {
 
     fn message(&mut self, backend: &Backend, received: Received, tag: u8, payload: &[u8]) -> bool {
         let Received { owed, done } = received;
-        if done && owed.renames {
+        if owed.renames && tag == b::ERROR_RESPONSE && owed.request == Request::Query {
+            self.session.names.undo();
+        } else if owed.renames && (done || receive::names_statement(received, tag)) {
             self.session.names.confirm();
         }
         if done
@@ -94,7 +96,7 @@ impl Receiver for Relay<'_> {
         match owed.to {
             For::Refusal => drop(self.session.refusals.pop_front()),
             For::Local if owed.request == Request::DescribeStatement => {
-                self.session.descriptions.pop_front();
+                self.session.prepared.descriptions.pop_front();
             }
             _ => {}
         }
@@ -127,7 +129,9 @@ impl Relay<'_> {
             self.gather.own(|out| b::put_report(out, &report));
             return false;
         }
-        if let Some(payload) = self.in_own_words(payload) {
+        let placed = self.session.place_error(owed, payload);
+        let payload = placed.as_deref().unwrap_or(payload);
+        if let Some(payload) = self.in_own_words(payload).or_else(|| placed.clone()) {
             self.gather.own(|out| {
                 frame::put(out, b::ERROR_RESPONSE, |out| {
                     out.extend_from_slice(&payload);
@@ -150,11 +154,7 @@ impl Relay<'_> {
 
     /// Errors about a statement name it as the server knows it.
     fn in_own_words(&self, payload: &[u8]) -> Option<Vec<u8>> {
-        let names_one = matches!(
-            b::sqlstate(payload)?,
-            SqlState::PROTOCOL_VIOLATION | SqlState::INVALID_SQL_STATEMENT_NAME
-        );
-        names_one.then(|| self.session.names.in_own_words(payload))?
+        self.session.names.in_own_words(payload)
     }
 
     fn complete(&mut self, owed: Owed, payload: &[u8]) {
@@ -396,7 +396,7 @@ impl Session {
     /// An answer in the server's place.
     fn put_local(&mut self, request: Request, out: &mut Vec<u8>) {
         if request == Request::DescribeStatement {
-            let description = self.descriptions.pop_front();
+            let description = self.prepared.descriptions.pop_front();
             let messages = description.as_ref().and_then(|it| it.messages.as_deref());
             out.extend_from_slice(messages.unwrap_or_default());
         } else {

@@ -23,6 +23,7 @@ use tokio::time::{Instant, Sleep};
 use super::metering::Metering;
 use super::refusal::Refusal;
 use super::ride::Riding;
+use super::sql_prepare::Underway;
 use crate::backend::receive::ReceiveError;
 use crate::config::model::PoolMode;
 use crate::error::Report;
@@ -35,7 +36,6 @@ use crate::pool::{ClientPlace, Lease, Pool};
 use crate::registry::{ClientState, Order, Registered};
 use crate::session::mirror::Reported;
 use crate::session::settings::{Row, Tracker};
-use crate::session::shape::Description;
 use crate::session::statements::Names;
 use crate::shared::{Prepared, Shared};
 use crate::sql::known::Known;
@@ -143,10 +143,8 @@ pub struct Session {
     pub(super) in_transaction: bool,
     /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
     pub(super) copies_in: bool,
-    /// Descriptions that pgweir gives itself, in that order.
-    pub(super) descriptions: VecDeque<Arc<Description>>,
-    /// The statement that was parsed anew in this exchange because its shape was in doubt; 0 for none.
-    pub(super) reparsed: u64,
+    /// Of prepared statements, until the exchange under way ends.
+    pub(super) prepared: Underway,
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
     pub(super) metering: Metering,
@@ -217,8 +215,7 @@ impl Session {
             refusals: VecDeque::new(),
             in_transaction: false,
             copies_in: false,
-            descriptions: VecDeque::new(),
-            reparsed: 0,
+            prepared: Underway::default(),
             bound: None,
             now,
             since: now,
