@@ -143,7 +143,7 @@ pub struct Session {
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
     pub(super) metering: Metering,
-    pub(super) riding: Option<Box<Riding>>,
+    pub(super) riding: Option<Riding>,
     /// A lane has sent the statement in front elsewhere.
     pub(super) goes_alone: bool,
     /// The statement under way is known to be short.
