@@ -43,7 +43,15 @@ const ALLOWED: [(&str, &[&str]); 32] = [
     ("backend", &["wire", "net", "auth", "session::mirror"]),
     (
         "pool",
-        &["wire", "net::buffer", "meter", "session", "auth", "backend"],
+        &[
+            "wire",
+            "net::buffer",
+            "meter",
+            "session",
+            "sql::state",
+            "auth",
+            "backend",
+        ],
     ),
     ("cluster", &["wire", "backend", "pool"]),
     ("routing", &["sql", "session", "cluster::topology"]),

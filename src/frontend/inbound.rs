@@ -9,12 +9,11 @@ use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
 use crate::error::{Report, Severity, SqlState};
 use crate::net::buffer::Gather;
-use crate::session::leftovers;
 use crate::session::plan::Pace;
 use crate::sql::LexOptions;
 use crate::sql::known::Known;
-use crate::sql::state::{Effect, PinReason, PinSet};
-use crate::telemetry;
+use crate::sql::prepared::PreparedUse;
+use crate::sql::state::{Effect, PinReason};
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frame::{FrameError, HEADER, Header};
@@ -286,11 +285,11 @@ impl Session {
         }
         if matches!(frame.tag, f::SYNC | f::QUERY | f::FUNCTION_CALL) {
             self.names.next_exchange();
-            self.reparsed = 0;
+            self.prepared.reparsed = 0;
         }
         match frame.tag {
-            f::QUERY => return self.query(frame, gather).map(|()| true),
-            f::PARSE => return self.parse(frame, gather).map(|()| true),
+            f::QUERY => return self.query(frame, gather),
+            f::PARSE => return self.parse(frame, gather),
             f::BIND => return self.bind(frame, gather),
             f::DESCRIBE => return self.describe(frame, gather).map(|()| true),
             f::CLOSE => return self.close(frame, gather).map(|()| true),
@@ -298,17 +297,17 @@ impl Session {
             f::SYNC => {
                 self.expect(Request::Sync);
                 gather.input(frame.range());
+                self.unlist(gather);
                 self.probe(gather);
                 return Ok(true);
             }
             f::FUNCTION_CALL => {
                 if !f::calls_large_object_function(frame.payload) {
                     let pins = PinReason::OpaqueState.into();
-                    if let Some(refusal) = self.refuses(pins) {
+                    if let Some(refusal) = self.pin(pins, None) {
                         self.refuse_query(frame, None, refusal, gather);
                         return Ok(true);
                     }
-                    self.pins = self.pins.union(pins);
                 }
                 self.expect(Request::FunctionCall);
             }
@@ -336,7 +335,7 @@ impl Session {
         }
     }
 
-    fn query(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
+    fn query(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         let known = if frame.missing > 0 {
             None
         } else {
@@ -349,16 +348,19 @@ impl Session {
         let pins = known
             .as_ref()
             .map_or(PinReason::Unclassifiable.into(), |known| known.pins);
-        if let Some(refusal) = self.refuses(pins) {
+        if let Some(refusal) = self.pin(pins, known.as_deref()) {
             self.refuse_query(frame, known, refusal, gather);
-            return Ok(());
+            return Ok(true);
         }
         if let Some(known) = known {
+            if known.prepared != PreparedUse::None {
+                let text = f::query_text(frame.payload).map_err(protocol_violation)?;
+                return self.query_prepared(frame, text, &known, gather);
+            }
             self.note(&known)?;
             self.guard_sequences(&known, gather);
             self.start(known);
         } else {
-            self.pins = self.pins.union(pins);
             self.start(Arc::clone(self.shared.known.unread()));
         }
         self.expect(Request::Query);
@@ -371,7 +373,7 @@ impl Session {
         if frame.missing == 0 {
             self.probe(gather);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// What `currval` and `lastval` would return may be another client's. Then the backend forgets it first, and the
@@ -454,39 +456,6 @@ impl Session {
                 _ => {}
             }
         }
-        self.pin(known);
         Ok(())
-    }
-
-    /// The server has told what is left of what pins a session. `is_all` is false if statements were sent since it was
-    /// asked, which may have left more: then nothing is taken off.
-    pub(super) fn settle_pins(&mut self, left: PinSet, is_all: bool) {
-        let was_pinned = !self.pins.is_empty();
-        if is_all {
-            self.pins = self.pins.without(leftovers::settled());
-        }
-        self.pins = self.pins.union(left);
-        self.unpinned = was_pinned && self.pins.is_empty();
-    }
-
-    fn pin(&mut self, known: &Known) {
-        if known.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
-            return;
-        }
-        let new = known.pins.without(self.pins);
-        if !new.is_empty() {
-            known.query.pinned();
-            self.entry.activity.is_pinned_by(known.query.id, self.now);
-            telemetry::metrics::pinned(new.iter().map(PinReason::as_str));
-            if known.pins_first_time() {
-                tracing::info!(
-                    pool = %self.pool.key,
-                    reasons = %new,
-                    statement = %known.query.text,
-                    "a statement makes clients keep their server connection; undo what it does when it is not needed, or give it a pool in session mode",
-                );
-            }
-        }
-        self.pins = self.pins.union(known.pins);
     }
 }

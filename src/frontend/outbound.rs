@@ -46,7 +46,9 @@ impl Receiver for Relay<'_> {
 
     fn message(&mut self, backend: &Backend, received: Received, tag: u8, payload: &[u8]) -> bool {
         let Received { owed, done } = received;
-        if done && owed.renames {
+        if owed.renames && tag == b::ERROR_RESPONSE && owed.request == Request::Query {
+            self.session.names.undo();
+        } else if owed.renames && (done || receive::names_statement(received, tag)) {
             self.session.names.confirm();
         }
         if done
@@ -94,7 +96,7 @@ impl Receiver for Relay<'_> {
         match owed.to {
             For::Refusal => drop(self.session.refusals.pop_front()),
             For::Local if owed.request == Request::DescribeStatement => {
-                self.session.descriptions.pop_front();
+                self.session.prepared.descriptions.pop_front();
             }
             _ => {}
         }
@@ -123,11 +125,17 @@ impl Relay<'_> {
             .flatten();
         let code = refused.as_ref().map(|report| report.code);
         self.count_error(owed, code.or(b::sqlstate(payload)));
+        // What was to pin the session may not have come to be.
+        if owed.to == For::Client && !self.session.pins.is_empty() {
+            self.session.settings.ask_leftovers();
+        }
         if let Some(report) = refused {
             self.gather.own(|out| b::put_report(out, &report));
             return false;
         }
-        if let Some(payload) = self.in_own_words(payload) {
+        let placed = self.session.place_error(owed, payload);
+        let payload = placed.as_deref().unwrap_or(payload);
+        if let Some(payload) = self.in_own_words(payload).or_else(|| placed.clone()) {
             self.gather.own(|out| {
                 frame::put(out, b::ERROR_RESPONSE, |out| {
                     out.extend_from_slice(&payload);
@@ -150,18 +158,14 @@ impl Relay<'_> {
 
     /// Errors about a statement name it as the server knows it.
     fn in_own_words(&self, payload: &[u8]) -> Option<Vec<u8>> {
-        let names_one = matches!(
-            b::sqlstate(payload)?,
-            SqlState::PROTOCOL_VIOLATION | SqlState::INVALID_SQL_STATEMENT_NAME
-        );
-        names_one.then(|| self.session.names.in_own_words(payload))?
+        self.session.names.in_own_words(payload)
     }
 
     fn complete(&mut self, owed: Owed, payload: &[u8]) {
         match payload {
             b"DISCARD ALL\0" => {
                 self.session.names.forget_all();
-                self.session.pins = PinSet::EMPTY;
+                self.session.set_pins(PinSet::EMPTY);
             }
             b"DEALLOCATE ALL\0" => self.session.names.forget_all(),
             _ => {}
@@ -236,7 +240,8 @@ impl Relay<'_> {
         if refused || is_silent {
             // Nothing is known of what the session has left on this backend: it stays there.
             self.session.settings.give_up();
-            self.session.pins.insert(PinReason::SettingsUnknown);
+            let unknown = PinReason::SettingsUnknown.into();
+            self.session.set_pins(self.session.pins.union(unknown));
         } else if !rows.is_empty() {
             if let Some(left) = leftovers::take(&mut rows) {
                 self.session
@@ -331,6 +336,7 @@ impl Session {
             self.names.forget_all();
         }
         self.lease = Some(lease);
+        self.list_late_pin();
         if let Err(error) = received {
             return Err(self.server_gone(&error));
         }
@@ -396,7 +402,7 @@ impl Session {
     /// An answer in the server's place.
     fn put_local(&mut self, request: Request, out: &mut Vec<u8>) {
         if request == Request::DescribeStatement {
-            let description = self.descriptions.pop_front();
+            let description = self.prepared.descriptions.pop_front();
             let messages = description.as_ref().and_then(|it| it.messages.as_deref());
             out.extend_from_slice(messages.unwrap_or_default());
         } else {

@@ -173,6 +173,11 @@ impl Mirror {
         }
     }
 
+    /// Takes off the statement that was not used for longest, to be closed.
+    pub fn take_oldest(&mut self) -> Option<u64> {
+        self.prepared.pop_lru().map(|(id, _)| id)
+    }
+
     /// The server was asked how many of the statements it has, with nothing under way. If one is missing, nobody knows
     /// which: all are closed and parsed again when they are next used. True if all of them are gone.
     pub fn recount(&mut self, prepared: usize) -> bool {

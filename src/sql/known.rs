@@ -18,6 +18,7 @@ use super::classify::{
 use super::fingerprint::{Fingerprint, FingerprintKey, stable_id};
 use super::lexer::{LexOptions, Lexer, TokenKind};
 use super::normalise::normalise;
+use super::prepared::PreparedUse;
 use super::repeat::{self, Doubt};
 use super::state::{Effect, PinReason, PinSet};
 use crate::meter::{Queries, Query, QueryId};
@@ -43,12 +44,15 @@ pub struct Known {
     pub class: Class,
     /// Why a session that runs it must keep its backend: the class's reasons and those found only in definitions.
     pub pins: PinSet,
-    /// It may end what pins a session: a table is dropped, a lock or cursor given up, a channel left.
+    /// It may end what pins a session: a table is dropped, a lock or cursor given up, a channel left, or all
+    /// of it taken back.
     pub may_unpin: bool,
     /// It is not proved to only read: it may advance a sequence, if only by a default or a trigger.
     pub writes: bool,
     /// Whether it may run again once the server has rolled it back.
     pub doubt: Doubt,
+    /// How it names prepared statements.
+    pub prepared: PreparedUse,
     /// It may read data from the client.
     pub copies_in: bool,
     /// Nothing about it concerns the session: no effect, no transaction control, no reason to pin.
@@ -84,6 +88,11 @@ impl Known {
         if defines(&class) && mentions_sequence_state(text, options) {
             pins.insert(PinReason::SequenceState);
         }
+        let prepared = PreparedUse::of(text, &class);
+        if prepared == PreparedUse::Renamed {
+            // Carried, where it is a simple query.
+            pins.remove(PinReason::SqlPrepare);
+        }
         let is_plain = pins.is_empty()
             && !copies_in
             && !transaction.begins()
@@ -104,6 +113,7 @@ impl Known {
             may_unpin: class_unpins,
             writes: !class_reads,
             doubt,
+            prepared,
             copies_in,
             told: AtomicBool::new(false),
             is_plain,
@@ -123,7 +133,8 @@ fn may_unpin(statement: &Statement) -> bool {
         StatementKind::Ddl {
             verb: DdlVerb::Drop,
             ..
-        }
+        } | StatementKind::Rollback { .. }
+            | StatementKind::RollbackTo(_)
     ) || statement.effects.iter().any(|effect| {
         matches!(
             effect,

@@ -13,6 +13,7 @@ pub mod known;
 pub mod lexer;
 pub mod name;
 pub mod normalise;
+pub mod prepared;
 pub mod repeat;
 mod shape;
 pub mod state;
