@@ -31,6 +31,9 @@ impl Session {
             first: first.saturating_duration_since(ended.started).min(took),
             sent,
         };
+        if ended.error.is_none() {
+            ended.known.brevity.saw(took, ended.rows);
+        }
         ended.known.query.finished(&Execution {
             origin: self.metering.origin,
             node: self.metering.node,
@@ -45,8 +48,12 @@ impl Session {
             continues: ended.portal.continues,
         });
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let counter = &self.pool.counters.query_micros;
-        counter.fetch_add(micros, Ordering::Relaxed);
+        let counters = &self.pool.counters;
+        counters.query_micros.fetch_add(micros, Ordering::Relaxed);
+        counters.latency.record_duration(took);
+        if ended.error.is_some() {
+            counters.errors.fetch_add(1, Ordering::Relaxed);
+        }
         let verdict = self.judge(ended, took + ended.queued);
         if ended.error.is_some() || verdict.is_slow || verdict.is_logged {
             self.remember(ended, parts, verdict);

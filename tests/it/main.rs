@@ -34,6 +34,7 @@ mod passthrough;
 mod pins;
 mod pooling;
 mod queries;
+mod queries_at_scale;
 mod refusals;
 mod reload;
 mod replication;

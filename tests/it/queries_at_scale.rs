@@ -1,0 +1,249 @@
+//! Counting at scale and against bad input. `make show-queries` runs it with a million statements.
+
+use std::time::Duration;
+
+use pgweir::demo::cluster::ServerOptions;
+use tokio::time::Instant;
+
+use crate::shared;
+use crate::support::client::{Client, Reply};
+use crate::support::messages;
+use crate::support::pgweir::{Options, Pgweir};
+
+const FINGERPRINTS: usize = 300;
+const CLIENTS: usize = 50;
+
+/// A size from the environment, or the one for ordinary runs.
+fn size(name: &str, ordinary: usize) -> usize {
+    std::env::var(name).map_or(ordinary, |value| value.parse().unwrap())
+}
+
+/// The statement of one fingerprint; the seventh is the most expensive by far.
+fn statement(fingerprint: usize, number: usize) -> String {
+    if fingerprint == 7 {
+        format!("SELECT count(*) AS f7 FROM generate_series({number}, 5000 + {number})")
+    } else {
+        format!("SELECT {number} AS f{fingerprint}")
+    }
+}
+
+fn column(reply: &Reply, name: &str) -> Vec<String> {
+    let place = reply
+        .columns
+        .iter()
+        .position(|column| column == name)
+        .unwrap();
+    reply
+        .rows
+        .iter()
+        .map(|row| row[place].clone().unwrap_or_default())
+        .collect()
+}
+
+/// Calls by the `fN` in each text; `None` if it has none.
+fn fingerprint(text: &str) -> Option<usize> {
+    let name = text
+        .split_whitespace()
+        .find(|word| word.starts_with('f') && word[1..].parse::<usize>().is_ok())?;
+    name[1..].parse().ok()
+}
+
+async fn calls(client: &mut Client, table: &str) -> Vec<u64> {
+    let reply = client.query(table).await.ok();
+    let mut calls = vec![0; FINGERPRINTS];
+    for (text, count) in column(&reply, "query").iter().zip(column(&reply, "calls")) {
+        if let Some(place) = fingerprint(text) {
+            calls[place] += count.parse::<u64>().unwrap();
+        }
+    }
+    calls
+}
+
+async fn run(pgweir: &Pgweir, statements: usize) -> Vec<u64> {
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..CLIENTS {
+        let address = pgweir.address;
+        let share = statements / CLIENTS;
+        tasks.spawn(async move {
+            let mut client = Client::connect(address, "postgres", "postgres").await;
+            let mut sent = vec![0; FINGERPRINTS];
+            for turn in 0..share {
+                let place = (turn * 7 + number * 13) % FINGERPRINTS;
+                client.query(&statement(place, turn)).await.ok();
+                sent[place] += 1;
+            }
+            sent
+        });
+    }
+    let mut sent = vec![0; FINGERPRINTS];
+    while let Some(own) = tasks.join_next().await {
+        for (sum, count) in sent.iter_mut().zip(own.unwrap()) {
+            *sum += count;
+        }
+    }
+    sent
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_count_is_exact_and_the_top_statement_is_the_servers_own() {
+    let statements = size("PGWEIR_STATEMENTS", 20_000);
+    let server = ServerOptions::default()
+        .set("shared_preload_libraries", "pg_stat_statements")
+        .start()
+        .unwrap();
+    let mut direct = Client::connect(server.address(), "postgres", "postgres").await;
+    direct
+        .query("CREATE EXTENSION pg_stat_statements")
+        .await
+        .ok();
+    let pgweir = Options::new(&server).start();
+    let begun = Instant::now();
+    let sent = run(&pgweir, statements).await;
+    let took = begun.elapsed();
+    let mut console = pgweir.console().await;
+    assert_eq!(calls(&mut console, "SHOW QUERIES").await, sent);
+    let of_server = "SELECT query, calls FROM pg_stat_statements";
+    assert_eq!(calls(&mut direct, of_server).await, sent);
+    let own = console
+        .query("SHOW QUERIES ORDER BY total_time DESC LIMIT 1")
+        .await
+        .ok();
+    let top = "SELECT query FROM pg_stat_statements ORDER BY total_exec_time DESC LIMIT 1";
+    let servers = direct.value(top).await;
+    let own = column(&own, "query").remove(0);
+    assert_eq!(fingerprint(&own), Some(7), "{own}");
+    assert_eq!(fingerprint(&servers), Some(7), "{servers}");
+    let all: u64 = sent.iter().sum();
+    let a_second = u128::from(all) * 1000 / took.as_millis().max(1);
+    eprintln!(
+        "{all} statements of {FINGERPRINTS} fingerprints over {CLIENTS} clients in {took:?} ({a_second}/s): every count exact"
+    );
+    eprintln!("top by time here and in pg_stat_statements: {own}");
+}
+
+/// The client's own record has the way to pgweir and back in it, pgweir's has not; so statements take long enough here
+/// for that to be little.
+#[tokio::test]
+async fn quantiles_are_those_of_a_clients_own_record() {
+    let rounds = size("PGWEIR_ROUNDS", 100);
+    let pgweir = Options::new(shared::server()).start();
+    let mut client = pgweir.client().await;
+    let mut own = Vec::new();
+    for round in 0..rounds {
+        let millis = 10 + (round * 37) % 60;
+        let sql = format!("SELECT pg_sleep({millis} / 1000.0) AS measured");
+        let begun = Instant::now();
+        client.query(&sql).await.ok();
+        own.push(begun.elapsed());
+    }
+    own.sort();
+    let mut console = pgweir.console().await;
+    let shown = console.query("SHOW QUERIES LIKE '%measured'").await.ok();
+    let allowed = if std::env::var_os("PGWEIR_ROUNDS").is_some() {
+        0.02
+    } else {
+        0.25
+    };
+    for (name, percent) in [("p50_time", 50), ("p95_time", 95), ("p99_time", 99)] {
+        let exact = own[(rounds * percent).div_ceil(100) - 1].as_secs_f64() * 1e3;
+        let told: f64 = column(&shown, name)[0].parse().unwrap();
+        let off = (told - exact).abs() / exact;
+        eprintln!(
+            "{name}: {told:.3} ms, the client's own {exact:.3} ms, {:.2} % apart",
+            off * 100.0
+        );
+        assert!(off <= allowed, "{name}: {told} for {exact}");
+    }
+}
+
+/// Resident memory of a process, in bytes.
+fn memory(pgweir: &Pgweir) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pgweir.pid())).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    line.trim()
+        .trim_end_matches(" kB")
+        .trim()
+        .parse::<u64>()
+        .unwrap()
+        * 1024
+}
+
+#[tokio::test]
+async fn any_number_of_fingerprints_takes_a_bounded_memory_and_is_counted() {
+    let count = size("PGWEIR_DISTINCT", 20_000);
+    let pgweir = Options::new(shared::server()).start();
+    let mut client = pgweir.client().await;
+    let mut largest = 0;
+    for batch in 0..count.div_ceil(1000) {
+        let numbers = batch * 1000..(batch * 1000 + 1000).min(count);
+        let messages: Vec<u8> = numbers
+            .clone()
+            .flat_map(|number| messages::query(&format!("SELECT 1 AS distinct_{number}")))
+            .collect();
+        client.send(&messages).await;
+        for _ in numbers {
+            client.reply().await.ok();
+        }
+        largest = largest.max(memory(&pgweir));
+    }
+    let mut console = pgweir.console().await;
+    let shown = console.query("SHOW QUERIES").await.ok();
+    let sum: u64 = column(&shown, "calls")
+        .iter()
+        .map(|calls| calls.parse::<u64>().unwrap())
+        .sum();
+    assert_eq!(sum, count as u64);
+    assert!(shown.rows.len() <= 1127, "{}", shown.rows.len());
+    eprintln!(
+        "{count} fingerprints: {} MB resident at most",
+        largest / 1_000_000
+    );
+    assert!(largest < 400_000_000, "{largest}");
+}
+
+#[tokio::test]
+async fn long_statements_and_bytes_that_are_no_text_are_counted_like_others() {
+    let pgweir = Options::new(shared::server()).start();
+    let mut client = pgweir.client().await;
+    // A megabyte of text, of a literal, and one more than is looked at.
+    let names = "x".repeat(50);
+    let columns: Vec<_> = (0..1600)
+        .map(|number| format!("1 AS \"{names}{number}\""))
+        .collect();
+    client
+        .query(&format!("SELECT {}", columns.join(", ")))
+        .await
+        .ok();
+    for megabytes in [1, 6] {
+        let literal = "s".repeat(megabytes << 20);
+        client
+            .query(&format!("SELECT length('{literal}') AS long"))
+            .await
+            .ok();
+    }
+    client
+        .send(&messages::frame(b'Q', b"SELECT 1 AS \"\xff\xfe\"\0"))
+        .await;
+    assert_eq!(client.reply().await.sqlstate(), "22021");
+    let mut console = pgweir.console().await;
+    let shown = console.query("SHOW QUERIES").await.ok();
+    let (texts, calls) = (column(&shown, "query"), column(&shown, "calls"));
+    let sum: u64 = calls
+        .iter()
+        .map(|calls| calls.parse::<u64>().unwrap())
+        .sum();
+    assert_eq!(sum, 4, "{texts:?}");
+    assert!(texts.iter().all(|text| text.len() <= 2048), "{texts:?}");
+    assert!(texts.iter().any(|text| text == "SELECT length($1) AS long"));
+    assert!(texts.iter().any(|text| text == "<not read>"));
+    assert!(texts.iter().any(|text| text.contains('\u{fffd}')));
+    let page = pgweir.http_get("/metrics").unwrap();
+    assert!(page.len() < 2 << 20);
+    tokio::time::timeout(Duration::from_secs(5), client.query("SELECT 1"))
+        .await
+        .unwrap()
+        .ok();
+}
