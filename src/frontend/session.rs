@@ -266,6 +266,9 @@ impl Session {
         if self.phase == Phase::Idle && phase != Phase::Idle {
             self.transaction_since = now;
         }
+        if phase == Phase::Idle {
+            self.short = None;
+        }
         self.since = now;
         self.phase = phase;
         self.entry.set_state(match phase {
