@@ -28,6 +28,7 @@ mod encryption;
 mod extended;
 mod failover;
 mod http;
+mod page;
 mod page_access;
 mod passthrough;
 mod pooling;

@@ -16,8 +16,8 @@ const FEW_ROWS: f64 = 20.0;
 /// round trip to the server.
 const EXCESS_MIN: Duration = Duration::from_millis(2);
 
-/// Share of the time of all statements, lately, below which an index would not be noticed.
-const SHARE_MIN: f64 = 0.01;
+/// Executions under way, on average, below which an index would not be noticed.
+const LOAD_MIN: f64 = 0.002;
 
 /// Share of the time of all statements above which one is worth a look whatever it does.
 const SHARE_LARGE: f64 = 0.4;
@@ -74,7 +74,7 @@ pub fn on_statements(statements: &[Statement]) -> Vec<Advice> {
     by_load.sort_by(|a, b| b.concurrency.total_cmp(&a.concurrency));
     let slow = by_load
         .iter()
-        .filter_map(|statement| index(statement, round_trip, all).or_else(|| heavy(statement, all)))
+        .filter_map(|statement| index(statement, round_trip).or_else(|| heavy(statement, all)))
         .take(EACH_MAX);
     let mut by_errors: Vec<&Statement> = statements.iter().collect();
     by_errors.sort_by(|a, b| b.errors_lately.total_cmp(&a.errors_lately));
@@ -97,7 +97,7 @@ fn begins_with(text: &str, words: &[&str]) -> bool {
 
 /// A statement that looks for a few rows, and takes its time to find them every time, may lack an index.
 #[allow(clippy::cast_precision_loss, reason = "a mean")]
-fn index(statement: &Statement, round_trip: Duration, all: f64) -> Option<Advice> {
+fn index(statement: &Statement, round_trip: Duration) -> Option<Advice> {
     let text = statement.text.to_ascii_lowercase();
     let filters = begins_with(&text, &["select", "update", "delete"]) && text.contains(" where ");
     // Sleeping and waiting for locks are not looking.
@@ -107,7 +107,7 @@ fn index(statement: &Statement, round_trip: Duration, all: f64) -> Option<Advice
     let rows = statement.rows as f64 / statement.calls.max(1) as f64;
     let excess = statement.p50.saturating_sub(round_trip);
     let is_slow = excess >= EXCESS_MIN && statement.min >= round_trip + EXCESS_MIN / 2;
-    let counts = statement.calls >= CALLS_MIN && statement.concurrency >= SHARE_MIN * all;
+    let counts = statement.calls >= CALLS_MIN && statement.concurrency >= LOAD_MIN;
     if !filters || waits || groups || !is_slow || !counts || rows > FEW_ROWS {
         return None;
     }
