@@ -31,7 +31,7 @@ use crate::server::{self, Listener};
 use crate::session::statements::Global;
 use crate::shared::Shared;
 use crate::sql::known::KnownStatements;
-use crate::{frontend, http, tasks, telemetry};
+use crate::{frontend, http, tasks, telemetry, watch};
 
 /// How often a draining process looks whether its clients are gone.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -111,6 +111,7 @@ pub async fn serve(
     tasks::spawn("steward", steward::run(Arc::clone(&shared.pools)));
     let config = shared.config.load_full();
     shared.clusters.sync(&config);
+    tasks::spawn("waits", watch::waits::watch(Arc::clone(&shared)));
     tasks::spawn("failover", frontend::failover::watch(Arc::clone(&shared)));
     if let Some(address) = config.general.http {
         let listener = TcpListener::bind(address)

@@ -6,13 +6,14 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 
 use tokio::time::Instant;
 
 use crate::backend::connection::Identity;
 use crate::meter::Activity;
+use crate::pool::lane::seat::Seat;
 use crate::pool::waiter::{CheckoutError, Waiter};
 
 /// What a client is told as its backend's process id.
@@ -93,6 +94,8 @@ pub struct ClientEntry {
     pub local: Option<SocketAddr>,
     pub connected: Instant,
     pub waiter: Arc<Waiter>,
+    /// Its place in a lane, from the first ride on.
+    pub seat: OnceLock<Arc<Seat>>,
     running: Mutex<Running>,
     state: AtomicU8,
     order: AtomicU8,
@@ -254,6 +257,7 @@ impl Registry {
             local: new.local,
             connected,
             waiter: Arc::default(),
+            seat: OnceLock::new(),
             running: Mutex::default(),
             state: AtomicU8::new(ClientState::Login as u8),
             order: AtomicU8::new(Order::None as u8),
@@ -294,7 +298,7 @@ impl Registry {
     }
 }
 
-/// Ends the waiting of a client that is still queued; false if it is not.
+/// Ends the waiting of a client that is still queued or rides on a lane; false if it does neither.
 pub fn cancel_queued(entry: &ClientEntry) -> bool {
-    entry.waiter.fail(CheckoutError::Canceled)
+    entry.waiter.fail(CheckoutError::Canceled) || entry.seat.get().is_some_and(|seat| seat.cancel())
 }

@@ -200,7 +200,8 @@ impl Snapshot {
 impl Snapshot {
     /// The text of a statement that has a record; empty for others.
     pub fn text(&self, id: QueryId) -> &str {
-        let mut queries = self.queries.queries.iter();
+        let queries = &self.queries;
+        let mut queries = queries.queries.iter().chain(&queries.unfinished);
         queries
             .find(|query| query.id == id)
             .map_or("", |query| &query.text)

@@ -149,7 +149,7 @@ impl Changes {
         compare!(self, "pool" at path, old, new, PoolSettings {
             pool_mode, max_size, min_idle, reserve_size, reserve_timeout, max_db_connections, max_user_connections,
             max_server_connections, max_db_client_connections, max_user_client_connections, max_prepared_statements,
-            on_session_state, connect_query,
+            lanes, on_session_state, connect_query,
         });
     }
 
@@ -240,7 +240,7 @@ impl Changes {
 
     fn metrics(&mut self, old: &Metrics, new: &Metrics) {
         compare!(self, "metrics" at "metrics", old, new, Metrics {
-            max_queries, max_query_series,
+            max_queries, max_query_series, lock_wait_after,
         });
     }
 

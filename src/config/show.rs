@@ -237,7 +237,7 @@ impl Shown {
         list!(self, "pool" at path, of, PoolSettings {
             pool_mode, max_size, min_idle, reserve_size, reserve_timeout, max_db_connections, max_user_connections,
             max_server_connections, max_db_client_connections, max_user_client_connections, max_prepared_statements,
-            on_session_state, connect_query,
+            lanes, on_session_state, connect_query,
         });
     }
 
@@ -294,7 +294,7 @@ impl Shown {
 
     fn metrics(&mut self, of: &Metrics) {
         list!(self, "metrics" at "metrics", of, Metrics {
-            max_queries, max_query_series,
+            max_queries, max_query_series, lock_wait_after,
         });
     }
 

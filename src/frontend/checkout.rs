@@ -72,6 +72,12 @@ impl Session {
     fn begin(&mut self, lease: Lease, gather: &mut Gather) -> bool {
         self.in_transaction = false;
         self.transaction_since = self.now;
+        match &lease.pool().key.node {
+            None => self.metering.runs_on_primary(),
+            Some(node) => self
+                .metering
+                .runs_on(node, &self.shared.known.queries.names),
+        }
         self.lease = Some(lease);
         self.pool
             .counters
@@ -95,24 +101,17 @@ impl Session {
         let is_foreign = |session| session != self.entry.pid.0;
         let resets = lease.mirror.unknown_to.is_some_and(is_foreign);
         if !resets && crate::session::settings::same(&lease.mirror.settings, want) {
-            reply::tell_changes(&mut self.told, &lease.mirror.reported, &mut self.outbox);
+            reply::tell_changes(&mut self.told, &mut lease.mirror.reported, &mut self.outbox);
             self.entry.set_running(Arc::clone(&lease.identity));
             return Pace::None;
         }
         let mut text = Vec::new();
-        let pace = if resets {
-            lease.mirror.unknown_to = None;
-            let again = self.effective.pool.connect_query.as_deref();
-            plan::anew(&lease.mirror.settings, want, again, &mut text)
-        } else {
-            plan::settings(&lease.mirror.settings, want, &mut text)
-        };
+        let connect_query = self.effective.pool.connect_query.as_deref();
+        let pace = plan::onto(&mut lease.mirror, want, resets, connect_query, &mut text);
         gather.own(|out| frontend::put_query(out, &text));
         lease.expect.push(Owed::new(Request::Query, For::Plan));
         // A cancel request that hit the plan would have the client's statement run with other settings.
         self.entry.set_running_soon();
-        lease.mirror.settings = Arc::clone(want);
-        lease.mirror.unnamed = None;
         pace
     }
 
@@ -200,6 +199,7 @@ impl Session {
             reset::give_back(lease, residue, &dialer, limit);
         }
         self.bound = None;
+        self.short = None;
         self.names.forget_retired();
         self.enter(Phase::Idle);
     }

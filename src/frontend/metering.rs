@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::session::{End, Session};
 use crate::error::SqlState;
-use crate::meter::{Client, Execution, Incident, NameId, Origin};
+use crate::meter::{Client, Execution, Incident, NameId, Names, Origin};
 use crate::registry::ClientEntry;
 use crate::session::mirror::Reported;
 use crate::shared::Shared;
@@ -29,6 +29,9 @@ use crate::wire::frontend as f;
 
 /// Portals of a session that are told apart; of more the oldest are taken for the one bound last.
 const PORTALS_MAX: usize = 32;
+
+/// Replicas whose numbers a session remembers.
+const NODES_MAX: usize = 8;
 
 /// Capacity that the queue of statements keeps when it is empty.
 const KEPT: usize = 64;
@@ -82,6 +85,9 @@ struct Failed {
 pub(super) struct Metering {
     origin: Origin,
     node: NameId,
+    primary: NameId,
+    /// Replicas this session was on.
+    nodes: Vec<(Arc<str>, NameId)>,
     front: Option<Running>,
     behind: VecDeque<Running>,
     portals: Vec<Open>,
@@ -101,9 +107,12 @@ impl Metering {
         let queries = &shared.known.queries;
         let application = told.get(b"application_name").unwrap_or_default();
         let application = String::from_utf8_lossy(application);
+        let primary = queries.node("primary");
         Self {
             origin: queries.origin(&entry.user, &entry.database, &application),
-            node: queries.node("primary"),
+            node: primary,
+            primary,
+            nodes: Vec::new(),
             front: None,
             behind: VecDeque::new(),
             portals: Vec::new(),
@@ -128,6 +137,25 @@ impl Metering {
             }
             _ => self.received += len,
         }
+    }
+
+    /// Statements run on this server from now on.
+    pub(super) fn runs_on(&mut self, node: &Arc<str>, names: &Names) {
+        let mut nodes = self.nodes.iter();
+        if let Some((_, id)) = nodes.find(|(known, _)| Arc::ptr_eq(known, node)) {
+            self.node = *id;
+            return;
+        }
+        if self.nodes.len() >= NODES_MAX {
+            self.nodes.clear();
+        }
+        self.node = names.id(node);
+        self.nodes.push((Arc::clone(node), self.node));
+    }
+
+    /// Statements run on the primary from now on.
+    pub(super) fn runs_on_primary(&mut self) {
+        self.node = self.primary;
     }
 
     /// The client was given a backend, for which it had waited.
@@ -368,10 +396,37 @@ impl Session {
         self.count(&front, sent);
     }
 
+    /// A statement that rode on a lane was answered: its whole answer came at once.
+    pub(super) fn count_ride(&mut self, known: &Known, received: usize, sent: usize, rows: u64) {
+        self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
+        self.shared.known.queries.touch(&known.query);
+        let took = self.now.saturating_duration_since(self.since);
+        known.query.finished(&Execution {
+            origin: self.metering.origin,
+            node: self.metering.node,
+            at: self.now,
+            queued: Duration::ZERO,
+            took,
+            first: took,
+            rows,
+            received: received as u64,
+            sent: sent.saturating_sub(READY_LEN) as u64,
+            error: None,
+            continues: false,
+        });
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let counters = &self.pool.counters;
+        counters.query_micros.fetch_add(micros, Ordering::Relaxed);
+        self.count_transaction();
+    }
+
     fn count(&self, ended: &Running, sent: u64) {
         let took = self.now.saturating_duration_since(ended.started);
         let first = ended.first.unwrap_or(self.now);
         let first = first.saturating_duration_since(ended.started).min(took);
+        if ended.error.is_none() {
+            ended.known.brevity.saw(took, ended.rows);
+        }
         ended.known.query.finished(&Execution {
             origin: self.metering.origin,
             node: self.metering.node,

@@ -17,6 +17,8 @@ mod prepare;
 mod refusal;
 pub mod replication;
 mod reply;
+mod ride;
 pub mod session;
+mod sql_prepare;
 mod stale;
 pub mod startup;

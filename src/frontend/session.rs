@@ -22,18 +22,20 @@ use tokio::time::{Instant, Sleep};
 
 use super::metering::Metering;
 use super::refusal::Refusal;
+use super::ride::Riding;
+use super::sql_prepare::Underway;
 use crate::backend::receive::ReceiveError;
 use crate::config::model::PoolMode;
 use crate::error::Report;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
 use crate::net::stream::Stream;
 use crate::pool::effective::Effective;
+use crate::pool::lane::Short;
 use crate::pool::reset::{self, Residue};
 use crate::pool::{ClientPlace, Lease, Pool};
 use crate::registry::{ClientState, Order, Registered};
 use crate::session::mirror::Reported;
 use crate::session::settings::{Row, Tracker};
-use crate::session::shape::Description;
 use crate::session::statements::Names;
 use crate::shared::{Prepared, Shared};
 use crate::sql::known::Known;
@@ -59,8 +61,17 @@ pub(super) enum Phase {
     Waiting,
     /// The backend is being brought to the session's settings before the client's bytes may follow.
     Planning,
+    /// A lane runs the statement.
+    Riding,
     /// The backend works for this client, or waits for it in a transaction.
     Active,
+}
+
+impl Phase {
+    /// What the client sends is only collected.
+    fn collects(self) -> bool {
+        matches!(self, Self::Waiting | Self::Planning | Self::Riding)
+    }
 }
 
 /// How a session ended.
@@ -132,13 +143,18 @@ pub struct Session {
     pub(super) in_transaction: bool,
     /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
     pub(super) copies_in: bool,
-    /// Descriptions that pgweir gives itself, in that order.
-    pub(super) descriptions: VecDeque<Arc<Description>>,
-    /// The statement that was parsed anew in this exchange because its shape was in doubt; 0 for none.
-    pub(super) reparsed: u64,
+    /// Of prepared statements, until the exchange under way ends.
+    pub(super) prepared: Underway,
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
     pub(super) metering: Metering,
+    pub(super) riding: Option<Riding>,
+    /// A lane has sent the statement in front elsewhere.
+    pub(super) goes_alone: bool,
+    /// The statement under way is known to be short.
+    pub(super) short: Option<Short>,
+    /// What is known of the query in front, if it was looked up already.
+    pub(super) looked_up: Option<Arc<Known>>,
     /// The time of the present poll: the clock is read once for all that happens in it.
     pub(super) now: Instant,
     /// Since when the session is in its phase, and in its transaction.
@@ -173,6 +189,10 @@ impl Session {
             stream: start.stream,
             effective: pool.effective.load_full(),
             metering: Metering::new(&start.shared, &start.entry, &start.told),
+            riding: None,
+            goes_alone: false,
+            short: None,
+            looked_up: None,
             shared: start.shared,
             pool,
             _place: start.place,
@@ -195,8 +215,7 @@ impl Session {
             refusals: VecDeque::new(),
             in_transaction: false,
             copies_in: false,
-            descriptions: VecDeque::new(),
-            reparsed: 0,
+            prepared: Underway::default(),
             bound: None,
             now,
             since: now,
@@ -237,7 +256,7 @@ impl Session {
         self.entry.set_state(match phase {
             Phase::Idle => ClientState::Idle,
             Phase::Waiting => ClientState::Waiting,
-            Phase::Planning | Phase::Active => ClientState::Active,
+            Phase::Planning | Phase::Riding | Phase::Active => ClientState::Active,
         });
     }
 
@@ -266,6 +285,7 @@ impl Session {
         }
         let mut moved = self.poll_send(cx)?;
         moved |= self.poll_granted(cx)?;
+        moved |= self.poll_ride(cx)?;
         moved |= self.poll_server(cx)?;
         moved |= self.poll_client(cx)?;
         Ok(moved)
@@ -306,7 +326,7 @@ impl Session {
     /// Reads the client. While it waits for a backend its bytes are only collected, up to a bound, which also tells
     /// when it hangs up.
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let collects = matches!(self.phase, Phase::Waiting | Phase::Planning) || self.held_up;
+        let collects = self.phase.collects() || self.held_up;
         let server_is_full = self
             .lease
             .as_ref()
@@ -345,7 +365,7 @@ impl Session {
 
     /// Acts on bytes that were held back, if the phase lets it.
     pub(super) fn process_inbox(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        if self.inbox.is_empty() || matches!(self.phase, Phase::Waiting | Phase::Planning) {
+        if self.inbox.is_empty() || self.phase.collects() {
             return Ok(());
         }
         let mut held = self.inbox.take();
@@ -358,7 +378,7 @@ impl Session {
     /// Whether something would be cut short by ending here. A backend that is merely kept is nothing.
     fn is_busy(&self) -> bool {
         let works = self.lease.as_ref().is_some_and(|lease| !lease.is_clean());
-        works || matches!(self.phase, Phase::Waiting | Phase::Planning) || !self.inbox.is_empty()
+        works || self.phase.collects() || !self.inbox.is_empty()
     }
 
     /// Does what the operator ordered.
@@ -419,6 +439,7 @@ impl Session {
             self.pool.withdraw(&self.entry.waiter);
         }
         self.note_torn();
+        self.leave_lane();
         self.log_end(&end);
         if let Some(lease) = self.lease.take() {
             self.part_with(lease, &end);

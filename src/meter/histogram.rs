@@ -192,7 +192,7 @@ impl Distribution {
         })
     }
 
-    fn combine(&self, other: &Self, with: fn(u64, u64) -> u64) -> Self {
+    pub(super) fn combine(&self, other: &Self, with: fn(u64, u64) -> u64) -> Self {
         let (mut left, mut right) = (self.counts.as_slice(), other.counts.as_slice());
         let mut counts = Vec::with_capacity(left.len() + right.len());
         loop {

@@ -19,6 +19,7 @@
 //!   nothing, but for the first in its octave of time.
 
 mod activity;
+mod exports;
 mod histogram;
 mod names;
 mod queries;
@@ -27,6 +28,7 @@ mod recent;
 mod sample;
 
 pub use activity::{Activity, Doing};
+pub use exports::Exports;
 pub use histogram::{Distribution, Histogram};
 pub use names::{NameId, NameSet, Names};
 pub use queries::{Queries, QueriesSample};

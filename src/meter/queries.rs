@@ -41,6 +41,8 @@ struct Table {
 #[derive(Clone, Debug)]
 pub struct QueriesSample {
     pub queries: Vec<QuerySample>,
+    /// Statements of which no execution has ended.
+    pub unfinished: Vec<QuerySample>,
     /// All statements without a record of their own.
     pub other: QuerySample,
     /// Records that have made room.
@@ -172,14 +174,14 @@ impl Queries {
         let records: Vec<Arc<Query>> = table.records.iter().cloned().collect();
         let evictions = table.evictions;
         drop(table);
-        let mut queries: Vec<_> = records
+        let (mut queries, unfinished): (Vec<_>, Vec<_>) = records
             .iter()
             .map(|query| query.sample(&self.names))
-            .collect();
-        queries.retain(|query| query.calls > 0 || query.errors > 0 || query.pins > 0);
+            .partition(|query| query.calls > 0 || query.pins > 0);
         queries.sort_by(|a, b| (b.total.sum, a.id).cmp(&(a.total.sum, b.id)));
         QueriesSample {
             queries,
+            unfinished,
             other: self.other.sample(&self.names),
             evictions,
         }

@@ -11,6 +11,7 @@
 
 pub mod auth_query;
 pub mod effective;
+pub mod lane;
 pub mod lease;
 pub mod limits;
 pub mod live;

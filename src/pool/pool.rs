@@ -12,6 +12,7 @@ use deadpool::managed::{self, Object, QueueMode, RetainResult, Timeouts};
 use tokio::time::Instant;
 
 use super::effective::Effective;
+use super::lane::Lanes;
 use super::lease::Lease;
 use super::limits::{Cap, Limits, Slot};
 use super::live::Live;
@@ -85,6 +86,7 @@ pub struct Pool {
     pub(super) learnt: Mutex<Option<(Instant, Learnt)>>,
     pub(super) tries: Tries,
     pub startups: Startups,
+    pub lanes: Lanes,
     /// Clients logged in; kept by their [`ClientPlace`]s.
     pub clients: AtomicUsize,
     pub counters: Counters,
@@ -168,6 +170,7 @@ impl Pool {
             learnt: Mutex::default(),
             tries: Tries::default(),
             startups: Startups::default(),
+            lanes: Lanes::default(),
             clients: AtomicUsize::new(0),
             counters: Counters::default(),
         })
@@ -316,6 +319,7 @@ impl Pool {
                 backend.identity.lose();
             }
         }
+        self.lanes.wake();
     }
 
     /// Connections that are idle.
@@ -443,6 +447,7 @@ pub(super) mod tests {
             max_db_client_connections: None,
             max_user_client_connections: None,
             max_prepared_statements: 10,
+            lanes: 2,
             on_session_state: OnSessionState::Pin,
             connect_query: None,
         }
