@@ -72,6 +72,11 @@ fn milliseconds(at: SystemTime) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// In milliseconds since 1970, with its fraction.
+fn exact_milliseconds(at: SystemTime) -> f64 {
+    seconds(at.duration_since(UNIX_EPOCH).unwrap_or_default()) * 1e3
+}
+
 fn seconds(duration: Duration) -> f64 {
     duration.as_secs_f64()
 }

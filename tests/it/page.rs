@@ -141,11 +141,8 @@ async fn the_page_shows_what_the_console_and_the_metrics_show() {
     assert_no_complaints(&mut browser);
 }
 
-#[tokio::test]
-async fn tables_are_sorted_and_statements_opened_with_the_keyboard_alone() {
-    let Some(mut browser) = browser(&Look::default()) else {
-        return;
-    };
+/// Three statements, run 9, 3 and 6 times.
+async fn with_three_statements() -> Pgweir {
     let pgweir = Options::new(shared::server()).start();
     let mut client = pgweir.client().await;
     for (text, times) in [
@@ -157,14 +154,25 @@ async fn tables_are_sorted_and_statements_opened_with_the_keyboard_alone() {
             client.query(text).await.ok();
         }
     }
+    pgweir
+}
+
+/// Calls of the statements listed, from above.
+fn calls_listed(browser: &mut Browser) -> Vec<String> {
+    let rows = browser.table("statements-table");
+    rows.iter()
+        .map(|row| row["Calls"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn tables_are_sorted_with_the_keyboard_alone() {
+    let Some(mut browser) = browser(&Look::default()) else {
+        return;
+    };
+    let pgweir = with_three_statements().await;
     open(&mut browser, &pgweir);
     statement_row(&mut browser, "SELECT $1 AS a", "9");
-    let first_calls = |browser: &mut Browser| -> Vec<String> {
-        let rows = browser.table("statements-table");
-        rows.iter()
-            .map(|row| row["Calls"].as_str().unwrap().to_owned())
-            .collect()
-    };
     // The skip link is the first stop, and leads past the navigation.
     browser.run("document.body.tabIndex = -1; document.body.focus(); document.body.removeAttribute('tabindex')");
     browser.press(&["Tab"]);
@@ -185,15 +193,26 @@ async fn tables_are_sorted_and_statements_opened_with_the_keyboard_alone() {
     let outline = browser.run("return getComputedStyle(document.activeElement).outlineStyle");
     assert_eq!(outline, "solid", "the focus is seen");
     browser.press(&["Enter"]);
-    assert_eq!(first_calls(&mut browser), ["9", "6", "3"]);
+    assert_eq!(calls_listed(&mut browser), ["9", "6", "3"]);
     let sorted = format!("return {head}.closest('th').getAttribute('aria-sort')");
     assert_eq!(browser.run(&sorted), "descending");
     browser.press(&["Space"]);
-    assert_eq!(first_calls(&mut browser), ["3", "6", "9"]);
+    assert_eq!(calls_listed(&mut browser), ["3", "6", "9"]);
     assert_eq!(browser.run(&sorted), "ascending");
 
+    assert_no_complaints(&mut browser);
+}
+
+#[tokio::test]
+async fn a_statement_is_searched_opened_and_read_with_the_keyboard_alone() {
+    let Some(mut browser) = browser(&Look::default()) else {
+        return;
+    };
+    let pgweir = with_three_statements().await;
+    open(&mut browser, &pgweir);
+    statement_row(&mut browser, "SELECT $1 AS a", "9");
     browser.type_into("#search", "as C");
-    assert_eq!(first_calls(&mut browser), ["6"]);
+    assert_eq!(calls_listed(&mut browser), ["6"]);
     browser.run("document.querySelector('#statements-table tbody a').focus()");
     browser.press(&["Enter"]);
     browser.wait(

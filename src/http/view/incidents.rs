@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{milliseconds, seconds};
+use super::{exact_milliseconds, seconds};
 use crate::error::SqlState;
 use crate::http::access::Role;
 use crate::meter::{Client, Incident, Wait};
@@ -40,7 +40,8 @@ impl<'a> ClientView<'a> {
 /// A statement that failed or was slow.
 #[derive(Debug, Serialize)]
 pub(in crate::http) struct IncidentView<'a> {
-    time: u64,
+    /// To the microsecond: it tells the statements of one client apart.
+    time: f64,
     client: ClientView<'a>,
     id: String,
     text: Option<&'a str>,
@@ -69,7 +70,7 @@ impl<'a> IncidentView<'a> {
         let sqlstate = incident.error.as_ref().map(SqlState::as_str);
         let about = sqlstate.and_then(errors::about);
         Self {
-            time: milliseconds(incident.at),
+            time: exact_milliseconds(incident.at),
             client: ClientView::new(&incident.client, role),
             id: incident.query.to_string(),
             text: (role == Role::Admin).then_some(&*incident.text),
