@@ -43,11 +43,11 @@ impl Pool {
     /// The same in words, for the DETAIL of a timeout.
     pub fn why_waiting(&self) -> String {
         let (open, waiting) = (self.open(), self.waiting());
-        match self.obstacle() {
-            Obstacle::Paused => "paused by PAUSE or KILL".to_owned(),
-            Obstacle::NoPrimary => "there is no primary".to_owned(),
+        let why = match self.obstacle() {
+            Obstacle::Paused => return "paused by PAUSE or KILL".to_owned(),
+            Obstacle::NoPrimary => return "there is no primary".to_owned(),
             Obstacle::OpenFailed(error) => {
-                format!("the last attempt to open a server connection failed: {error}")
+                return format!("the last attempt to open a server connection failed: {error}");
             }
             Obstacle::Cap(cap) => format!(
                 "{} is reached; {open} connections here, {waiting} clients waiting",
@@ -57,6 +57,10 @@ impl Pool {
                 "{open} of {} connections in use, {waiting} clients waiting",
                 self.effective.load().pool.max_size
             ),
+        };
+        match self.pins.summary() {
+            Some(pins) => format!("{why}; {pins}"),
+            None => why,
         }
     }
 }

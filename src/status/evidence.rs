@@ -1,14 +1,15 @@
 //! From a snapshot to what advice is given on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::advice::statements::{LockWait, Statement};
 use super::advice::{Evidence, nodes, pins, pools};
+use super::pins::PinStatus;
 use super::timeline::Timeline;
 use super::trends::Trends;
-use super::{ClientStatus, PoolStatus, Snapshot};
+use super::{PoolStatus, Snapshot};
 use crate::config::model::{Config, PoolMode};
 use crate::meter::QuerySample;
 use crate::pool::obstacle::Obstacle;
@@ -22,7 +23,7 @@ const BETWEEN_STATEMENTS: Duration = Duration::from_millis(100);
 impl Evidence {
     /// What is there now, and what was in the last minute.
     pub fn of(snapshot: &Snapshot, timeline: &Timeline, trends: &Trends) -> Self {
-        let keeping = keeping(&snapshot.clients);
+        let keeping = keeping(snapshot);
         Self {
             clients: snapshot.clients.len() + snapshot.logging_in,
             clients_max: snapshot.config.general.max_client_conn,
@@ -38,7 +39,7 @@ impl Evidence {
                 .map(|query| statement(query, trends))
                 .collect(),
             waits: waits(snapshot),
-            pins: snapshot.clients.iter().flat_map(pins_of).collect(),
+            pins: snapshot.pins.iter().flat_map(pins_of).collect(),
             clusters: snapshot.clusters.iter().map(cluster).collect(),
             nodes: snapshot.nodes.iter().map(node).collect(),
         }
@@ -54,9 +55,10 @@ struct Keeping {
 
 type KeepingBy = HashMap<(Arc<str>, Arc<str>), Keeping>;
 
-fn keeping(clients: &[ClientStatus]) -> KeepingBy {
+fn keeping(snapshot: &Snapshot) -> KeepingBy {
+    let pinned: HashSet<u32> = snapshot.pins.iter().map(|pin| pin.pin.client).collect();
     let mut by_pool = KeepingBy::new();
-    for client in clients {
+    for client in &snapshot.clients {
         let idle = client
             .last_began
             .is_none_or(|at| at.elapsed() >= BETWEEN_STATEMENTS);
@@ -68,7 +70,7 @@ fn keeping(clients: &[ClientStatus]) -> KeepingBy {
             Arc::clone(&client.entry.user),
         );
         let keeping = by_pool.entry(key).or_default();
-        if client.pinned.is_some() {
+        if pinned.contains(&client.entry.pid.0) {
             keeping.pinned += 1;
         } else {
             keeping.idle_in_transaction += 1;
@@ -181,14 +183,10 @@ fn waits(snapshot: &Snapshot) -> Vec<LockWait> {
         .collect()
 }
 
-fn pins_of(client: &ClientStatus) -> impl Iterator<Item = pins::Pin> {
-    client.pinned.into_iter().flat_map(|(reasons, doing)| {
-        reasons.iter().map(move |reason| pins::Pin {
-            reason,
-            query: doing.query,
-            age: doing.since.elapsed(),
-        })
-    })
+fn pins_of(status: &PinStatus) -> impl Iterator<Item = pins::Pin> {
+    let (query, age) = (status.pin.query, status.pin.since.elapsed());
+    let reasons = status.pin.reasons.iter();
+    reasons.map(move |reason| pins::Pin { reason, query, age })
 }
 
 fn cluster(status: &super::ClusterStatus) -> nodes::Cluster {

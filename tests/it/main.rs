@@ -32,6 +32,7 @@ mod lanes;
 mod page;
 mod page_access;
 mod passthrough;
+mod pins;
 mod pooling;
 mod queries;
 mod refusals;

@@ -4,8 +4,9 @@ use serde::Serialize;
 
 use super::seconds;
 use crate::http::access::Role;
+use crate::status::Snapshot;
 use crate::status::advice::pins::remedy;
-use crate::status::{ClientStatus, Snapshot};
+use crate::status::pins::PinStatus;
 
 /// Sessions shown, those pinned longest first.
 const PINS_MAX: usize = 100;
@@ -34,40 +35,35 @@ struct Reason {
     remedy: &'static str,
 }
 
-/// The first of them, and how many are left out.
+/// Those pinned longest first, and how many are left out.
 pub(super) fn list(snapshot: &Snapshot, role: Role) -> (Vec<PinView<'_>>, usize) {
-    let mut pins: Vec<_> = snapshot
-        .clients
-        .iter()
-        .filter_map(|client| PinView::new(client, snapshot, role))
-        .collect();
-    pins.sort_by(|a, b| b.age.total_cmp(&a.age));
-    let left_out = pins.len().saturating_sub(PINS_MAX);
-    pins.truncate(PINS_MAX);
-    (pins, left_out)
+    let shown = snapshot.pins.iter().take(PINS_MAX);
+    let pins = shown.map(|pin| PinView::new(pin, snapshot, role)).collect();
+    (pins, snapshot.pins.len().saturating_sub(PINS_MAX))
 }
 
 impl<'a> PinView<'a> {
-    fn new(client: &'a ClientStatus, snapshot: &'a Snapshot, role: Role) -> Option<Self> {
-        let (reasons, doing) = client.pinned?;
-        let (entry, is_admin) = (&client.entry, role == Role::Admin);
-        Some(Self {
-            pid: entry.pid.0,
-            user: &entry.user,
-            database: &entry.database,
-            application: &entry.application_name,
-            address: is_admin.then_some(&*entry.peer),
-            age: seconds(doing.since.elapsed()),
-            idle: client.running.is_none(),
-            id: doing.query.to_string(),
-            text: is_admin.then(|| snapshot.text(doing.query)),
-            reasons: reasons
+    fn new(status: &'a PinStatus, snapshot: &'a Snapshot, role: Role) -> Self {
+        let (pin, is_admin) = (&status.pin, role == Role::Admin);
+        let entry = status.entry.as_deref();
+        Self {
+            pid: pin.client,
+            user: &status.user,
+            database: &status.database,
+            application: entry.map_or("", |entry| &entry.application_name),
+            address: entry.filter(|_| is_admin).map(|entry| &*entry.peer),
+            age: seconds(pin.since.elapsed()),
+            idle: entry.is_none_or(|entry| entry.activity.running().is_none()),
+            id: pin.query.to_string(),
+            text: is_admin.then(|| snapshot.text(pin.query)),
+            reasons: pin
+                .reasons
                 .iter()
                 .map(|reason| Reason {
                     reason: reason.as_str(),
                     remedy: remedy(reason),
                 })
                 .collect(),
-        })
+        }
     }
 }
