@@ -192,6 +192,7 @@ impl Session {
     fn release(&mut self) {
         let keeps = !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session;
         if keeps {
+            self.short = None;
             self.since = self.now;
             return;
         }
