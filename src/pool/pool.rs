@@ -433,6 +433,13 @@ impl Pool {
     }
 }
 
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let left = self.with_waiters(|waiters| waiters.len());
+        self.limits.waiting.fetch_sub(left, Ordering::SeqCst);
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
