@@ -21,7 +21,7 @@ fn size(name: &str, ordinary: usize) -> usize {
 /// The statement of one fingerprint; the seventh is the most expensive by far.
 fn statement(fingerprint: usize, number: usize) -> String {
     if fingerprint == 7 {
-        format!("SELECT count(*) AS f7 FROM generate_series({number}, 5000 + {number})")
+        format!("SELECT count(*) AS f7 FROM generate_series({number}, 100000 + {number})")
     } else {
         format!("SELECT f{fingerprint} FROM wide WHERE id = {number}")
     }
