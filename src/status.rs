@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use self::nodes::{ClusterStatus, NodeStatus};
+use self::nodes::{ClusterStatus, NodeStatus, RouteStatus};
 use crate::cluster::Clusters;
 use crate::config::model::{Config, PoolMode};
 use crate::meter::{Queries, QueriesSample};
@@ -119,6 +119,7 @@ pub struct Snapshot {
     pub servers: Vec<ServerStatus>,
     pub nodes: Vec<NodeStatus>,
     pub clusters: Vec<ClusterStatus>,
+    pub routes: Vec<RouteStatus>,
     pub databases: Vec<DatabaseStatus>,
     pub users: Vec<UserStatus>,
     /// Statements, those with the most time first.
@@ -132,13 +133,15 @@ pub struct Snapshot {
 impl Snapshot {
     /// Everything now.
     pub fn of(shared: &Shared) -> Self {
-        Self::take(
+        let mut snapshot = Self::take(
             shared.config.load_full(),
             (&shared.pools, &shared.clusters),
             &shared.registry,
             &shared.known.queries,
             shared.connections.load(Ordering::SeqCst),
-        )
+        );
+        snapshot.routes = nodes::routes(shared);
+        snapshot
     }
 
     /// `connections` counts those accepted and not ended.
@@ -162,6 +165,7 @@ impl Snapshot {
             paused: pools.is_paused(),
             nodes: nodes::nodes(clusters, &servers),
             clusters: nodes::clusters(clusters),
+            routes: Vec::new(),
             pools: pool_rows,
             config,
             clients,

@@ -49,13 +49,30 @@ const ALLOWED: [(&str, &[&str]); 29] = [
     (
         "shared",
         &[
-            "auth", "net", "session", "meter", "sql", "pool", "cluster", "cache", "registry",
+            "auth",
+            "net",
+            "session",
+            "meter",
+            "sql",
+            "pool",
+            "cluster",
+            "cache",
+            "registry",
+            "routing::reason",
         ],
     ),
     ("frontend", &["*", "registry", "shared"]),
     (
         "status",
-        &["meter", "pool", "cluster", "cache", "registry", "shared"],
+        &[
+            "meter",
+            "pool",
+            "cluster",
+            "cache",
+            "registry",
+            "shared",
+            "routing::reason",
+        ],
     ),
     (
         "reload",

@@ -1,7 +1,7 @@
 //! What `SHOW` can show: names and columns. Which columns a table has does not depend on what is in it, so that
 //! Describe can be answered before anything is run.
 
-use super::nodes::NODES;
+use super::nodes::{NODES, ROUTES};
 use super::table::{Column, int4, int8, numeric, text};
 
 /// One `SHOW`.
@@ -21,6 +21,7 @@ pub enum Show {
     Peers,
     PeerPools,
     Pools,
+    Routes,
     Servers,
     Sockets,
     State,
@@ -36,7 +37,7 @@ pub enum Show {
     Parameter(usize),
 }
 
-const NAMES: [(&str, Show); 23] = [
+const NAMES: [(&str, Show); 24] = [
     ("active_sockets", Show::ActiveSockets),
     ("clients", Show::Clients),
     ("config", Show::Config),
@@ -51,6 +52,7 @@ const NAMES: [(&str, Show); 23] = [
     ("peer_pools", Show::PeerPools),
     ("peers", Show::Peers),
     ("pools", Show::Pools),
+    ("routes", Show::Routes),
     ("servers", Show::Servers),
     ("sockets", Show::Sockets),
     ("state", Show::State),
@@ -292,6 +294,7 @@ impl Show {
                 }
             }
             Self::Nodes => &NODES,
+            Self::Routes => &ROUTES,
             Self::Peers => {
                 const {
                     &[
@@ -335,7 +338,7 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tSHOW SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n\
     \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS\n\
     \tSHOW PEERS|PEER_POOLS|DNS_HOSTS|DNS_ZONES\n\
-    \tSHOW NODES\n\
+    \tSHOW NODES|ROUTES\n\
     \tSET key = value\n\
     \tRELOAD\n\
     \tPAUSE [<db>]\n\

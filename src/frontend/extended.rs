@@ -274,6 +274,7 @@ impl Session {
             self.note(&statement.known)?;
             self.guard_sequences(&statement.known, gather);
         }
+        self.note_sent(statement.as_ref().map(|statement| &*statement.known));
         self.ensure(bind.statement, statement.as_ref(), gather);
         match &statement {
             Some(statement) if !bind.statement.is_empty() => {

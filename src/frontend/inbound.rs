@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::task::Context;
 
+use super::exchange::holds_batch;
 use super::reply;
 use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
@@ -44,26 +45,6 @@ impl Frame<'_> {
     pub(super) fn len(&self) -> usize {
         self.end - self.start + self.missing
     }
-}
-
-/// Whether `input` holds something worth getting a backend for: a whole batch, or more than is collected. A client
-/// that dribbles half a pipeline holds no backend meanwhile.
-fn holds_batch(input: &[u8], max: usize) -> Result<bool, FrameError> {
-    let mut at = 0;
-    while let Some(header) = Header::peek(&input[at..], max)? {
-        let whole = at + header.len <= input.len();
-        if !matches!(
-            header.tag,
-            f::PARSE | f::BIND | f::DESCRIBE | f::EXECUTE | f::CLOSE
-        ) {
-            return Ok(true);
-        }
-        if !whole {
-            break;
-        }
-        at += header.len;
-    }
-    Ok(input.len() >= WHOLE_FRAME_MAX)
 }
 
 fn protocol_violation(error: FrameError) -> End {
@@ -184,16 +165,19 @@ impl Session {
     /// A backend that may be sent to now, having got one if necessary.
     fn has_backend(&mut self, input: &[u8], max: usize, gather: &mut Gather) -> Result<bool, End> {
         let Some(lease) = &self.lease else {
-            return Ok(
-                holds_batch(input, max).map_err(protocol_violation)? && self.check_out(gather)
-            );
+            return Ok(holds_batch(input, max).map_err(protocol_violation)?
+                && self.check_out(input, gather));
         };
         if self.phase != Phase::Active {
             return Ok(false);
         }
-        if self.is_holding() {
+        if self.is_holding() || !self.may_follow_on_replica() {
             self.held_up = true;
             return Ok(false);
+        }
+        if self.may_move() {
+            let is_whole = holds_batch(input, max).map_err(protocol_violation)?;
+            return Ok(is_whole && self.goes_on(input, gather));
         }
         // A session that keeps its backend brings it up to date between transactions.
         if lease.is_clean() && !self.in_transaction && self.plan(gather) == Pace::Awaited {
@@ -282,6 +266,9 @@ impl Session {
             self.metering.sent(frame.tag, frame.len());
         }
         if matches!(frame.tag, f::SYNC | f::QUERY | f::FUNCTION_CALL) {
+            if let Some(routes) = &mut self.routes {
+                routes.in_exchange = false;
+            }
             self.names.next_exchange();
             self.reparsed = 0;
         }
@@ -307,6 +294,7 @@ impl Session {
                     }
                     self.pins = self.pins.union(pins);
                 }
+                self.note_sent(None);
                 self.expect(Request::FunctionCall);
             }
             f::COPY_DONE | f::COPY_FAIL => self.expect(Request::CopyEnd),
@@ -338,7 +326,8 @@ impl Session {
             None
         } else {
             let text = f::query_text(frame.payload).map_err(protocol_violation)?;
-            Some(self.shared.known.lookup(text, self.lex_options()))
+            let foreseen = self.routes.as_mut().and_then(|r| r.foreseen.take());
+            Some(foreseen.unwrap_or_else(|| self.shared.known.lookup(text, self.lex_options())))
         };
         // Of a text too large to be looked at whole nothing can be proved.
         let pins = known
@@ -348,6 +337,7 @@ impl Session {
             self.refuse_query(frame, known, refusal, gather);
             return Ok(());
         }
+        self.note_sent(known.as_deref());
         if let Some(known) = known {
             self.note(&known)?;
             self.guard_sequences(&known, gather);

@@ -76,6 +76,7 @@ struct Failed {
 pub(super) struct Metering {
     origin: Origin,
     node: NameId,
+    primary: NameId,
     front: Option<Running>,
     behind: VecDeque<Running>,
     suspended: Vec<(u64, Arc<Known>)>,
@@ -97,6 +98,7 @@ impl Metering {
         Self {
             origin: queries.origin(&entry.user, &entry.database, &application),
             node: queries.node("primary"),
+            primary: queries.node("primary"),
             front: None,
             behind: VecDeque::new(),
             suspended: Vec::new(),
@@ -106,6 +108,22 @@ impl Metering {
             relayed_before: 0,
             queued: Duration::ZERO,
         }
+    }
+
+    /// What is sent from here on runs on this server.
+    pub(super) fn run_on(&mut self, node: NameId) {
+        self.node = node;
+    }
+
+    pub(super) fn run_on_primary(&mut self) {
+        self.node = self.primary;
+    }
+
+    /// What is under way is run elsewhere, and counted there.
+    pub(super) fn abandon(&mut self) {
+        self.front = None;
+        self.behind.clear();
+        self.failed = None;
     }
 
     /// The client has sent a message of `len` bytes.

@@ -33,6 +33,8 @@ const NAME: &[u8] = b"pgweir refused";
 pub(super) enum Refusal {
     /// `on_session_state = "reject"`.
     SessionState(PinSet),
+    /// What would bind the session to a replica, in a read-only transaction that can't be taken elsewhere any more.
+    OnReplica(PinSet),
     /// DDL has changed what a prepared statement returns: see `stale`.
     Stale,
     /// A Bind with another number of parameters than its statement has, in a failed transaction, where the statement
@@ -70,6 +72,18 @@ impl Refusal {
                     String::from_utf8_lossy(name)
                 ),
             ),
+            Self::OnReplica(pins) => {
+                let kinds: Vec<&str> = pins.iter().map(PinReason::describe).collect();
+                Report::error(
+                    SqlState::FEATURE_NOT_SUPPORTED,
+                    format!(
+                        "session state is not supported on a replica: {}",
+                        kinds.join(", ")
+                    ),
+                )
+                .detail("The read-only transaction runs on a replica.")
+                .hint("Put /* pgweir: primary */ into the statement that begins the transaction.")
+            }
             Self::SessionState(pins) => {
                 let kinds: Vec<&str> = pins.iter().map(PinReason::describe).collect();
                 Report::error(
@@ -90,6 +104,9 @@ impl Session {
     pub(super) fn refuses(&self, pins: PinSet) -> Option<Refusal> {
         if pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
             return None;
+        }
+        if self.is_on_replica() {
+            return Some(Refusal::OnReplica(pins));
         }
         let rejects = self.effective.pool.on_session_state == OnSessionState::Reject;
         rejects.then_some(Refusal::SessionState(pins))

@@ -22,6 +22,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::metering::Metering;
 use super::refusal::Refusal;
+use super::routes::Routes;
 use crate::backend::receive::ReceiveError;
 use crate::config::model::PoolMode;
 use crate::error::Report;
@@ -139,6 +140,8 @@ pub struct Session {
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
     pub(super) metering: Metering,
+    /// `None` in front of a single server.
+    pub(super) routes: Option<Box<Routes>>,
     /// The time of the present poll: the clock is read once for all that happens in it.
     pub(super) now: Instant,
     /// Since when the session is in its phase, and in its transaction.
@@ -198,6 +201,7 @@ impl Session {
             descriptions: VecDeque::new(),
             reparsed: 0,
             bound: None,
+            routes: None,
             now,
             since: now,
             transaction_since: now,
@@ -234,6 +238,11 @@ impl Session {
         }
         self.since = now;
         self.phase = phase;
+        if phase == Phase::Idle
+            && let Some(routes) = &mut self.routes
+        {
+            routes.foreseen = None;
+        }
         self.entry.set_state(match phase {
             Phase::Idle => ClientState::Idle,
             Phase::Waiting => ClientState::Waiting,
@@ -262,7 +271,7 @@ impl Session {
             .as_ref()
             .is_some_and(|lease| lease.identity.is_lost())
         {
-            return Err(self.server_gone(&ReceiveError::Lost));
+            self.lose_server(&ReceiveError::Lost, cx)?;
         }
         let mut moved = self.poll_send(cx)?;
         moved |= self.poll_granted(cx)?;
@@ -416,7 +425,7 @@ impl Session {
         self.entry.clear_running();
         self.abandon_statement(&end);
         if self.phase == Phase::Waiting {
-            self.pool.withdraw(&self.entry.waiter);
+            self.queue().withdraw(&self.entry.waiter);
         }
         self.note_torn();
         self.log_end(&end);

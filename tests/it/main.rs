@@ -34,6 +34,7 @@ mod pooling;
 mod refusals;
 mod reload;
 mod replication;
+mod routing;
 mod same;
 mod sequences;
 mod server_failures;
