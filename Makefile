@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: soak show-pgbench show-primary-alone show-never-cross show-demo show-import conformance help setup rust packages drivers build test fuzz demo check clean
+.PHONY: rust packages drivers $(shell awk -F ':.*\#\# ' '/^[a-z-]+:.*\#\# / { print $$1 }' $(MAKEFILE_LIST))
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
@@ -31,6 +31,8 @@ packages:
 		|| [ -x "$${PGWEIR_PG_BIN:-/nonexistent}/initdb" ] || missing="$$missing postgresql"; \
 	$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || missing="$$missing python3-venv"; \
 	if command -v javac > /dev/null && [ ! -e $(JDBC_JAR) ]; then missing="$$missing libpostgresql-jdbc-java"; fi; \
+	command -v promtool > /dev/null || missing="$$missing prometheus"; \
+	command -v prometheus-pgbouncer-exporter > /dev/null || missing="$$missing prometheus-pgbouncer-exporter"; \
 	if [ -n "$$missing" ]; then \
 		command -v apt-get > /dev/null || { echo "please install:$$missing" >&2; exit 1; }; \
 		set -x; $(APT) update -qq && $(APT) install -y -qq --no-install-recommends $$missing; \
@@ -113,5 +115,17 @@ show-never-cross: rust packages ## 2,000 clients on 20 server connections under 
 show-demo: build packages ## psql through `pgweir demo`: \d, a transaction, COPY, \watch, Ctrl-C
 	tests/show.sh demo
 
+show-exporter: rust packages ## Debian's prometheus-pgbouncer-exporter scrapes pgweir, unchanged
+	PGWEIR_SHOW=1 cargo test --test it scraping::pgbouncers_exporter -- --nocapture
+
 show-import: build packages ## A pgbouncer.ini with its userlist, imported and served
 	tests/show.sh import
+
+show-speed: build packages ## pgweir beside a direct connection and PgBouncer: throughput, p99, CPU and memory, as ratios
+	$(PYTHON) benches/compare.py --idle 10000 $(SPEED)
+
+show-allocations: rust packages ## Allocations for each transaction in steady state
+	PATH="$$PATH:$$(ls -d /usr/lib/postgresql/*/bin 2> /dev/null | tail -n 1)" cargo bench --bench allocations
+
+bench: rust ## Micro-benchmarks of the hot path
+	cargo bench --bench pieces

@@ -22,6 +22,7 @@ use crate::admin::console::Console;
 
 use crate::auth::scram::MockSecret;
 use crate::cluster::Clusters;
+use crate::meter::Recent;
 use crate::pool::auth_query::AuthQuery;
 use crate::pool::{Pools, steward};
 use crate::registry::Order;
@@ -31,7 +32,7 @@ use crate::server::{self, Listener};
 use crate::session::statements::Global;
 use crate::shared::Shared;
 use crate::sql::known::KnownStatements;
-use crate::{frontend, http, tasks, telemetry};
+use crate::{frontend, http, tasks, telemetry, watch};
 
 /// How often a draining process looks whether its clients are gone.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -111,6 +112,7 @@ pub async fn serve(
     tasks::spawn("steward", steward::run(Arc::clone(&shared.pools)));
     let config = shared.config.load_full();
     shared.clusters.sync(&config);
+    tasks::spawn("waits", watch::waits::watch(Arc::clone(&shared)));
     tasks::spawn("failover", frontend::failover::watch(Arc::clone(&shared)));
     if let Some(address) = config.general.http {
         let listener = TcpListener::bind(address)
@@ -134,6 +136,8 @@ pub async fn serve(
 fn share(parts: Parts) -> Arc<Shared> {
     let known = KnownStatements::default();
     known.queries.set_max(parts.config.metrics.max_queries);
+    let recent = Recent::default();
+    recent.set_threshold(parts.config.slow_log.threshold);
     let pools = Pools::new(Arc::new(parts.dialer));
     let config = Arc::new(ArcSwap::from_pointee(parts.config));
     Arc::new(Shared {
@@ -145,6 +149,7 @@ fn share(parts: Parts) -> Arc<Shared> {
         registry: Arc::default(),
         statements: Global::default(),
         known,
+        recent,
         access: ArcSwap::from_pointee(parts.access),
         client_tls: ArcSwap::from_pointee(parts.client_tls),
         https: ArcSwap::from_pointee(parts.https),

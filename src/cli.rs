@@ -85,6 +85,11 @@ pub struct DemoArgs {
         help = "Keep the scratch cluster when pgweir ends [env: PGWEIR_KEEP]"
     )]
     keep: bool,
+    #[arg(
+        long,
+        help = "Serve the sample without a load on it [env: PGWEIR_NO_LOAD]"
+    )]
+    no_load: bool,
     #[command(flatten)]
     pub listeners: ListenArgs,
     #[command(flatten)]
@@ -203,8 +208,12 @@ impl RunArgs {
 impl DemoArgs {
     /// Whether the scratch cluster stays when pgweir ends.
     pub fn keep(&self) -> bool {
-        self.keep
-            || variable("PGWEIR_KEEP", &config::environment).is_some_and(|word| is_true(&word))
+        self.keep || is_set("PGWEIR_KEEP")
+    }
+
+    /// Whether the sample is served without a load on it.
+    pub fn no_load(&self) -> bool {
+        self.no_load || is_set("PGWEIR_NO_LOAD")
     }
 
     /// What flags and environment say over the demo's own settings.
@@ -261,6 +270,10 @@ fn set_many(out: &mut Overrides, source: &str, key: &str, values: &[String]) {
 /// An empty variable counts as one that is not set, which is how orchestrators leave them out.
 fn variable(name: &str, env: Env<'_>) -> Option<String> {
     env(name).filter(|value| !value.trim().is_empty())
+}
+
+fn is_set(name: &str) -> bool {
+    variable(name, &config::environment).is_some_and(|word| is_true(&word))
 }
 
 fn variables(name: &str, env: Env<'_>) -> Vec<String> {
@@ -496,6 +509,7 @@ mod tests {
                 "pgweir",
                 "demo",
                 "--keep",
+                "--no-load",
                 "--listen",
                 "127.0.0.1:0",
                 "--http",

@@ -28,6 +28,7 @@
 //! - [`shared`]: what all sessions of the process have in common.
 //! - [`frontend`]: a client's connection from its first byte to its last: startup, login, the session's loop.
 //! - [`status`]: one read-only picture of everything, for the console and the metrics.
+//! - [`watch`]: looks at the servers from the side: what slow statements wait for.
 //! - [`reload`]: taking over a changed configuration.
 //! - [`admin`]: the console, the virtual database `pgweir`.
 //! - [`http`]: the live page, `/metrics`, `/live`, `/ready`, and who may read what of them.
@@ -106,4 +107,5 @@ pub mod sql;
 pub mod status;
 pub mod tasks;
 pub mod telemetry;
+pub mod watch;
 pub mod wire;

@@ -5,13 +5,15 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 
 use tokio::time::Instant;
 
 use crate::backend::connection::Identity;
+use crate::meter::Activity;
+use crate::pool::lane::seat::Seat;
 use crate::pool::waiter::{CheckoutError, Waiter};
 
 /// What a client is told as its backend's process id.
@@ -92,11 +94,14 @@ pub struct ClientEntry {
     pub local: Option<SocketAddr>,
     pub connected: Instant,
     pub waiter: Arc<Waiter>,
+    /// Its place in a lane, from the first ride on.
+    pub seat: OnceLock<Arc<Seat>>,
     running: Mutex<Running>,
     state: AtomicU8,
     order: AtomicU8,
     waker: Mutex<Option<Waker>>,
-    pub queries: AtomicU64,
+    /// What it runs, and what ties it to its server connection.
+    pub activity: Activity,
 }
 
 impl ClientEntry {
@@ -233,7 +238,7 @@ impl Registry {
 
     /// Registers a client under a random process id and key.
     pub fn register(self: &Arc<Self>, new: NewClient) -> Registered {
-        let key = rand::random();
+        let (key, connected) = (rand::random(), Instant::now());
         let mut clients = self.lock();
         let pid =
             std::iter::repeat_with(|| FrontendPid(rand::random_range(1..=i32::MAX.unsigned_abs())))
@@ -250,13 +255,14 @@ impl Registry {
             tls: new.tls,
             application_name: new.application_name,
             local: new.local,
-            connected: Instant::now(),
+            connected,
             waiter: Arc::default(),
+            seat: OnceLock::new(),
             running: Mutex::default(),
             state: AtomicU8::new(ClientState::Login as u8),
             order: AtomicU8::new(Order::None as u8),
             waker: Mutex::default(),
-            queries: AtomicU64::new(0),
+            activity: Activity::new(connected),
         });
         clients.insert(pid, Arc::clone(&entry));
         Registered {
@@ -292,7 +298,7 @@ impl Registry {
     }
 }
 
-/// Ends the waiting of a client that is still queued; false if it is not.
+/// Ends the waiting of a client that is still queued or rides on a lane; false if it does neither.
 pub fn cancel_queued(entry: &ClientEntry) -> bool {
-    entry.waiter.fail(CheckoutError::Canceled)
+    entry.waiter.fail(CheckoutError::Canceled) || entry.seat.get().is_some_and(|seat| seat.cancel())
 }

@@ -111,6 +111,8 @@ fn take_over(parts: Parts, shared: &Shared) {
     telemetry::tracing::reload(&parts.config.log);
     let max = parts.config.metrics.max_queries;
     shared.known.queries.set_max(max);
+    let threshold = parts.config.slow_log.threshold;
+    shared.recent.set_threshold(threshold);
     shared.config.store(Arc::new(parts.config));
     shared.access.store(Arc::new(parts.access));
     shared.client_tls.store(Arc::new(parts.client_tls));

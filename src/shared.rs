@@ -16,6 +16,7 @@ use crate::auth::scram::MockSecret;
 use crate::auth::userlist::Userlist;
 use crate::cluster::Clusters;
 use crate::config::model::{Auth, Config};
+use crate::meter::Recent;
 use crate::net::https::HttpsContext;
 use crate::net::tls::ClientTlsContext;
 use crate::pool::Pools;
@@ -111,6 +112,8 @@ pub struct Shared {
     pub registry: Arc<Registry>,
     pub statements: Global<Arc<Known>>,
     pub known: KnownStatements,
+    /// Slow and failed statements, waits for locks.
+    pub recent: Recent,
 }
 
 /// The console's database and PgBouncer's name for it.

@@ -7,21 +7,25 @@
 pub mod nodes;
 pub mod stats;
 pub mod timeline;
+pub mod trends;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use self::nodes::{ClusterStatus, NodeStatus, RouteStatus};
 use crate::cluster::Clusters;
 use crate::config::model::{Config, PoolMode};
-use crate::meter::{Queries, QueriesSample};
+use crate::meter::{Doing, Queries, QueriesSample, QueryId, Recent, RecentSample};
 use crate::pool::effective::Effective;
 use crate::pool::live::LiveBackend;
 use crate::pool::{Pool, Pools};
 use crate::registry::{ClientEntry, ClientState, Registry};
 use crate::shared::Shared;
+use crate::sql::state::PinSet;
 
 /// What a server connection is doing, in PgBouncer's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +72,12 @@ pub struct ClientStatus {
     pub waiting: Duration,
     /// Id of the server connection it runs on.
     pub server: Option<u64>,
+    /// The statement under way.
+    pub running: Option<Doing>,
+    /// When its last statement began.
+    pub last_began: Option<Instant>,
+    /// Why it keeps its server connection, and through which statement.
+    pub pinned: Option<(PinSet, Doing)>,
 }
 
 /// The pool of one database and user, those of its replicas included, in the columns of `SHOW POOLS`.
@@ -85,6 +95,8 @@ pub struct PoolStatus {
     pub sv_login: usize,
     /// Server connections in any state.
     pub connections: usize,
+    /// The limit `pool.max_size`, for each server that the pool has connections to.
+    pub connections_max: usize,
     /// How long the first in the queue has waited.
     pub maxwait: Duration,
     pub pool_mode: PoolMode,
@@ -124,10 +136,19 @@ pub struct Snapshot {
     pub users: Vec<UserStatus>,
     /// Statements, those with the most time first.
     pub queries: QueriesSample,
+    /// The latest slow and failed statements, and what waits for locks.
+    pub recent: RecentSample,
     /// Connections that have not logged in.
     pub logging_in: usize,
     /// Everything is paused.
     pub paused: bool,
+}
+
+/// What sessions write down of statements.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted<'a> {
+    pub queries: &'a Queries,
+    pub recent: &'a Recent,
 }
 
 impl Snapshot {
@@ -137,7 +158,10 @@ impl Snapshot {
             shared.config.load_full(),
             (&shared.pools, &shared.clusters),
             &shared.registry,
-            &shared.known.queries,
+            Counted {
+                queries: &shared.known.queries,
+                recent: &shared.recent,
+            },
             shared.connections.load(Ordering::SeqCst),
         );
         snapshot.routes = nodes::routes(shared);
@@ -149,7 +173,7 @@ impl Snapshot {
         config: Arc<Config>,
         (pools, clusters): (&Pools, &Clusters),
         registry: &Registry,
-        queries: &Queries,
+        counted: Counted<'_>,
         connections: usize,
     ) -> Self {
         let mut all = pools.all();
@@ -160,7 +184,8 @@ impl Snapshot {
         Self {
             databases: databases(&config, pools, &pool_rows),
             users: users(&config, &pool_rows),
-            queries: queries.sample(),
+            queries: counted.queries.sample(),
+            recent: counted.recent.sample(),
             logging_in: connections.saturating_sub(clients.len()),
             paused: pools.is_paused(),
             nodes: nodes::nodes(clusters, &servers),
@@ -171,6 +196,17 @@ impl Snapshot {
             clients,
             servers,
         }
+    }
+}
+
+impl Snapshot {
+    /// The text of a statement that has a record; empty for others.
+    pub fn text(&self, id: QueryId) -> &str {
+        let queries = &self.queries;
+        let mut queries = queries.queries.iter().chain(&queries.unfinished);
+        queries
+            .find(|query| query.id == id)
+            .map_or("", |query| &query.text)
     }
 }
 
@@ -185,6 +221,12 @@ fn clients(registry: &Registry) -> Vec<ClientStatus> {
                 .since()
                 .map_or(Duration::ZERO, |since| since.elapsed()),
             server: None,
+            running: entry.activity.running(),
+            last_began: entry.activity.last_began(),
+            pinned: entry
+                .activity
+                .pinned()
+                .map(|(pins, doing)| (PinSet::from_bits(pins), doing)),
             entry,
         })
         .collect();
@@ -258,6 +300,7 @@ fn pool_rows(
             let waited = pool.oldest_wait().map(|since| since.elapsed());
             rows[place].maxwait = rows[place].maxwait.max(waited.unwrap_or_default());
             rows[place].connections += pool.open();
+            rows[place].connections_max += pool.effective.load().pool.max_size;
         }
     }
     for client in clients {
@@ -298,6 +341,7 @@ fn empty_row(pool: Arc<Pool>) -> PoolStatus {
         sv_tested: 0,
         sv_login: pool.opening(),
         connections: pool.open(),
+        connections_max: pool.effective.load().pool.max_size,
         maxwait: pool
             .oldest_wait()
             .map_or(Duration::ZERO, |since| since.elapsed()),

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::parse::{Command, Shutdown};
+use super::refine::Refinement;
 use super::show::{HELP, PARAMETERS, Show};
 use crate::error::{Report, Severity, SqlState};
 use crate::pool::effective::Effective;
@@ -48,7 +49,7 @@ pub enum Condition {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// A table is to be shown.
-    Table(Show),
+    Table(Show, Refinement),
     Done {
         tag: &'static str,
         notice: Option<Report>,
@@ -105,7 +106,8 @@ fn notice(message: &'static str) -> Report {
 /// Runs one command.
 pub fn run(context: &Context<'_>, command: &Command) -> Result<Outcome, Report> {
     match command {
-        Command::Show(show) => return table(*show),
+        Command::Show(show) => return table(*show, Refinement::default()),
+        Command::Refined(show, refinement) => return table(*show, refinement.as_ref().clone()),
         Command::Nothing(tag) => return Ok(done(tag)),
         Command::Set { key, .. } if is_parameter(key) => {
             let notice = Some(notice("SET ignored"));
@@ -144,7 +146,8 @@ pub fn run(context: &Context<'_>, command: &Command) -> Result<Outcome, Report> 
             condition: Condition::Replaced(scope(context, name.as_deref())?),
         }),
         Command::Set { key, value } => set(context, key, value),
-        Command::Show(show) => table(*show),
+        Command::Show(show) => table(*show, Refinement::default()),
+        Command::Refined(show, refinement) => table(*show, refinement.as_ref().clone()),
         Command::Nothing(tag) => Ok(done(tag)),
     }
 }
@@ -155,7 +158,7 @@ fn is_parameter(key: &str) -> bool {
         .any(|(column, _)| column.name.eq_ignore_ascii_case(key))
 }
 
-fn table(show: Show) -> Result<Outcome, Report> {
+fn table(show: Show, refinement: Refinement) -> Result<Outcome, Report> {
     match show {
         Show::Help => Ok(Outcome::Done {
             tag: "SHOW",
@@ -168,7 +171,7 @@ fn table(show: Show) -> Result<Outcome, Report> {
         .detail(
             "It hands PgBouncer's sockets to a process that takes over, which pgweir does not do.",
         )),
-        _ => Ok(Outcome::Table(show)),
+        _ => Ok(Outcome::Table(show, refinement)),
     }
 }
 

@@ -103,13 +103,14 @@ impl Console {
     }
 
     /// The rows of a table, now.
-    pub(super) fn rows(&self, show: Show) -> Vec<Row> {
+    pub(super) fn rows(&self, show: Show, role: Role) -> Vec<Row> {
         let shared = &self.shared;
         let snapshot = Snapshot::of(shared);
         let stats = self.history.stats(&shared.pools);
         View {
             snapshot: &snapshot,
             stats: &stats,
+            role,
         }
         .rows(show)
     }

@@ -360,7 +360,10 @@ impl<'a> Dialogue<'a> {
             Err(report) => return Ok(Err(report)),
         };
         Ok(match outcome {
-            Outcome::Table(show) => Ok(Answer::Rows(self.console.rows(show))),
+            Outcome::Table(show, refinement) => {
+                let rows = self.console.rows(show, self.role);
+                Ok(Answer::Rows(refinement.apply(rows)))
+            }
             Outcome::Done { tag, notice } => {
                 if let Some(notice) = notice {
                     backend::put_report(&mut self.out, &notice);

@@ -57,7 +57,7 @@ impl From<Report> for Refused {
 /// The table `command` answers with.
 pub fn columns(command: Option<&Command>) -> &'static [Column] {
     match command {
-        Some(Command::Show(show)) => Show::columns(*show),
+        Some(Command::Show(show) | Command::Refined(show, _)) => Show::columns(*show),
         _ => &[],
     }
 }

@@ -13,6 +13,8 @@ mod dialogue;
 pub mod extended;
 mod nodes;
 pub mod parse;
+mod queries;
+pub mod refine;
 pub mod rows;
 pub mod show;
 pub mod table;

@@ -5,6 +5,7 @@
 
 use thiserror::Error;
 
+use super::refine::{self, Refinement};
 use super::show::Show;
 use crate::error::{Report, SqlState};
 
@@ -12,6 +13,8 @@ use crate::error::{Report, SqlState};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     Show(Show),
+    /// Some of a table's rows, or in another order.
+    Refined(Show, Box<Refinement>),
     Pause(Option<String>),
     Resume(Option<String>),
     Disable(String),
@@ -56,12 +59,15 @@ pub enum ParseError {
     End,
     #[error("invalid client id \"{0}\"")]
     ClientId(String),
+    #[error("column \"{0}\" does not exist in this table")]
+    NoColumn(String),
 }
 
 impl ParseError {
     pub fn report(&self) -> Report {
         let code = match self {
             Self::ClientId(_) => SqlState::INVALID_PARAMETER_VALUE,
+            Self::NoColumn(_) => SqlState(*b"42703"),
             Self::Unterminated | Self::Near(_) | Self::End => SqlState::SYNTAX_ERROR,
         };
         Report::error(code, self.to_string()).hint("SHOW HELP lists the commands.")
@@ -69,7 +75,7 @@ impl ParseError {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Token {
+pub(super) enum Token {
     Word(String),
     /// In double quotes.
     Name(String),
@@ -79,7 +85,7 @@ enum Token {
 }
 
 impl Token {
-    fn shown(&self) -> String {
+    pub(super) fn shown(&self) -> String {
         match self {
             Self::Word(text) | Self::Name(text) | Self::Text(text) => {
                 text.chars().take(60).collect()
@@ -88,7 +94,7 @@ impl Token {
         }
     }
 
-    fn is(&self, word: &str) -> bool {
+    pub(super) fn is(&self, word: &str) -> bool {
         matches!(self, Self::Word(own) if own.eq_ignore_ascii_case(word))
     }
 }
@@ -107,7 +113,7 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '_' | '$' | '.')
 }
 
-fn tokens(text: &str) -> Result<Vec<Token>, ParseError> {
+pub(super) fn tokens(text: &str) -> Result<Vec<Token>, ParseError> {
     let mut tokens = Vec::new();
     let mut rest = text;
     loop {
@@ -246,10 +252,16 @@ fn required(tokens: &[Token]) -> Result<String, ParseError> {
 }
 
 fn show(tokens: &[Token]) -> Result<Command, ParseError> {
-    let name = required(tokens)?;
-    Show::named(&name)
-        .map(Command::Show)
-        .ok_or(ParseError::Near(name))
+    let (first, rest) = tokens.split_first().ok_or(ParseError::End)?;
+    let (Token::Word(name) | Token::Name(name)) = first else {
+        return Err(ParseError::Near(first.shown()));
+    };
+    let show = Show::named(name).ok_or_else(|| ParseError::Near(first.shown()))?;
+    let refinement = refine::read(rest, show.columns())?;
+    if refinement == Refinement::default() {
+        return Ok(Command::Show(show));
+    }
+    Ok(Command::Refined(show, Box::new(refinement)))
 }
 
 /// PgBouncer reads `SELECT word` as `SHOW word`; the probes of drivers and monitors are understood as well.

@@ -10,6 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use super::command::Role;
+use super::queries::Seen;
 use super::show::{PARAMETERS, Show, TOTALS};
 use super::table::{Row, Value};
 use crate::config;
@@ -29,13 +31,24 @@ const BUFFER_COLUMNS: usize = 7;
 pub struct View<'a> {
     pub snapshot: &'a Snapshot,
     pub stats: &'a BTreeMap<Arc<str>, DatabaseStats>,
+    pub role: Role,
 }
 
 impl View<'_> {
     /// The rows of `show`; each has as many values as [`Show::columns`].
     pub fn rows(&self, show: Show) -> Vec<Row> {
         let snapshot = self.snapshot;
+        let seen = Seen {
+            snapshot,
+            role: self.role,
+        };
         match show {
+            Show::Queries => seen.queries(),
+            Show::Slow => seen.slow(),
+            Show::Errors => seen.errors(),
+            Show::Waits => seen.waits(),
+            Show::Locks => seen.locks(),
+            Show::Pins => seen.pins(),
             Show::Pools => snapshot.pools.iter().map(pool).collect(),
             Show::Clients => self.clients().collect(),
             Show::Servers => snapshot.servers.iter().map(server).collect(),
@@ -222,7 +235,7 @@ fn client_pointer(pid: u32) -> String {
     format!("{:#x}", 1 << 40 | u64::from(pid))
 }
 
-fn server_pointer(id: u64) -> String {
+pub(super) fn server_pointer(id: u64) -> String {
     format!("{:#x}", 2 << 40 | id)
 }
 
@@ -252,7 +265,7 @@ fn client(client: &ClientStatus) -> Row {
         local_address,
         local_port,
         time_of(entry.connected).into(),
-        Value::Null,
+        client.last_began.map(time_of).into(),
         wait,
         wait_us,
         Value::Number(0),
@@ -359,11 +372,14 @@ fn memory() -> Option<Row> {
 
 /// When `instant` was, as PgBouncer writes it.
 fn time_of(instant: Instant) -> String {
-    let at = SystemTime::now()
-        .checked_sub(instant.elapsed())
-        .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok())
-        .unwrap_or_default();
-    utc(at.as_secs())
+    let at = SystemTime::now().checked_sub(instant.elapsed());
+    utc_of(at.unwrap_or(SystemTime::UNIX_EPOCH))
+}
+
+/// A time as PgBouncer writes it.
+pub(super) fn utc_of(at: SystemTime) -> String {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH);
+    utc(since.unwrap_or_default().as_secs())
 }
 
 /// Seconds since 1970 as a date and time, by the civil-calendar arithmetic of eras of 400 years.
@@ -393,9 +409,10 @@ mod tests {
     use crate::backend::connect::Dialer;
     use crate::cluster::Clusters;
     use crate::config::{Overrides, load};
-    use crate::meter::Queries;
+    use crate::meter::{Queries, Recent};
     use crate::pool::Pools;
     use crate::registry::{NewClient, Registry};
+    use crate::status::Counted;
 
     #[test]
     fn dates_are_those_of_the_calendar() {
@@ -429,25 +446,24 @@ mod tests {
         entry.set_state(ClientState::Idle);
         let history = crate::status::stats::History::default();
         let stats = history.stats(&pools);
+        let (queries, recent) = (Queries::default(), Recent::default());
+        let counted = Counted {
+            queries: &queries,
+            recent: &recent,
+        };
         let clusters = Clusters::new(&pools);
-        let snapshot = Snapshot::take(
-            config,
-            (&pools, &clusters),
-            &registry,
-            &Queries::default(),
-            3,
-        );
+        let snapshot = Snapshot::take(config, (&pools, &clusters), &registry, counted, 3);
         check(&View {
             snapshot: &snapshot,
             stats: &stats,
+            role: Role::Admin,
         });
     }
 
     fn line(row: &Row) -> String {
         let value = |value: &Value| match value {
             Value::Null => "-".to_owned(),
-            Value::Text(text) => text.clone(),
-            Value::Number(number) => number.to_string(),
+            other => other.shown(),
         };
         row.iter().map(value).collect::<Vec<_>>().join("|")
     }

@@ -2,6 +2,7 @@
 //! Describe can be answered before anything is run.
 
 use super::nodes::{NODES, ROUTES};
+use super::queries;
 use super::table::{Column, int4, int8, numeric, text};
 
 /// One `SHOW`.
@@ -13,16 +14,23 @@ pub enum Show {
     Databases,
     DnsHosts,
     DnsZones,
+    /// The latest failed statements.
+    Errors,
     Fds,
     Help,
     Lists,
+    Locks,
     Mem,
     Nodes,
     Peers,
     PeerPools,
+    Pins,
     Pools,
+    Queries,
     Routes,
     Servers,
+    /// The latest slow statements.
+    Slow,
     Sockets,
     State,
     Stats,
@@ -31,29 +39,35 @@ pub enum Show {
     Totals,
     Users,
     Version,
+    Waits,
     /// `SELECT 1`.
     One,
     /// A server parameter that drivers ask for; its place in [`PARAMETERS`].
     Parameter(usize),
 }
 
-const NAMES: [(&str, Show); 24] = [
+const NAMES: [(&str, Show); 30] = [
     ("active_sockets", Show::ActiveSockets),
     ("clients", Show::Clients),
     ("config", Show::Config),
     ("databases", Show::Databases),
     ("dns_hosts", Show::DnsHosts),
     ("dns_zones", Show::DnsZones),
+    ("errors", Show::Errors),
     ("fds", Show::Fds),
     ("help", Show::Help),
     ("lists", Show::Lists),
+    ("locks", Show::Locks),
     ("mem", Show::Mem),
     ("nodes", Show::Nodes),
     ("peer_pools", Show::PeerPools),
     ("peers", Show::Peers),
+    ("pins", Show::Pins),
     ("pools", Show::Pools),
+    ("queries", Show::Queries),
     ("routes", Show::Routes),
     ("servers", Show::Servers),
+    ("slow", Show::Slow),
     ("sockets", Show::Sockets),
     ("state", Show::State),
     ("stats", Show::Stats),
@@ -62,6 +76,7 @@ const NAMES: [(&str, Show); 24] = [
     ("totals", Show::Totals),
     ("users", Show::Users),
     ("version", Show::Version),
+    ("waits", Show::Waits),
 ];
 
 /// Parameters the console claims to have, as PgBouncer's does: some drivers ask for them, or set them, unconditionally.
@@ -130,6 +145,13 @@ const DATABASES: [Column; 18] = [
     int4("disabled"),
     // PgBouncer's name before 1.24, which Debian's prometheus-pgbouncer-exporter reads.
     int4("reserve_pool"),
+];
+
+const PEERS: [Column; 4] = [
+    int4("peer_id"),
+    text("host"),
+    int4("port"),
+    int4("pool_size"),
 ];
 
 const POOLS: [Column; 17] = [
@@ -295,16 +317,7 @@ impl Show {
             }
             Self::Nodes => &NODES,
             Self::Routes => &ROUTES,
-            Self::Peers => {
-                const {
-                    &[
-                        int4("peer_id"),
-                        text("host"),
-                        int4("port"),
-                        int4("pool_size"),
-                    ]
-                }
-            }
+            Self::Peers => &PEERS,
             Self::PeerPools => {
                 const {
                     &[
@@ -317,6 +330,11 @@ impl Show {
                 }
             }
             Self::Pools => &POOLS,
+            Self::Queries => &queries::QUERIES,
+            Self::Slow | Self::Errors => &queries::INCIDENTS,
+            Self::Waits => &queries::WAITS,
+            Self::Locks => &queries::LOCKS,
+            Self::Pins => &queries::PINS,
             Self::State => const { &[text("key"), text("value")] },
             Self::Stats => &STATS,
             Self::StatsAverages => &STATS_AVERAGES,
@@ -338,6 +356,9 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tSHOW SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n\
     \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS\n\
     \tSHOW PEERS|PEER_POOLS|DNS_HOSTS|DNS_ZONES\n\
+    \tSHOW QUERIES|SLOW|ERRORS|WAITS|LOCKS|PINS\n\
+    \tSHOW ... [LIKE '<pattern>'] [WHERE <column> <operator> <value> [AND ...]]\n\
+    \t         [ORDER BY <column> [DESC], ...] [LIMIT <count>]\n\
     \tSHOW NODES|ROUTES\n\
     \tSET key = value\n\
     \tRELOAD\n\
@@ -439,6 +460,7 @@ mod tests {
                 Kind::Text => 's',
                 Kind::Int4 => 'i',
                 Kind::Int8 => 'q',
+                Kind::Float8 => 'd',
                 Kind::Numeric => 'N',
             };
             format!("{}:{kind}", column.name)

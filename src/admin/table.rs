@@ -1,6 +1,7 @@
 //! Result tables and their encoding: columns with types, rows in text or binary format.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use pgwire::messages::Message;
@@ -12,6 +13,7 @@ pub enum Kind {
     Text,
     Int4,
     Int8,
+    Float8,
     Numeric,
 }
 
@@ -22,6 +24,7 @@ impl Kind {
             Self::Text => (25, -1),
             Self::Int4 => (23, 4),
             Self::Int8 => (20, 8),
+            Self::Float8 => (701, 8),
             Self::Numeric => (1700, -1),
         }
     }
@@ -55,6 +58,13 @@ pub(super) const fn int8(name: &'static str) -> Column {
     }
 }
 
+pub(super) const fn float8(name: &'static str) -> Column {
+    Column {
+        name,
+        kind: Kind::Float8,
+    }
+}
+
 pub(super) const fn numeric(name: &'static str) -> Column {
     Column {
         name,
@@ -68,6 +78,41 @@ pub enum Value {
     Null,
     Text(String),
     Number(u64),
+    /// In milliseconds, as `pg_stat_statements` has them.
+    Time(Duration),
+}
+
+impl Value {
+    /// As a number, if it is one.
+    pub fn number(&self) -> Option<f64> {
+        match self {
+            Self::Null | Self::Text(_) => None,
+            // Only compared: what does not fit 53 bits is as good as its neighbour.
+            #[allow(clippy::cast_precision_loss, reason = "see above")]
+            Self::Number(number) => Some(*number as f64),
+            Self::Time(time) => Some(millis(*time)),
+        }
+    }
+
+    /// As text.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Null => String::new(),
+            Self::Text(text) => text.clone(),
+            Self::Number(number) => number.to_string(),
+            Self::Time(time) => millis(*time).to_string(),
+        }
+    }
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+impl From<Duration> for Value {
+    fn from(time: Duration) -> Self {
+        Self::Time(time)
+    }
 }
 
 impl From<&str> for Value {
@@ -179,7 +224,9 @@ pub fn put_row(
 fn encode(value: &Value, kind: Kind, binary: bool) -> Option<Vec<u8>> {
     let number = match value {
         Value::Null => return None,
-        Value::Text(text) => return Some(text.clone().into_bytes()),
+        Value::Text(_) => return Some(value.shown().into_bytes()),
+        Value::Time(time) if binary => return Some(millis(*time).to_be_bytes().to_vec()),
+        Value::Time(_) => return Some(value.shown().into_bytes()),
         Value::Number(number) => *number,
     };
     let int4 = i32::try_from(number).unwrap_or(i32::MAX);
@@ -190,7 +237,10 @@ fn encode(value: &Value, kind: Kind, binary: bool) -> Option<Vec<u8>> {
         (Kind::Int8, false) => int8.to_string().into_bytes(),
         (Kind::Int8, true) => int8.to_be_bytes().to_vec(),
         (Kind::Numeric, true) => binary_numeric(number),
-        (Kind::Numeric, false) | (Kind::Text, _) => number.to_string().into_bytes(),
+        // The tables' own numbers in such columns are times; a count would lose what exceeds 53 bits.
+        #[allow(clippy::cast_precision_loss, reason = "see above")]
+        (Kind::Float8, true) => (number as f64).to_be_bytes().to_vec(),
+        (Kind::Numeric | Kind::Float8, false) | (Kind::Text, _) => number.to_string().into_bytes(),
     })
 }
 

@@ -1,12 +1,17 @@
 //! `pgweir demo`: serves a scratch cluster and says what to try.
 
+use std::cell::RefCell;
+use std::pin::pin;
 use std::process::ExitCode;
 
-use super::{Addresses, fail, runtime, serve};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Addresses, AppError, fail, runtime, serve};
 use crate::cli::DemoArgs;
 use crate::config::Overrides;
+use crate::demo::load::{ANALYST, ANALYST_POOL_SIZE, Load};
 use crate::demo::{self, DATABASE, Demo, Options, TRY_THESE, USER};
-use crate::reload::Source;
+use crate::reload::{Parts, Source};
 use crate::telemetry;
 
 /// Makes the cluster, serves it until stopped, and takes it down.
@@ -53,6 +58,11 @@ async fn serve_demo(demo: &Demo, args: &DemoArgs) -> ExitCode {
     overrides.set("demo", "cluster.primary", &demo.primary_url());
     overrides.set_list("demo", "cluster.replicas", &demo.replica_urls());
     overrides.set("demo", "auth.method", "trust");
+    overrides.set(
+        "demo",
+        &format!("users.{ANALYST}.max_size"),
+        &ANALYST_POOL_SIZE.to_string(),
+    );
     overrides.extend(args.overrides());
     let source = Source {
         file: None,
@@ -63,17 +73,49 @@ async fn serve_demo(demo: &Demo, args: &DemoArgs) -> ExitCode {
         Err(error) => return fail(&error),
     };
     telemetry::tracing::init(&parts.config.log);
-    match serve(source, parts, greet).await {
+    match serve_loaded(source, parts, args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
 }
 
-fn greet(addresses: &Addresses) {
+/// Serves, with the load on it until the first word to stop: its clients shall not keep the end waiting.
+async fn serve_loaded(source: Source, parts: Parts, args: &DemoArgs) -> Result<(), AppError> {
+    let load = RefCell::new(None);
+    let ready = |addresses: &Addresses| {
+        greet(addresses, args.no_load());
+        let Some(listen) = addresses.listen.first().filter(|_| !args.no_load()) else {
+            return;
+        };
+        match Load::start(*listen) {
+            Ok(started) => *load.borrow_mut() = Some(started),
+            Err(error) => tracing::warn!("the demo has no load: {error}"),
+        }
+    };
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut served = pin!(serve(source, parts, ready));
+    let stopping = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tokio::select! {
+        outcome = &mut served => return outcome,
+        () = stopping => drop(load.take()),
+    }
+    served.await
+}
+
+fn greet(addresses: &Addresses, no_load: bool) {
     let Some(listen) = addresses.listen.first() else {
         return;
     };
     say("");
+    if let Some(http) = addresses.http {
+        say(&format!("  The live page: http://{http}/"));
+    }
     say(&format!(
         "  The exchange:  psql postgres://{USER}@{listen}/{DATABASE}"
     ));
@@ -84,6 +126,9 @@ fn greet(addresses: &Addresses) {
         say(&format!(
             "  HTTP:          http://{http}/ready  http://{http}/metrics"
         ));
+    }
+    if !no_load {
+        say("\nA small load runs on it, a few per cent of a CPU; --no-load leaves it out.");
     }
     say("\nTry:");
     for statement in TRY_THESE {

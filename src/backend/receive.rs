@@ -157,6 +157,9 @@ pub fn receive(
                 && (matches!(received.owed.to, For::Reparse | For::Shape) || b::is_fatal(payload));
             note(backend, received.owed, header.tag, payload);
             to_client &= receiver.message(backend, received, header.tag, payload);
+            if received.owed.renames && names_statement(received, header.tag) {
+                backend.expect.settle_front();
+            }
         }
         backend.passing = Passing {
             remaining: end - at,
@@ -207,6 +210,11 @@ fn note(backend: &mut Backend, owed: Owed, tag: u8, payload: &[u8]) {
             backend.mirror.awaited_shapes.receive(tag, payload);
         }
         b::ERROR_RESPONSE if is_stale(owed, payload) => backend.mirror.spoil(owed.statement),
+        b::ERROR_RESPONSE
+            if owed.request == Request::Query && owed.renames && owed.statement != 0 =>
+        {
+            backend.mirror.forget(owed.statement);
+        }
         b::READY_FOR_QUERY => {
             if let Some(status) = payload
                 .first()
@@ -233,6 +241,12 @@ fn note(backend: &mut Backend, owed: Owed, tag: u8, payload: &[u8]) {
         },
         _ => {}
     }
+}
+
+/// Whether an answer to a client's PREPARE or DEALLOCATE tells whether it has changed a name, though it is not the last.
+pub fn names_statement(received: Received, tag: u8) -> bool {
+    received.owed.request == Request::Query
+        && matches!(tag, b::COMMAND_COMPLETE | b::ERROR_RESPONSE)
 }
 
 /// Whether the server refuses to run a statement because of what DDL has done since it was parsed: its result would be
@@ -274,6 +288,9 @@ fn skip(backend: &mut Backend, receiver: &mut impl Receiver) {
                 backend.mirror.awaited_shapes.skip();
             }
             Request::Parse if owed.statement != 0 => backend.mirror.forget(owed.statement),
+            Request::Query | Request::Execute if owed.changes() && owed.to != For::Probe => {
+                backend.mirror.forget(owed.statement);
+            }
             // It was to make room and is still there. The next use of the room closes another one.
             Request::Close if owed.to == For::Evict && owed.statement != 0 => {
                 backend.mirror.prepare(owed.statement, Arc::default());

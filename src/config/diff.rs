@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::document::dotted;
 use super::model::{
     Auth, ClientTls, Cluster, Config, Database, General, Http, Log, Metrics, PoolSettings, Probe,
-    Retry, Routing, ServerTls, Timeouts, User,
+    Retry, Routing, ServerTls, SlowLog, Timeouts, User,
 };
 use super::raw::{Effect, sections};
 
@@ -37,6 +37,7 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     changes.databases(old, new);
     changes.users(old, new);
     changes.metrics(&old.metrics, &new.metrics);
+    changes.slow_log(&old.slow_log, &new.slow_log);
     changes.log(&old.log, &new.log);
     changes.0
 }
@@ -148,7 +149,7 @@ impl Changes {
         compare!(self, "pool" at path, old, new, PoolSettings {
             pool_mode, max_size, min_idle, reserve_size, reserve_timeout, max_db_connections, max_user_connections,
             max_server_connections, max_db_client_connections, max_user_client_connections, max_prepared_statements,
-            on_session_state, connect_query,
+            lanes, on_session_state, connect_query,
         });
     }
 
@@ -239,8 +240,12 @@ impl Changes {
 
     fn metrics(&mut self, old: &Metrics, new: &Metrics) {
         compare!(self, "metrics" at "metrics", old, new, Metrics {
-            max_queries, max_query_series,
+            max_queries, max_query_series, lock_wait_after,
         });
+    }
+
+    fn slow_log(&mut self, old: &SlowLog, new: &SlowLog) {
+        compare!(self, "slow_log" at "slow_log", old, new, SlowLog { threshold });
     }
 
     fn log(&mut self, old: &Log, new: &Log) {

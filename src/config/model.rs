@@ -29,6 +29,7 @@ pub struct Config {
     pub databases: BTreeMap<String, Database>,
     pub users: BTreeMap<String, User>,
     pub metrics: Metrics,
+    pub slow_log: SlowLog,
     pub log: Log,
 }
 
@@ -321,6 +322,8 @@ pub struct PoolSettings {
     pub max_user_client_connections: Option<usize>,
     /// Prepared statements kept on one server connection (least recently used goes first).
     pub max_prepared_statements: usize,
+    /// Server connections that run short reads of many clients back to back.
+    pub lanes: usize,
     pub on_session_state: OnSessionState,
     /// Run once on each new server connection.
     pub connect_query: Option<String>,
@@ -428,6 +431,15 @@ pub struct Metrics {
     pub max_queries: usize,
     /// Statements with series of their own in `/metrics`.
     pub max_query_series: usize,
+    /// How long a statement runs before it is looked at what it waits for.
+    pub lock_wait_after: Option<Duration>,
+}
+
+/// Slow statements.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlowLog {
+    /// How long a client waits for a statement that is slow.
+    pub threshold: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

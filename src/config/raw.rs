@@ -311,6 +311,9 @@ sections! {
         max_user_client_connections: Cap = Cap(None), Live;
         /// Prepared statements kept on one server connection; the least recently used goes first.
         max_prepared_statements: usize = 200, Live;
+        /// Server connections on which short reads of many clients run back to back while several are under way; 0 gives
+        /// each statement a server connection to itself.
+        lanes: usize = 2, Live;
         /// What happens to a client that uses session state which can't follow it: `pin` lets it keep its server
         /// connection until the state is gone, `reject` refuses the statement with 0A000. What functions do unseen pins
         /// in either case.
@@ -456,6 +459,16 @@ sections! {
         max_queries: usize = 1000, Live;
         /// Statements with series of their own in `/metrics`, at most; 0 for none. The rest is exported as `other`.
         max_query_series: usize = 100, Live;
+        /// A statement that runs this long is looked at from a side connection: what it waits for (`SHOW WAITS`) and who
+        /// stands in its way (`SHOW LOCKS`); `"0"` for none.
+        lock_wait_after: Limit = limit(1), Live;
+    }
+
+    /// Slow statements.
+    SlowLog = "slow_log" {
+        /// A statement is slow if its client waits this long for it, the wait for a server connection included; `"0"`
+        /// for none. `SHOW SLOW` has the latest 256.
+        threshold: Limit = limit(1), Live;
     }
 
     /// The log, written to standard error.

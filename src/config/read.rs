@@ -6,7 +6,7 @@ use super::decode::Reader;
 use super::document::{Node, Origin, Table};
 use super::raw::{
     Auth, ClientTls, Cluster, Database, General, Http, Key, Log, Metrics, Pool, Retry, Routing,
-    ServerTls, Timeouts, User,
+    ServerTls, SlowLog, Timeouts, User,
 };
 
 /// One `[databases.NAME]`, with the keys of other sections that stand in it over the general ones.
@@ -35,6 +35,7 @@ pub(super) struct Raw {
     pub(super) databases: BTreeMap<String, DatabaseTable>,
     pub(super) users: BTreeMap<String, (String, User)>,
     pub(super) metrics: Metrics,
+    pub(super) slow_log: SlowLog,
     pub(super) log: Log,
 }
 
@@ -63,6 +64,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
     let databases = read_databases(&mut root, (&routing, &pool, &timeouts, &retry), reader);
     let users = read_users(&mut root, reader);
     let metrics = section!(Metrics, &mut root, "metrics");
+    let slow_log = section!(SlowLog, &mut root, "slow_log");
     let log = section!(Log, &mut root, "log");
     refuse_unknown_names(
         &root,
@@ -79,6 +81,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
             "databases",
             "users",
             "metrics",
+            "slow_log",
             "log",
         ],
         reader,
@@ -97,6 +100,7 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         databases,
         users,
         metrics,
+        slow_log,
         log,
     }
 }

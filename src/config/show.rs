@@ -9,7 +9,7 @@ use super::document::dotted;
 use super::model::{
     Auth, AuthMethod, ClientTls, Cluster, Config, Consistency, Database, General, Http, HttpScope,
     Log, LogFormat, Metrics, Node, OnSessionState, PoolMode, PoolSettings, Probe, Reads, Retry,
-    Routing, Secret, ServerTls, SslMode, Timeouts, User,
+    Routing, Secret, ServerTls, SlowLog, SslMode, Timeouts, User,
 };
 use super::raw::{Effect, SectionDocs, sections};
 use super::units::show_duration;
@@ -47,6 +47,7 @@ pub fn show(config: &Config) -> Vec<Setting> {
         shown.user(&dotted("users", name), user);
     }
     shown.metrics(&config.metrics);
+    shown.slow_log(&config.slow_log);
     shown.log(&config.log);
     shown.settings
 }
@@ -236,7 +237,7 @@ impl Shown {
         list!(self, "pool" at path, of, PoolSettings {
             pool_mode, max_size, min_idle, reserve_size, reserve_timeout, max_db_connections, max_user_connections,
             max_server_connections, max_db_client_connections, max_user_client_connections, max_prepared_statements,
-            on_session_state, connect_query,
+            lanes, on_session_state, connect_query,
         });
     }
 
@@ -293,8 +294,12 @@ impl Shown {
 
     fn metrics(&mut self, of: &Metrics) {
         list!(self, "metrics" at "metrics", of, Metrics {
-            max_queries, max_query_series,
+            max_queries, max_query_series, lock_wait_after,
         });
+    }
+
+    fn slow_log(&mut self, of: &SlowLog) {
+        list!(self, "slow_log" at "slow_log", of, SlowLog { threshold });
     }
 
     fn log(&mut self, of: &Log) {

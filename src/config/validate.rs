@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::decode::{Reader, Setting};
-use super::model::{Config, General, Log, Metrics, PoolSettings, Retry, Routing, Timeouts, User};
+use super::model::{
+    Config, General, Log, Metrics, PoolSettings, Retry, Routing, SlowLog, Timeouts, User,
+};
 use super::raw;
 use super::read::Raw;
 use super::validate_auth::{auth, auth_needs, client_tls, server_tls};
@@ -23,6 +25,8 @@ const LARGEST_PACKET: u64 = 2_147_483_647;
 const SMALLEST_PACKET: u64 = 10_000;
 const MOST_WORKERS: usize = 1024;
 const LARGEST_POOL: usize = 100_000;
+/// As many as a pool has places for.
+const LANES_MAX: usize = 8;
 const MOST_ATTEMPTS: usize = 1000;
 /// Each client may hold one.
 const LARGEST_JOURNAL: u64 = 16 * 1024 * 1024;
@@ -48,6 +52,9 @@ pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
             .map(|(name, (path, raw))| (name.clone(), user(raw, path, reader)))
             .collect(),
         metrics: metrics(&raw.metrics, reader),
+        slow_log: SlowLog {
+            threshold: raw.slow_log.threshold.value.0,
+        },
         log: log(&raw.log, reader),
         general,
         http,
@@ -168,6 +175,7 @@ pub(super) fn pool(raw: &raw::Pool, path: &str, reader: &mut Reader<'_>) -> Pool
         LARGEST_POOL,
         reader,
     );
+    within(&raw.lanes, &key("lanes"), 0, LANES_MAX, reader);
     let (max_size, min_idle) = (raw.max_size.value, raw.min_idle.value);
     if min_idle > max_size {
         // Named by the key that is given here: in a database the other one may be inherited.
@@ -191,6 +199,7 @@ pub(super) fn pool(raw: &raw::Pool, path: &str, reader: &mut Reader<'_>) -> Pool
         max_db_client_connections: raw.max_db_client_connections.value.0,
         max_user_client_connections: raw.max_user_client_connections.value.0,
         max_prepared_statements: raw.max_prepared_statements.value,
+        lanes: raw.lanes.value,
         on_session_state: raw.on_session_state.value,
         connect_query: raw
             .connect_query
@@ -338,6 +347,7 @@ fn metrics(raw: &raw::Metrics, reader: &mut Reader<'_>) -> Metrics {
     Metrics {
         max_queries: raw.max_queries.value,
         max_query_series: raw.max_query_series.value,
+        lock_wait_after: raw.lock_wait_after.value.0,
     }
 }
 

@@ -6,12 +6,13 @@
 //!
 //! # Why
 //!
-//! - Statements go through `psql`: a driver here would be one more protocol implementation to keep, and `psql` comes
+//! - Statements, those of the [`load`] too, go through `psql`: a driver here would be one more protocol implementation to keep, and `psql` comes
 //!   with every server.
 //! - The sample is loaded before the replicas are cloned: copying files is cheaper than replaying their WAL twice.
 
 mod binaries;
 pub mod cluster;
+pub mod load;
 mod options;
 mod process;
 mod scratch;
@@ -21,6 +22,7 @@ mod template;
 use std::path::Path;
 
 use self::cluster::{Cluster, ClusterOptions, SUPERUSER, ServerOptions};
+use self::load::ANALYST;
 
 /// The database of the sample.
 pub const DATABASE: &str = "exchange";
@@ -145,9 +147,13 @@ fn prepare_blocking(options: &Options) -> Result<Demo, DemoError> {
         keep: options.keep,
     }
     .start()?;
-    let create = format!("CREATE ROLE {USER} LOGIN;\nCREATE DATABASE {DATABASE} OWNER {USER};\n");
+    let create = format!(
+        "CREATE ROLE {USER} LOGIN;\nCREATE ROLE {ANALYST} LOGIN;\nCREATE DATABASE {DATABASE} OWNER {USER};\n"
+    );
     cluster.primary.sql("postgres", &create)?;
-    let fill = format!("SET ROLE {USER};\n{SAMPLE}");
+    let fill = format!(
+        "SET ROLE {USER};\n{SAMPLE}\nGRANT SELECT ON ALL TABLES IN SCHEMA public TO {ANALYST};\n"
+    );
     cluster.primary.sql(DATABASE, &fill)?;
     cluster.add_replicas(options.replicas)?;
     Ok(Demo { cluster })

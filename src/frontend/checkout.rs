@@ -113,6 +113,12 @@ impl Session {
     pub(super) fn begin(&mut self, lease: Lease, gather: &mut Gather) -> bool {
         self.in_transaction = false;
         self.transaction_since = self.now;
+        match &lease.pool().key.node {
+            None => self.metering.runs_on_primary(),
+            Some(node) => self
+                .metering
+                .runs_on(node, &self.shared.known.queries.names),
+        }
         self.lease = Some(lease);
         self.pool
             .counters
@@ -137,24 +143,17 @@ impl Session {
         let is_foreign = |session| session != self.entry.pid.0;
         let resets = lease.mirror.unknown_to.is_some_and(is_foreign);
         if !resets && crate::session::settings::same(&lease.mirror.settings, want) {
-            reply::tell_changes(&mut self.told, &lease.mirror.reported, &mut self.outbox);
+            reply::tell_changes(&mut self.told, &mut lease.mirror.reported, &mut self.outbox);
             self.entry.set_running(Arc::clone(&lease.identity));
             return Pace::None;
         }
         let mut text = Vec::new();
-        let pace = if resets {
-            lease.mirror.unknown_to = None;
-            let again = self.effective.pool.connect_query.as_deref();
-            plan::anew(&lease.mirror.settings, want, again, &mut text)
-        } else {
-            plan::settings(&lease.mirror.settings, want, &mut text)
-        };
+        let connect_query = self.effective.pool.connect_query.as_deref();
+        let pace = plan::onto(&mut lease.mirror, want, resets, connect_query, &mut text);
         gather.own(|out| frontend::put_query(out, &text));
         lease.expect.push(Owed::new(Request::Query, For::Plan));
         // A cancel request that hit the plan would have the client's statement run with other settings.
         self.entry.set_running_soon();
-        lease.mirror.settings = Arc::clone(want);
-        lease.mirror.unnamed = None;
         pace
     }
 
@@ -232,6 +231,7 @@ impl Session {
             self.lease = None;
         }
         let keeps = !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session;
+        self.entry.activity.set_pins(self.pins.bits());
         if keeps {
             self.since = self.now;
             return;
@@ -248,6 +248,7 @@ impl Session {
             reset::give_back(lease, residue, &dialer, limit);
         }
         self.bound = None;
+        self.short = None;
         self.names.forget_retired();
         self.enter(Phase::Idle);
     }

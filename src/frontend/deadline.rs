@@ -61,10 +61,14 @@ impl Session {
                 let wait = at(self.since, timeouts.query_wait_timeout, Limit::QueryWait);
                 earlier(wait, notify.filter(|_| !self.notified_waiting))
             }
-            Phase::Planning | Phase::Active if self.timed_out => at(
+            Phase::Planning | Phase::Riding | Phase::Active if self.timed_out => at(
                 self.since,
                 Some(timeouts.cancel_wait_timeout),
                 Limit::CancelWait,
+            ),
+            Phase::Riding => earlier(
+                at(self.since, timeouts.query_timeout, Limit::Query),
+                transaction,
             ),
             Phase::Planning => at(self.since, timeouts.query_timeout, Limit::Query),
             Phase::Active if self.is_awaiting_client() && !self.holds_transaction() => {
@@ -136,6 +140,7 @@ impl Session {
             Limit::Query => {
                 self.timed_out = true;
                 self.since = self.now;
+                self.cancel_ride();
                 self.cancel_running();
                 Ok(())
             }

@@ -231,7 +231,7 @@ impl Look<'_> {
         let statement = session
             .shared
             .statements
-            .intern(parse.body, search_path, || {
+            .intern(parse.body, None, search_path, || {
                 known.lookup(parse.text, options)
             });
         self.add(&statement.known, parse.text);

@@ -15,8 +15,9 @@ use super::stale::Agreement;
 use crate::error::{Report, SqlState};
 use crate::net::buffer::Gather;
 use crate::session::shape::Shape;
-use crate::session::statements::{NAMES_MAX, Named, SERVER_NAME_PREFIX};
+use crate::session::statements::{DISOWNED, NAMES_MAX, Named, SERVER_NAME_PREFIX};
 use crate::shared::Prepared;
+use crate::sql::prepared::PreparedUse;
 use crate::sql::state::PinReason;
 use crate::wire::expect::{For, Owed, Request, UNNAMED};
 use crate::wire::frame::{FrameError, HEADER};
@@ -103,12 +104,13 @@ impl Session {
         statement.is_some_and(|id| (is_changing && !has(id)) || waits_to_parse(id))
     }
 
-    pub(super) fn parse(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
+    /// False if it has to wait for answers.
+    pub(super) fn parse(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         if frame.missing > 0 {
             let pins = PinReason::Unclassifiable.into();
             if let Some(refusal) = self.refuses(pins) {
                 self.refuse_step(frame, refusal, gather);
-                return Ok(());
+                return Ok(true);
             }
             self.pins = self.pins.union(pins);
             // It goes to the server under the client's own name, and stays there.
@@ -120,7 +122,7 @@ impl Session {
             }
             self.expect(Request::Parse);
             gather.input(frame.range());
-            return Ok(());
+            return Ok(true);
         }
         let parse = Parse::read(frame.payload).map_err(violation)?;
         self.pool
@@ -136,38 +138,60 @@ impl Session {
         }
         let search_path = self.settings.current().get(b"search_path");
         let (known, options) = (&self.shared.known, self.lex_options());
-        let statement = self.shared.statements.intern(parse.body, search_path, || {
-            known.lookup(parse.text, options)
-        });
-        let mut shape = Arc::default();
+        let statement = self
+            .shared
+            .statements
+            .intern(parse.body, None, search_path, || {
+                known.lookup(parse.text, options)
+            });
+        if statement.known.prepared != PreparedUse::None {
+            if let Some(refusal) = self.refuses(PinReason::SqlPrepare.into()) {
+                self.refuse_step(frame, refusal, gather);
+                return Ok(true);
+            }
+            if !self.step_prepared(parse.text, &statement.known, gather) {
+                return Ok(false);
+            }
+        }
+        let mut named = Named::new(Arc::clone(&statement), Arc::default());
         if parse.name.is_empty() {
             self.owe(renames(Request::Parse, For::Client, UNNAMED));
             if let Some(lease) = &mut self.lease {
                 lease.mirror.unnamed = Some(statement.id);
             }
             gather.input(frame.range());
-        } else if self.names.get(parse.name).is_some() {
-            self.parse_again(parse, gather);
+        } else if let Some(taken) = self.names.get(parse.name).cloned()
+            && !self.is_own(&taken)
+        {
+            self.parse_again(parse, &taken.statement, gather);
+        } else if self.pins.contains(PinReason::SqlPrepare) {
+            // The backend may have the name, too.
+            named.own_on = self.lease.as_ref().map_or(0, |lease| lease.id);
+            self.owe(renames(Request::Parse, For::Client, 0));
+            gather.input(frame.range());
         } else {
-            shape = self.give_statement(&statement, None, For::Client, gather);
+            named.shape = self.give_statement(&statement, None, For::Client, gather);
         }
-        self.names
-            .change(parse.name, Some(Named { statement, shape }));
-        Ok(())
+        self.names.change(parse.name, Some(named));
+        Ok(true)
     }
 
     /// The name is taken, and only the server says so at the right place and with the right effect on the
-    /// transaction: it is given the client's own name twice.
-    fn parse_again(&mut self, parse: Parse<'_>, gather: &mut Gather) {
-        for to in [For::Reparse, For::Client] {
-            gather.own(|out| f::put_parse(out, parse.name, parse.body));
-            self.owe(Owed {
-                renames: to == For::Client,
-                ..Owed::new(Request::Parse, to)
-            });
-        }
-        // The client's own name stays behind on this backend.
-        self.pins.insert(PinReason::SqlPrepare);
+    /// transaction: it is given the name of the statement that has it.
+    fn parse_again(&mut self, parse: Parse<'_>, taken: &Arc<Prepared>, gather: &mut Gather) {
+        self.ensure(parse.name, Some(taken), gather);
+        gather.own(|out| f::put_parse(out, &taken.name, parse.body));
+        self.owe(renames(Request::Parse, For::Client, 0));
+    }
+
+    /// Closes a statement under its global name.
+    pub(super) fn evict(&mut self, id: u64, gather: &mut Gather) {
+        let name = [SERVER_NAME_PREFIX, id.to_string().as_bytes()].concat();
+        gather.own(|out| f::put_statement_target(out, f::CLOSE, &name));
+        self.owe(Owed {
+            statement: id,
+            ..Owed::new(Request::Close, For::Evict)
+        });
     }
 
     /// Sends a Parse of `statement` under its global name, making room first. Returns what the server will tell of it:
@@ -184,30 +208,26 @@ impl Session {
             return shape;
         };
         let before = lease.mirror.shape(statement.id).cloned();
-        let in_the_way = lease.mirror.prepare(statement.id, Arc::clone(&shape));
-        if let Some(id) = in_the_way {
-            let name = [SERVER_NAME_PREFIX, id.to_string().as_bytes()].concat();
-            gather.own(|out| f::put_statement_target(out, f::CLOSE, &name));
-            lease.expect.push(Owed {
-                statement: id,
-                ..Owed::new(Request::Close, For::Evict)
-            });
-        }
         let like = told.or(before.as_deref());
         lease.mirror.awaited_shapes.push(Arc::clone(&shape), like);
-        gather.own(|out| {
-            f::put_parse(out, &statement.name, &statement.body);
-            f::put_statement_target(out, f::DESCRIBE, &statement.name);
-        });
+        if let Some(id) = lease.mirror.prepare(statement.id, Arc::clone(&shape)) {
+            self.evict(id, gather);
+        }
+        if let Some(text) = statement.prepare_text(&statement.name) {
+            self.run_own(&text, statement.id, gather);
+        } else {
+            gather.own(|out| f::put_parse(out, &statement.name, &statement.body));
+            self.owe(Owed {
+                renames: to == For::Client,
+                ..renames(Request::Parse, to, statement.id)
+            });
+        }
+        gather.own(|out| f::put_statement_target(out, f::DESCRIBE, &statement.name));
+        self.owe(Owed::new(Request::DescribeStatement, For::Shape));
         self.pool
             .counters
             .parses_server
             .fetch_add(1, Ordering::Relaxed);
-        self.owe(Owed {
-            renames: to == For::Client,
-            ..renames(Request::Parse, to, statement.id)
-        });
-        self.owe(Owed::new(Request::DescribeStatement, For::Shape));
         shape
     }
 
@@ -243,7 +263,18 @@ impl Session {
         let bind =
             Bind::read(frame.payload).ok_or_else(|| violation(FrameError::Malformed('B')))?;
         let named = self.names.get(bind.statement).cloned();
-        if let Some(named) = named.as_ref().filter(|_| !bind.statement.is_empty()) {
+        if let Some(named) = &named
+            && named.statement.known.prepared != PreparedUse::None
+        {
+            let text = named.statement.body.split(|&byte| byte == 0).next();
+            let known = &named.statement.known;
+            if !self.step_prepared(text.unwrap_or_default(), known, gather) {
+                return Ok(false);
+            }
+        }
+        let is_own = named.as_ref().is_some_and(|named| self.is_own(named));
+        let is_global = !bind.statement.is_empty() && !is_own;
+        if let Some(named) = named.as_ref().filter(|_| is_global) {
             match self.agree(bind, named, frame.behind, gather) {
                 Agreement::Yes => {}
                 Agreement::Awaited => return Ok(false),
@@ -262,7 +293,6 @@ impl Session {
         let statement = named.map(|named| named.statement);
         self.pool.counters.binds.fetch_add(1, Ordering::Relaxed);
         self.metering.sent(frame.tag, frame.len());
-        self.metering.bound(bind.portal);
         let rest = frame.start + HEADER + bind.head..frame.end;
         let rest_len = rest.len() + frame.missing;
         if let Some(statement) = &statement {
@@ -275,9 +305,11 @@ impl Session {
             self.guard_sequences(&statement.known, gather);
         }
         self.note_sent(statement.as_ref().map(|statement| &*statement.known));
-        self.ensure(bind.statement, statement.as_ref(), gather);
+        if !is_own {
+            self.ensure(bind.statement, statement.as_ref(), gather);
+        }
         match &statement {
-            Some(statement) if !bind.statement.is_empty() => {
+            Some(statement) if is_global => {
                 gather.own(|out| f::put_bind_head(out, bind.portal, &statement.name, rest_len));
                 gather.input(rest);
             }
@@ -289,8 +321,10 @@ impl Session {
             }
             _ => gather.input(frame.range()),
         }
-        let named = statement.as_ref().filter(|_| !bind.statement.is_empty());
+        let named = statement.as_ref().filter(|_| is_global);
         self.owe(uses(Request::Bind, named));
+        let known = statement.as_ref().map(|statement| &statement.known);
+        self.metering.bound(bind.portal, known);
         self.bound = statement;
         Ok(true)
     }
@@ -308,6 +342,11 @@ impl Session {
             }
             Target::Statement(name) => {
                 let named = self.names.get(name).cloned();
+                if named.as_ref().is_some_and(|named| self.is_own(named)) {
+                    self.expect(Request::DescribeStatement);
+                    gather.input(frame.range());
+                    return Ok(());
+                }
                 if let Some(named) = named.as_ref().filter(|_| !name.is_empty())
                     && self.describe_alone(named, frame.behind)
                 {
@@ -370,5 +409,5 @@ impl Session {
 
 /// A name the server knows nothing by, for a client that guesses at global ones.
 fn disowned(name: &[u8]) -> Vec<u8> {
-    [name, b" "].concat()
+    [name, DISOWNED].concat()
 }

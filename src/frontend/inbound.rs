@@ -14,6 +14,7 @@ use crate::session::leftovers;
 use crate::session::plan::Pace;
 use crate::sql::LexOptions;
 use crate::sql::known::Known;
+use crate::sql::prepared::PreparedUse;
 use crate::sql::state::{Effect, PinReason, PinSet};
 use crate::telemetry;
 use crate::wire::backend::TransactionStatus;
@@ -73,6 +74,9 @@ fn check_type(header: Header) -> Result<(), End> {
 impl Session {
     /// Acts on `input`; returns how much of it was used. The rest waits for more bytes or for a backend.
     pub(super) fn process(&mut self, cx: &mut Context<'_>, input: &[u8]) -> Result<usize, End> {
+        if self.ride(input) {
+            return Ok(0);
+        }
         let mut gather = Gather::take();
         let used = self.forward(input, &mut gather, cx);
         self.send_to_server(cx, &mut gather, input);
@@ -270,11 +274,11 @@ impl Session {
                 routes.in_exchange = false;
             }
             self.names.next_exchange();
-            self.reparsed = 0;
+            self.prepared.reparsed = 0;
         }
         match frame.tag {
-            f::QUERY => return self.query(frame, gather).map(|()| true),
-            f::PARSE => return self.parse(frame, gather).map(|()| true),
+            f::QUERY => return self.query(frame, gather),
+            f::PARSE => return self.parse(frame, gather),
             f::BIND => return self.bind(frame, gather),
             f::DESCRIBE => return self.describe(frame, gather).map(|()| true),
             f::CLOSE => return self.close(frame, gather).map(|()| true),
@@ -282,6 +286,7 @@ impl Session {
             f::SYNC => {
                 self.expect(Request::Sync);
                 gather.input(frame.range());
+                self.unlist(gather);
                 self.probe(gather);
                 return Ok(true);
             }
@@ -321,13 +326,13 @@ impl Session {
         }
     }
 
-    fn query(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<(), End> {
+    fn query(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         let known = if frame.missing > 0 {
             None
         } else {
             let text = f::query_text(frame.payload).map_err(protocol_violation)?;
-            let foreseen = self.routes.as_mut().and_then(|r| r.foreseen.take());
-            Some(foreseen.unwrap_or_else(|| self.shared.known.lookup(text, self.lex_options())))
+            let looked_up = self.looked_up.take();
+            Some(looked_up.unwrap_or_else(|| self.shared.known.lookup(text, self.lex_options())))
         };
         // Of a text too large to be looked at whole nothing can be proved.
         let pins = known
@@ -335,10 +340,14 @@ impl Session {
             .map_or(PinReason::Unclassifiable.into(), |known| known.pins);
         if let Some(refusal) = self.refuses(pins) {
             self.refuse_query(frame, known, refusal, gather);
-            return Ok(());
+            return Ok(true);
         }
         self.note_sent(known.as_deref());
         if let Some(known) = known {
+            if known.prepared != PreparedUse::None {
+                let text = f::query_text(frame.payload).map_err(protocol_violation)?;
+                return self.query_prepared(frame, text, &known, gather);
+            }
             self.note(&known)?;
             self.guard_sequences(&known, gather);
             self.start(known);
@@ -356,7 +365,7 @@ impl Session {
         if frame.missing == 0 {
             self.probe(gather);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// What `currval` and `lastval` would return may be another client's. Then the backend forgets it first, and the
@@ -387,14 +396,7 @@ impl Session {
 
     /// How the server reads this session's SQL.
     pub(super) fn lex_options(&self) -> LexOptions {
-        const UNSAFE: [&[u8]; 6] = [b"SJIS", b"BIG5", b"GBK", b"UHC", b"JOHAB", b"GB18030"];
-        let off = self.told.get(b"standard_conforming_strings") == Some(b"off");
-        let encoding = self.told.get(b"client_encoding").unwrap_or_default();
-        let unsafe_encoding = UNSAFE.contains(&encoding) || encoding == b"SHIFT_JIS_2004";
-        LexOptions {
-            standard_conforming_strings: !off,
-            unsafe_encoding,
-        }
+        self.told.lex_options()
     }
 
     /// Notes what a statement that is about to be sent does to the session.
@@ -468,6 +470,7 @@ impl Session {
         let new = known.pins.without(self.pins);
         if !new.is_empty() {
             known.query.pinned();
+            self.entry.activity.is_pinned_by(known.query.id, self.now);
             telemetry::metrics::pinned(new.iter().map(PinReason::as_str));
             if known.pins_first_time() {
                 tracing::info!(

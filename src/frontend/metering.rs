@@ -13,13 +13,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use super::session::{End, Session};
 use crate::error::SqlState;
-use crate::meter::{Execution, NameId, Origin};
+use crate::meter::{Client, Execution, Incident, NameId, Names, Origin};
 use crate::registry::ClientEntry;
 use crate::session::mirror::Reported;
 use crate::shared::Shared;
@@ -27,8 +27,11 @@ use crate::sql::known::Known;
 use crate::wire::frame::HEADER;
 use crate::wire::frontend as f;
 
-/// Suspended portals of a session that are told apart; one beyond counts its next Execute as a new call.
-const SUSPENDED_MAX: usize = 8;
+/// Portals of a session that are told apart; of more the oldest are taken for the one bound last.
+const PORTALS_MAX: usize = 32;
+
+/// Replicas whose numbers a session remembers.
+const NODES_MAX: usize = 8;
 
 /// Capacity that the queue of statements keeps when it is empty.
 const KEPT: usize = 64;
@@ -55,12 +58,18 @@ struct Running {
 /// What an Execute is about.
 #[derive(Clone, Copy, Debug, Default)]
 struct Portal {
-    /// Stands for its name.
-    number: u64,
     /// Most rows to return; 0 for all.
     limit: u32,
-    /// It was suspended before.
+    /// It was executed before: what is left of its rows is asked for.
     continues: bool,
+}
+
+/// A portal with a name.
+#[derive(Debug)]
+struct Open {
+    number: u64,
+    known: Arc<Known>,
+    executed: bool,
 }
 
 /// An error in an extended exchange, until it is known which statement the server skips for it.
@@ -77,9 +86,12 @@ pub(super) struct Metering {
     origin: Origin,
     node: NameId,
     primary: NameId,
+    /// Replicas this session was on.
+    nodes: Vec<(Arc<str>, NameId)>,
     front: Option<Running>,
     behind: VecDeque<Running>,
-    suspended: Vec<(u64, Arc<Known>)>,
+    portals: Vec<Open>,
+    unnamed_executed: bool,
     failed: Option<Box<Failed>>,
     /// Bytes of the client since the last statement.
     received: u64,
@@ -95,28 +107,22 @@ impl Metering {
         let queries = &shared.known.queries;
         let application = told.get(b"application_name").unwrap_or_default();
         let application = String::from_utf8_lossy(application);
+        let primary = queries.node("primary");
         Self {
             origin: queries.origin(&entry.user, &entry.database, &application),
-            node: queries.node("primary"),
-            primary: queries.node("primary"),
+            node: primary,
+            primary,
+            nodes: Vec::new(),
             front: None,
             behind: VecDeque::new(),
-            suspended: Vec::new(),
+            portals: Vec::new(),
+            unnamed_executed: false,
             failed: None,
             received: 0,
             relayed: 0,
             relayed_before: 0,
             queued: Duration::ZERO,
         }
-    }
-
-    /// What is sent from here on runs on this server.
-    pub(super) fn run_on(&mut self, node: NameId) {
-        self.node = node;
-    }
-
-    pub(super) fn run_on_primary(&mut self) {
-        self.node = self.primary;
     }
 
     /// What is under way is run elsewhere, and counted there.
@@ -138,6 +144,25 @@ impl Metering {
             }
             _ => self.received += len,
         }
+    }
+
+    /// Statements run on this server from now on.
+    pub(super) fn runs_on(&mut self, node: &Arc<str>, names: &Names) {
+        let mut nodes = self.nodes.iter();
+        if let Some((_, id)) = nodes.find(|(known, _)| Arc::ptr_eq(known, node)) {
+            self.node = *id;
+            return;
+        }
+        if self.nodes.len() >= NODES_MAX {
+            self.nodes.clear();
+        }
+        self.node = names.id(node);
+        self.nodes.push((Arc::clone(node), self.node));
+    }
+
+    /// Statements run on the primary from now on.
+    pub(super) fn runs_on_primary(&mut self) {
+        self.node = self.primary;
     }
 
     /// The client was given a backend, for which it had waited.
@@ -183,11 +208,46 @@ impl Metering {
         self.failed = Some(Box::new(Failed { code, parse }));
     }
 
-    /// A portal of this name is made anew.
-    pub(super) fn bound(&mut self, portal: &[u8]) {
-        if !self.suspended.is_empty() {
-            let number = number(portal);
-            self.suspended.retain(|(known, _)| *known != number);
+    /// A portal of this name is made, of a statement unless that is not known.
+    pub(super) fn bound(&mut self, portal: &[u8], known: Option<&Arc<Known>>) {
+        if portal.is_empty() {
+            self.unnamed_executed = false;
+            return;
+        }
+        let number = number(portal);
+        self.portals.retain(|open| open.number != number);
+        if self.portals.len() >= PORTALS_MAX {
+            self.portals.remove(0);
+        }
+        if let Some(known) = known {
+            self.portals.push(Open {
+                number,
+                known: Arc::clone(known),
+                executed: false,
+            });
+        }
+    }
+
+    /// The portal of this name is executed: whether it was before, and its statement if that is not the one bound last.
+    fn executes(&mut self, portal: &[u8]) -> (bool, Option<Arc<Known>>) {
+        if portal.is_empty() {
+            let before = std::mem::replace(&mut self.unnamed_executed, true);
+            return (before, None);
+        }
+        let number = number(portal);
+        match self.portals.iter_mut().find(|open| open.number == number) {
+            Some(open) => {
+                let before = std::mem::replace(&mut open.executed, true);
+                (before, Some(Arc::clone(&open.known)))
+            }
+            None => (false, None),
+        }
+    }
+
+    /// The transaction has ended, and its portals with it.
+    pub(super) fn forget_portals(&mut self) {
+        if !self.portals.is_empty() {
+            self.portals = Vec::new();
         }
     }
 
@@ -244,19 +304,8 @@ impl Session {
             None => (payload, &[][..]),
         };
         let limit = limit.try_into().map_or(0, u32::from_be_bytes);
-        let mut portal = Portal {
-            number: 0,
-            limit,
-            continues: false,
-        };
-        let mut known = None;
-        if limit > 0 || !self.metering.suspended.is_empty() {
-            portal.number = number(name);
-            let suspended = &mut self.metering.suspended;
-            let place = suspended.iter().position(|(of, _)| *of == portal.number);
-            portal.continues = place.is_some();
-            known = place.map(|place| suspended.swap_remove(place).1);
-        }
+        let (continues, known) = self.metering.executes(name);
+        let portal = Portal { limit, continues };
         let known = known.unwrap_or_else(|| match &self.bound {
             Some(statement) => Arc::clone(&statement.known),
             None => Arc::clone(self.shared.known.unread()),
@@ -267,7 +316,18 @@ impl Session {
     fn start_portal(&mut self, known: Arc<Known>, portal: Portal) {
         self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
         self.shared.known.queries.touch(&known.query);
+        if self.metering.front.is_none() {
+            self.entry.activity.runs(known.query.id, self.now);
+        }
         self.metering.push(known, portal, self.now);
+    }
+
+    /// What runs now is what is in front.
+    fn tell_next(&self) {
+        match &self.metering.front {
+            Some(next) => self.entry.activity.runs(next.known.query.id, self.now),
+            None => self.entry.activity.rests(),
+        }
     }
 
     /// The statement in front ends with a message of `len` bytes that is still to be relayed.
@@ -276,31 +336,27 @@ impl Session {
         self.metering.relayed_before = self.metering.relayed + len as u64;
         let sent = self.metering.relayed_before - before;
         if let Some(ended) = self.metering.pop(self.now) {
+            self.tell_next();
             self.count(&ended, sent);
         }
     }
 
     /// The portal in front has returned as many rows as it was asked for.
     pub(super) fn suspend_statement(&mut self) {
-        let metering = &mut self.metering;
-        if let Some(front) = &mut metering.front {
+        if let Some(front) = &mut self.metering.front {
             front.rows += u64::from(front.portal.limit);
-            if metering.suspended.len() < SUSPENDED_MAX {
-                let known = Arc::clone(&front.known);
-                metering.suspended.push((front.portal.number, known));
-            }
         }
         self.end_statement(HEADER);
     }
 
     /// The server skips the statement in front after an error, which is its own if it is the first one skipped.
     pub(super) fn skip_statement(&mut self) {
-        match self.metering.failed.take() {
-            Some(failed) => {
-                self.metering.failed(failed.code);
-                self.end_statement(0);
-            }
-            None => drop(self.metering.pop(self.now)),
+        if let Some(failed) = self.metering.failed.take() {
+            self.metering.failed(failed.code);
+            self.end_statement(0);
+        } else {
+            self.metering.pop(self.now);
+            self.tell_next();
         }
     }
 
@@ -347,10 +403,37 @@ impl Session {
         self.count(&front, sent);
     }
 
+    /// A statement that rode on a lane was answered: its whole answer came at once.
+    pub(super) fn count_ride(&mut self, known: &Known, received: usize, sent: usize, rows: u64) {
+        self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
+        self.shared.known.queries.touch(&known.query);
+        let took = self.now.saturating_duration_since(self.since);
+        known.query.finished(&Execution {
+            origin: self.metering.origin,
+            node: self.metering.node,
+            at: self.now,
+            queued: Duration::ZERO,
+            took,
+            first: took,
+            rows,
+            received: received as u64,
+            sent: sent.saturating_sub(READY_LEN) as u64,
+            error: None,
+            continues: false,
+        });
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let counters = &self.pool.counters;
+        counters.query_micros.fetch_add(micros, Ordering::Relaxed);
+        self.count_transaction();
+    }
+
     fn count(&self, ended: &Running, sent: u64) {
         let took = self.now.saturating_duration_since(ended.started);
         let first = ended.first.unwrap_or(self.now);
         let first = first.saturating_duration_since(ended.started).min(took);
+        if ended.error.is_none() {
+            ended.known.brevity.saw(took, ended.rows);
+        }
         ended.known.query.finished(&Execution {
             origin: self.metering.origin,
             node: self.metering.node,
@@ -364,9 +447,47 @@ impl Session {
             error: ended.error,
             continues: ended.portal.continues,
         });
+        if ended.error.is_some() || self.shared.recent.is_slow(took + ended.queued) {
+            self.remember(ended, took, sent);
+        }
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let counter = &self.pool.counters.query_micros;
-        counter.fetch_add(micros, Ordering::Relaxed);
+        let counters = &self.pool.counters;
+        counters.query_micros.fetch_add(micros, Ordering::Relaxed);
+        counters.latency.record_duration(took);
+        if ended.error.is_some() {
+            counters.errors.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Keeps a slow or failed statement for those who look.
+    fn remember(&self, ended: &Running, took: Duration, sent: u64) {
+        let (entry, recent) = (&self.entry, &self.shared.recent);
+        let names = &self.shared.known.queries.names;
+        let incident = Incident {
+            at: SystemTime::now(),
+            client: Client {
+                pid: entry.pid.0,
+                user: Arc::clone(&entry.user),
+                database: Arc::clone(&entry.database),
+                application: (*names.name(self.metering.origin.application)).into(),
+                peer: entry.peer.clone(),
+            },
+            query: ended.known.query.id,
+            text: Arc::clone(&ended.known.query.text),
+            node: names.name(self.metering.node),
+            queued: ended.queued,
+            server: took.saturating_sub(ended.blocked),
+            blocked: ended.blocked.min(took),
+            rows: ended.rows,
+            sent,
+            error: ended.error,
+        };
+        if recent.is_slow(took + ended.queued) {
+            recent.slow(incident.clone());
+        }
+        if incident.error.is_some() {
+            recent.failed(incident);
+        }
     }
 
     /// The client calls itself something else from now on.

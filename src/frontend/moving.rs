@@ -143,7 +143,6 @@ impl Session {
             routes.trial = None;
             routes.reopen = Some(modes);
         }
-        self.metering.run_on_primary();
         if let Some(lease) = self.lease.take() {
             let dialer = self.shared.pools.dialer.load();
             let limit = self.effective.timeouts.cancel_wait_timeout;

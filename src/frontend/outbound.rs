@@ -46,7 +46,9 @@ impl Receiver for Relay<'_> {
 
     fn message(&mut self, backend: &Backend, received: Received, tag: u8, payload: &[u8]) -> bool {
         let Received { owed, done } = received;
-        if done && owed.renames {
+        if owed.renames && tag == b::ERROR_RESPONSE && owed.request == Request::Query {
+            self.session.names.undo();
+        } else if owed.renames && (done || receive::names_statement(received, tag)) {
             self.session.names.confirm();
         }
         if done
@@ -108,7 +110,7 @@ impl Receiver for Relay<'_> {
         match owed.to {
             For::Refusal => drop(self.session.refusals.pop_front()),
             For::Local if owed.request == Request::DescribeStatement => {
-                self.session.descriptions.pop_front();
+                self.session.prepared.descriptions.pop_front();
             }
             _ => {}
         }
@@ -146,7 +148,9 @@ impl Relay<'_> {
             self.gather.own(|out| b::put_report(out, &report));
             return false;
         }
-        if let Some(payload) = self.in_own_words(payload) {
+        let placed = self.session.place_error(owed, payload);
+        let payload = placed.as_deref().unwrap_or(payload);
+        if let Some(payload) = self.in_own_words(payload).or_else(|| placed.clone()) {
             self.gather.own(|out| {
                 frame::put(out, b::ERROR_RESPONSE, |out| {
                     out.extend_from_slice(&payload);
@@ -162,22 +166,14 @@ impl Relay<'_> {
             return true;
         }
         self.session.timed_out = false;
-        let report = Report::error(
-            SqlState::QUERY_CANCELED,
-            "canceling statement due to query timeout",
-        )
-        .hint("The limit is pgweir's timeouts.query_timeout.");
+        let report = reply::query_timeout();
         self.gather.own(|out| b::put_report(out, &report));
         false
     }
 
     /// Errors about a statement name it as the server knows it.
     fn in_own_words(&self, payload: &[u8]) -> Option<Vec<u8>> {
-        let names_one = matches!(
-            b::sqlstate(payload)?,
-            SqlState::PROTOCOL_VIOLATION | SqlState::INVALID_SQL_STATEMENT_NAME
-        );
-        names_one.then(|| self.session.names.in_own_words(payload))?
+        self.session.names.in_own_words(payload)
     }
 
     fn complete(&mut self, owed: Owed, payload: &[u8]) {
@@ -222,21 +218,8 @@ impl Relay<'_> {
                     _ => {}
                 }
                 if backend.status == TransactionStatus::Idle {
-                    self.session
-                        .pool
-                        .counters
-                        .transactions
-                        .fetch_add(1, Ordering::Relaxed);
-                    let took = self
-                        .session
-                        .now
-                        .duration_since(self.session.transaction_since);
-                    let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-                    self.session
-                        .pool
-                        .counters
-                        .transaction_micros
-                        .fetch_add(micros, Ordering::Relaxed);
+                    self.session.metering.forget_portals();
+                    self.session.count_transaction();
                     self.session.transaction_since = self.session.now;
                 }
             }
@@ -400,6 +383,17 @@ impl Session {
         };
     }
 
+    /// A transaction has ended.
+    pub(super) fn count_transaction(&self) {
+        let took = self.now.duration_since(self.transaction_since);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let counters = &self.pool.counters;
+        counters.transactions.fetch_add(1, Ordering::Relaxed);
+        counters
+            .transaction_micros
+            .fetch_add(micros, Ordering::Relaxed);
+    }
+
     /// Puts the answers in place that pgweir gives itself and that are due at once.
     pub(super) fn emit_locals(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let mut emitted = false;
@@ -428,7 +422,7 @@ impl Session {
     /// An answer in the server's place.
     fn put_local(&mut self, request: Request, out: &mut Vec<u8>) {
         if request == Request::DescribeStatement {
-            let description = self.descriptions.pop_front();
+            let description = self.prepared.descriptions.pop_front();
             let messages = description.as_ref().and_then(|it| it.messages.as_deref());
             out.extend_from_slice(messages.unwrap_or_default());
         } else {

@@ -41,8 +41,8 @@ impl Session {
         self.renew_preferences();
         let mut routes = self.routes.take()?;
         let mut exchange = self.examine(&routes, input);
-        routes.foreseen = exchange.query.take();
         routes.forced = None;
+        self.looked_up = exchange.query.take();
         self.routes = Some(routes);
         let intent = match exchange.intent {
             Intent::Primary(reason) => {
@@ -193,7 +193,6 @@ impl Session {
             routes.queue = None;
             if let Some(node) = routes.cluster.nodes.get(place) {
                 routes.reading = Some(Reading::new(node, self.now));
-                self.metering.run_on(routes.names[place]);
             }
             routes.in_exchange = true;
         }
@@ -274,7 +273,6 @@ impl Session {
         reading.answered(self.now);
         routes.in_exchange = false;
         routes.avoid = 0;
-        self.metering.run_on_primary();
         if self.pins.is_empty() {
             return false;
         }

@@ -27,8 +27,8 @@ pub(super) fn ready(outbox: &mut Outbox) {
 }
 
 /// Tells the client which reported values differ from those it knows.
-pub(super) fn tell_changes(told: &mut Arc<Reported>, now: &Arc<Reported>, outbox: &mut Outbox) {
-    if !Arc::ptr_eq(told, now) {
+pub(super) fn tell_changes(told: &mut Arc<Reported>, now: &mut Arc<Reported>, outbox: &mut Outbox) {
+    if !Reported::unify(told, now) {
         put(outbox, |out| put_changes(told, now, out));
     }
 }
@@ -45,6 +45,23 @@ pub(super) fn put_changes(told: &mut Arc<Reported>, now: &Arc<Reported>, out: &m
         backend::put_parameter_status(out, name, value);
     }
     *told = Arc::clone(now);
+}
+
+/// PostgreSQL's own words for a statement that was cancelled.
+pub(super) fn canceled() -> Report {
+    Report::error(
+        SqlState::QUERY_CANCELED,
+        "canceling statement due to user request",
+    )
+}
+
+/// In place of the server's error for a statement that was cancelled for `query_timeout`.
+pub(super) fn query_timeout() -> Report {
+    Report::error(
+        SqlState::QUERY_CANCELED,
+        "canceling statement due to query timeout",
+    )
+    .hint("The limit is pgweir's timeouts.query_timeout.")
 }
 
 /// PostgreSQL's own words for a shutdown.

@@ -12,9 +12,8 @@ use super::session::Session;
 use crate::cluster::Cluster;
 use crate::cluster::node::Node;
 use crate::cluster::samples::Tick;
-use crate::config::model::Consistency;
+use crate::config::model::{self, Consistency};
 use crate::error::SqlState;
-use crate::meter::NameId;
 use crate::pool::Pool;
 use crate::pool::catalogue::{Catalogue, Found};
 use crate::routing::proof::{Calls, Defaults};
@@ -108,8 +107,6 @@ struct Preferences {
 #[derive(Debug)]
 pub(super) struct Routes {
     pub cluster: Arc<Cluster>,
-    /// The servers in the records of statements.
-    pub names: Box<[NameId]>,
     pub catalogue: Arc<Catalogue>,
     preferences: Preferences,
     /// What the session's reads must see of its own writes.
@@ -132,8 +129,6 @@ pub(super) struct Routes {
     pub queue: Option<(Arc<Pool>, usize)>,
     /// Until when the exchange in front waits for a replica to catch up.
     pub patience: Option<Instant>,
-    /// What is known of the query in front.
-    pub foreseen: Option<Arc<Known>>,
 }
 
 fn preferences(settings: &Arc<Settings>, told: &Reported) -> Preferences {
@@ -292,10 +287,7 @@ impl Session {
     }
 
     fn routes_on(&self, cluster: Arc<Cluster>) -> Routes {
-        let queries = &self.shared.known.queries;
-        let nodes = cluster.nodes.iter();
         Routes {
-            names: nodes.map(|node| queries.node(&node.name)).collect(),
             catalogue: self.shared.pools.catalogue(&self.pool),
             preferences: preferences(self.settings.current(), &self.told),
             // A session begins with what was written before it came: its client may have written that on another
@@ -312,7 +304,6 @@ impl Session {
             forced: None,
             queue: None,
             patience: None,
-            foreseen: None,
         }
     }
 
@@ -361,6 +352,12 @@ impl Session {
                 reading.is_measured = false;
             }
         }
+    }
+
+    /// Whether reads are for replicas as a rule; lanes are the primary's.
+    pub(super) fn reads_from_replicas(&self) -> bool {
+        let effective = &self.effective;
+        !effective.servers.is_empty() && effective.routing.reads == model::Reads::Replicas
     }
 
     /// The session's backend is a replica's.

@@ -15,31 +15,28 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep};
 
 use super::metering::Metering;
 use super::refusal::Refusal;
+use super::ride::Riding;
 use super::routes::Routes;
+use super::sql_prepare::Underway;
 use crate::backend::receive::ReceiveError;
-use crate::config::model::PoolMode;
 use crate::error::Report;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
 use crate::net::stream::Stream;
 use crate::pool::effective::Effective;
-use crate::pool::reset::{self, Residue};
+use crate::pool::lane::Short;
 use crate::pool::{ClientPlace, Lease, Pool};
 use crate::registry::{ClientState, Order, Registered};
 use crate::session::mirror::Reported;
 use crate::session::settings::{Row, Tracker};
-use crate::session::shape::Description;
 use crate::session::statements::Names;
 use crate::shared::{Prepared, Shared};
 use crate::sql::known::Known;
 use crate::sql::state::PinSet;
-use crate::wire::expect::For;
 use crate::wire::limits::{OUTBOX_MAX, WHOLE_FRAME_MAX};
 
 /// Turns taken in one poll before other tasks get theirs.
@@ -47,9 +44,6 @@ const TURNS_MAX: usize = 8;
 
 /// Answers owed to one client before it is not read any more.
 const OWED_MAX: usize = 100_000;
-
-/// How long the last words to a client may take.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Where a session is. Changed by [`Session::enter`] only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +54,17 @@ pub(super) enum Phase {
     Waiting,
     /// The backend is being brought to the session's settings before the client's bytes may follow.
     Planning,
+    /// A lane runs the statement.
+    Riding,
     /// The backend works for this client, or waits for it in a transaction.
     Active,
+}
+
+impl Phase {
+    /// What the client sends is only collected.
+    fn collects(self) -> bool {
+        matches!(self, Self::Waiting | Self::Planning | Self::Riding)
+    }
 }
 
 /// How a session ended.
@@ -133,15 +136,20 @@ pub struct Session {
     pub(super) in_transaction: bool,
     /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
     pub(super) copies_in: bool,
-    /// Descriptions that pgweir gives itself, in that order.
-    pub(super) descriptions: VecDeque<Arc<Description>>,
-    /// The statement that was parsed anew in this exchange because its shape was in doubt; 0 for none.
-    pub(super) reparsed: u64,
+    /// Of prepared statements, until the exchange under way ends.
+    pub(super) prepared: Underway,
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
     pub(super) metering: Metering,
     /// `None` in front of a single server.
     pub(super) routes: Option<Box<Routes>>,
+    pub(super) riding: Option<Riding>,
+    /// A lane has sent the statement in front elsewhere.
+    pub(super) goes_alone: bool,
+    /// The statement under way is known to be short.
+    pub(super) short: Option<Short>,
+    /// What is known of the query in front, if it was looked up already.
+    pub(super) looked_up: Option<Arc<Known>>,
     /// The time of the present poll: the clock is read once for all that happens in it.
     pub(super) now: Instant,
     /// Since when the session is in its phase, and in its transaction.
@@ -176,6 +184,10 @@ impl Session {
             stream: start.stream,
             effective: pool.effective.load_full(),
             metering: Metering::new(&start.shared, &start.entry, &start.told),
+            riding: None,
+            goes_alone: false,
+            short: None,
+            looked_up: None,
             shared: start.shared,
             pool,
             _place: start.place,
@@ -198,8 +210,7 @@ impl Session {
             refusals: VecDeque::new(),
             in_transaction: false,
             copies_in: false,
-            descriptions: VecDeque::new(),
-            reparsed: 0,
+            prepared: Underway::default(),
             bound: None,
             routes: None,
             now,
@@ -238,15 +249,13 @@ impl Session {
         }
         self.since = now;
         self.phase = phase;
-        if phase == Phase::Idle
-            && let Some(routes) = &mut self.routes
-        {
-            routes.foreseen = None;
+        if phase == Phase::Idle {
+            self.looked_up = None;
         }
         self.entry.set_state(match phase {
             Phase::Idle => ClientState::Idle,
             Phase::Waiting => ClientState::Waiting,
-            Phase::Planning | Phase::Active => ClientState::Active,
+            Phase::Planning | Phase::Riding | Phase::Active => ClientState::Active,
         });
     }
 
@@ -275,6 +284,7 @@ impl Session {
         }
         let mut moved = self.poll_send(cx)?;
         moved |= self.poll_granted(cx)?;
+        moved |= self.poll_ride(cx)?;
         moved |= self.poll_server(cx)?;
         moved |= self.poll_client(cx)?;
         Ok(moved)
@@ -315,7 +325,7 @@ impl Session {
     /// Reads the client. While it waits for a backend its bytes are only collected, up to a bound, which also tells
     /// when it hangs up.
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let collects = matches!(self.phase, Phase::Waiting | Phase::Planning) || self.held_up;
+        let collects = self.phase.collects() || self.held_up;
         let server_is_full = self
             .lease
             .as_ref()
@@ -354,7 +364,7 @@ impl Session {
 
     /// Acts on bytes that were held back, if the phase lets it.
     pub(super) fn process_inbox(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        if self.inbox.is_empty() || matches!(self.phase, Phase::Waiting | Phase::Planning) {
+        if self.inbox.is_empty() || self.phase.collects() {
             return Ok(());
         }
         let mut held = self.inbox.take();
@@ -367,7 +377,7 @@ impl Session {
     /// Whether something would be cut short by ending here. A backend that is merely kept is nothing.
     fn is_busy(&self) -> bool {
         let works = self.lease.as_ref().is_some_and(|lease| !lease.is_clean());
-        works || matches!(self.phase, Phase::Waiting | Phase::Planning) || !self.inbox.is_empty()
+        works || self.phase.collects() || !self.inbox.is_empty()
     }
 
     /// Does what the operator ordered.
@@ -403,83 +413,5 @@ impl Session {
                 cx.waker().wake_by_ref();
             }
         }
-    }
-
-    fn log_end(&self, end: &End) {
-        if !self.shared.config.load().log.log_disconnections {
-            return;
-        }
-        let reason = match end {
-            End::ClientGone => "client closed the connection",
-            End::Fatal(report) => report.message.as_ref(),
-            End::ServerGone => "the server ended the session",
-        };
-        let entry = &self.entry;
-        let (user, database, client) = (&entry.user, &entry.database, &entry.peer);
-        let seconds = entry.connected.elapsed().as_secs();
-        tracing::info!(%user, %database, %client, seconds, reason, "client disconnected");
-    }
-
-    /// Tells the client why, gives the backend back, and closes.
-    async fn finish(mut self, end: End) {
-        self.entry.clear_running();
-        self.abandon_statement(&end);
-        if self.phase == Phase::Waiting {
-            self.queue().withdraw(&self.entry.waiter);
-        }
-        self.note_torn();
-        self.log_end(&end);
-        if let Some(lease) = self.lease.take() {
-            self.part_with(lease, &end);
-        }
-        match end {
-            End::ClientGone => return,
-            End::Fatal(report) => {
-                if self.shared.config.load().log.log_pooler_errors {
-                    let (user, database) = (&self.entry.user, &self.entry.database);
-                    tracing::warn!(%user, %database, code = report.code.as_str(), "closing a client: {}", report.message);
-                }
-                if !self.torn {
-                    super::reply::report(&mut self.outbox, &report);
-                }
-            }
-            End::ServerGone => {}
-        }
-        let farewell = poll_fn(|cx| {
-            std::task::ready!(self.outbox.poll_send(&mut self.stream, cx))?;
-            Pin::new(&mut self.stream).poll_shutdown(cx)
-        });
-        let _ = tokio::time::timeout(FAREWELL, farewell).await;
-    }
-
-    /// Notes whether the session parts with its backend amid a message to the client.
-    pub(super) fn note_torn(&mut self) {
-        self.torn |= self
-            .lease
-            .as_ref()
-            .is_some_and(|lease| lease.passing.remaining > 0 && lease.passing.to_client);
-    }
-
-    fn part_with(&self, lease: Lease, end: &End) {
-        if matches!(end, End::ServerGone) {
-            return;
-        }
-        let residue = if self.effective.pool.pool_mode == PoolMode::Session {
-            Residue::SessionState
-        } else if !self.pins.is_empty() {
-            Residue::Pinned
-        } else if self.settings.is_touched() || lease.expect.owes(For::Plan) {
-            // Settings a statement under way may have changed are not in the mirror yet; those of a plan under way are.
-            Residue::SessionState
-        } else {
-            Residue::None
-        };
-        let dialer = self.shared.pools.dialer.load();
-        reset::give_back(
-            lease,
-            residue,
-            &dialer,
-            self.effective.timeouts.cancel_wait_timeout,
-        );
     }
 }

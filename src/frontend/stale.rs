@@ -108,7 +108,7 @@ impl Session {
         let given = if let Some(given) = given {
             given
         } else {
-            self.reparsed = named.statement.id;
+            self.prepared.reparsed = named.statement.id;
             self.give_statement(&named.statement, Some(&named.shape), For::Reparse, gather)
         };
         if !is_told || !has_fixed_result(&named.statement.known) || describes(behind, bind.portal) {
@@ -135,11 +135,11 @@ impl Session {
             awaited.contains(given) || awaited.contains(&named.shape)
         });
         if !is_awaited {
-            if self.reparsed == named.statement.id {
+            if self.prepared.reparsed == named.statement.id {
                 return Agreement::No;
             }
             // The backend's may be the older one.
-            self.reparsed = named.statement.id;
+            self.prepared.reparsed = named.statement.id;
             self.give_statement(&named.statement, Some(&named.shape), For::Reparse, gather);
         }
         self.held_up = true;
@@ -169,7 +169,9 @@ impl Session {
         let Some(description) = described else {
             return false;
         };
-        self.descriptions.push_back(Arc::clone(description));
+        self.prepared
+            .descriptions
+            .push_back(Arc::clone(description));
         self.owe(Owed::new(Request::DescribeStatement, For::Local));
         true
     }

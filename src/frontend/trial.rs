@@ -170,12 +170,11 @@ impl Session {
     fn part_with_replica(&mut self, is_spoilt: bool) {
         self.entry.clear_running();
         self.metering.abandon();
-        self.metering.run_on_primary();
         while !self.names.is_settled() {
             self.names.undo();
         }
         self.refusals.clear();
-        self.descriptions.clear();
+        self.prepared = super::sql_prepare::Underway::default();
         self.probe = super::session::ProbeAnswer::default();
         self.bound = None;
         self.held_up = false;

@@ -79,8 +79,11 @@ pub(super) fn admit(
         Area::Metrics => HttpScope::Metrics,
         Area::Page | Area::Data => HttpScope::All,
     };
-    if http.without_token >= needed {
+    if http.without_token >= HttpScope::All {
         Ok(Role::Admin)
+    } else if http.without_token >= needed {
+        // What is open to scrapers is open to all.
+        Ok(Role::Stats)
     } else if has_token {
         Err(Refusal::NoToken)
     } else {

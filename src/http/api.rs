@@ -1,5 +1,7 @@
 //! What can be asked for below `/api/`.
 
+use crate::meter::QueryId;
+
 /// A question, understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Question {
@@ -8,6 +10,10 @@ pub(super) enum Question {
     /// The points of the last 15 minutes: of the whole, or of one pool.
     History(Option<PoolName>),
     Pools,
+    /// Statements whose text or number contains this.
+    Queries(String),
+    /// One statement and how it fared over the last 15 minutes.
+    Query(QueryId),
 }
 
 /// A pool, as clients name it.
@@ -23,10 +29,19 @@ impl Question {
         Some(match path {
             "now" => Self::Now,
             "pools" => Self::Pools,
+            "queries" => Self::Queries(parameter(query, "search").unwrap_or_default()),
             "history" => Self::History(pool_name(query)),
-            _ => return None,
+            _ => Self::Query(query_id(path.strip_prefix("query/")?)?),
         })
     }
+}
+
+/// 16 hexadecimal digits, as they are shown everywhere.
+fn query_id(text: &str) -> Option<QueryId> {
+    let is_number = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_number
+        .then(|| u64::from_str_radix(text, 16).ok().map(QueryId))
+        .flatten()
 }
 
 fn pool_name(query: &str) -> Option<PoolName> {
@@ -85,7 +100,21 @@ mod tests {
             Question::of("history", "user=a"),
             Some(Question::History(None))
         );
-        for unknown in ["", "Now", "now/", "../now", "pools/x"] {
+        let one = Question::of("query/00000000000000fF", "");
+        assert_eq!(one, Some(Question::Query(QueryId(255))));
+        let search = Question::of("queries", "search=a%20b");
+        assert_eq!(search, Some(Question::Queries("a b".into())));
+        for unknown in [
+            "query/",
+            "query/ff",
+            "query/+0000000000000ff",
+            "query/zz",
+            "",
+            "Now",
+            "now/",
+            "../now",
+            "pools/x",
+        ] {
             assert_eq!(Question::of(unknown, ""), None, "{unknown}");
         }
     }

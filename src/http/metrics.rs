@@ -6,18 +6,34 @@
 //! fractions, which the `metrics` crate's counters don't have.
 
 mod nodes;
+mod queries;
 
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use crate::meter::Exports;
 use crate::shared::Shared;
 use crate::status::stats::Totals;
 use crate::status::{DatabaseStatus, PoolStatus, Snapshot};
 
+/// How the page is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    /// With texts of statements.
+    pub texts: bool,
+    /// In the OpenMetrics format.
+    pub open: bool,
+}
+
 /// The whole page.
-pub(super) fn render(shared: &Shared, events: &PrometheusHandle) -> String {
+pub(super) fn render(
+    shared: &Shared,
+    events: &PrometheusHandle,
+    exports: &Exports,
+    wanted: Wanted,
+) -> String {
     let connections = shared.connections.load(Ordering::SeqCst);
     let snapshot = Snapshot::of(shared);
     let mut page = Page::default();
@@ -29,11 +45,35 @@ pub(super) fn render(shared: &Shared, events: &PrometheusHandle) -> String {
     put_process(&mut page, &process, &snapshot);
     put_pools(&mut page, &snapshot.pools);
     put_totals(&mut page, &snapshot.pools);
+    put_lanes(&mut page, &snapshot.pools);
     put_databases(&mut page, &snapshot);
     if !snapshot.nodes.is_empty() {
         nodes::put(&mut page, &snapshot);
     }
-    page.text + &events.render()
+    queries::put(&mut page, &snapshot, exports, wanted.texts);
+    let text = page.text + &events.render();
+    if wanted.open { open(&text) } else { text }
+}
+
+/// The page in the OpenMetrics format, which names a counter's family without its `_total` and ends with a mark.
+fn open(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 8);
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        let described = line
+            .strip_prefix("# HELP ")
+            .or(line.strip_prefix("# TYPE "));
+        match described.and_then(|rest| rest.split_once(' ')) {
+            Some((name, rest)) => {
+                let family = name.strip_suffix("_total").unwrap_or(name);
+                let _ = writeln!(out, "{} {family} {rest}", &line[..6]);
+            }
+            None => {
+                let _ = writeln!(out, "{line}");
+            }
+        }
+    }
+    out.push_str("# EOF\n");
+    out
 }
 
 #[derive(Debug)]
@@ -280,6 +320,25 @@ fn put_totals(page: &mut Page, pools: &[PoolStatus]) {
     }
 }
 
+/// What the lanes of a pool did.
+fn put_lanes(page: &mut Page, pools: &[PoolStatus]) {
+    let name = "pgweir_lane_statements_total";
+    let help = "Statements that boarded a lane, by whether it answered them.";
+    page.family(name, "counter", help);
+    for pool in pools {
+        let counters = &pool.pool.lanes.counters;
+        let outcomes = [
+            ("answered", &counters.answered),
+            ("elsewhere", &counters.elsewhere),
+        ];
+        for (outcome, count) in outcomes {
+            let [database, user] = labels(pool);
+            let labels = [database, user, ("outcome", outcome)];
+            page.sample(name, &labels, count.load(Ordering::Relaxed));
+        }
+    }
+}
+
 /// A gauge of a database: name, help, value.
 type DatabaseGauge = (&'static str, &'static str, fn(&DatabaseStatus) -> usize);
 
@@ -327,6 +386,15 @@ mod tests {
         assert_eq!(
             page.text,
             "# HELP f Help.\n# TYPE f gauge\nf{a=\"x\\\"y\\\\z\\n\",b=\"\"} 1.5\nf 2\n"
+        );
+    }
+
+    #[test]
+    fn openmetrics_names_counters_without_total() {
+        let text = "# HELP a_total Help.\n# TYPE a_total counter\na_total 1\n\n# HELP b Help.\n# TYPE b gauge\nb 2\n";
+        assert_eq!(
+            open(text),
+            "# HELP a Help.\n# TYPE a counter\na_total 1\n# HELP b Help.\n# TYPE b gauge\nb 2\n# EOF\n"
         );
     }
 

@@ -24,7 +24,7 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, StatusCode};
+use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
@@ -33,9 +33,11 @@ use tokio::time::{sleep, timeout};
 
 use self::access::{Area, Refusal, Role};
 use self::api::Question;
+use self::metrics::Wanted;
 use self::monitor::Monitor;
 use self::patience::Patience;
 use self::reply::Reply;
+use crate::meter::Exports;
 use crate::net::stream::Stream;
 use crate::shared::Shared;
 use crate::tasks;
@@ -69,6 +71,7 @@ struct Server {
     shared: Arc<Shared>,
     events: PrometheusHandle,
     monitor: Arc<Monitor>,
+    exports: Exports,
     /// Only this machine reaches the listener.
     is_loopback: bool,
 }
@@ -84,6 +87,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, events: Prometheu
         shared,
         events,
         monitor,
+        exports: Exports::default(),
     });
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -187,7 +191,7 @@ impl Server {
             )
         };
         match admitted {
-            Ok(role) => self.reply(&route, role),
+            Ok(role) => self.reply(&route, role, request.headers()),
             Err(refusal) => {
                 if refusal == Refusal::WrongToken {
                     sleep(WRONG_TOKEN_PAUSE).await;
@@ -197,7 +201,7 @@ impl Server {
         }
     }
 
-    fn reply(&self, route: &Route, role: Role) -> Reply {
+    fn reply(&self, route: &Route, role: Role, headers: &HeaderMap) -> Reply {
         match route {
             Route::Page => page::reply(),
             Route::Live => reply::text(StatusCode::OK, "live\n"),
@@ -205,7 +209,14 @@ impl Server {
                 reply::text(StatusCode::OK, "ready\n")
             }
             Route::Ready => reply::text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-            Route::Metrics => reply::metrics(metrics::render(&self.shared, &self.events)),
+            Route::Metrics => {
+                let wanted = Wanted {
+                    texts: role == Role::Admin,
+                    open: reply::wants_openmetrics(headers),
+                };
+                let page = metrics::render(&self.shared, &self.events, &self.exports, wanted);
+                reply::metrics(page, wanted.open)
+            }
             Route::Events => match self.monitor.follow(role) {
                 Some(events) => reply::events(events),
                 None => reply::too_many_readers(),

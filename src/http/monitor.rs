@@ -13,16 +13,23 @@ use super::access::Role;
 use super::api::Question;
 use super::events::{Events, Feed, places};
 use super::reply::{self, Reply};
-use super::view::{History, Now};
+use super::view::Now;
+use super::view::history::History;
+use super::view::queries::{OneQuery, Queries};
 use crate::shared::Shared;
 use crate::status::Snapshot;
-use crate::status::timeline::{STEP, Timeline};
+use crate::status::timeline::{self, Timeline};
+use crate::status::trends::{self, Trends};
+
+/// Seconds from one list of statements to the next: it is the largest part, and the one read slowest.
+const QUERIES_EVERY: u64 = 5;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Monitor {
     shared: Arc<Shared>,
     timeline: Mutex<Timeline>,
+    trends: Mutex<Trends>,
     admins: Feed,
     stats: Feed,
     places: Arc<Semaphore>,
@@ -33,6 +40,7 @@ impl Monitor {
         Self {
             shared,
             timeline: Mutex::new(Timeline::new(Instant::now())),
+            trends: Mutex::default(),
             admins: Feed::new(),
             stats: Feed::new(),
             places: places(),
@@ -41,14 +49,21 @@ impl Monitor {
 
     /// Takes readings until dropped.
     pub(super) async fn run(self: Arc<Self>) {
-        let mut ticks = interval_at(Instant::now() + STEP, STEP);
+        let mut ticks = interval_at(Instant::now() + timeline::STEP, timeline::STEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        loop {
-            ticks.tick().await;
+        let mut next_trends = Instant::now() + trends::STEP;
+        for second in 0_u64.. {
+            let now = ticks.tick().await;
             self.timeline().sample(&self.shared.pools);
+            if now >= next_trends {
+                next_trends += trends::STEP;
+                let queries = self.shared.known.queries.sample();
+                self.trends().record(&queries.queries);
+            }
+            let with_queries = second.is_multiple_of(QUERIES_EVERY);
             for role in [Role::Stats, Role::Admin] {
                 if self.feed(role).has_readers() {
-                    self.feed(role).send(self.frame(role));
+                    self.feed(role).send(self.frame(role, with_queries));
                 }
             }
         }
@@ -58,6 +73,10 @@ impl Monitor {
         self.timeline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn trends(&self) -> MutexGuard<'_, Trends> {
+        self.trends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn feed(&self, role: Role) -> &Feed {
         match role {
             Role::Stats => &self.stats,
@@ -65,16 +84,16 @@ impl Monitor {
         }
     }
 
-    fn with_now<R>(&self, role: Role, use_it: impl FnOnce(&Now<'_>) -> R) -> R {
-        let snapshot = Snapshot::of(&self.shared);
-        let timeline = self.timeline();
-        use_it(&Now::new(&self.shared, &snapshot, &timeline, role))
-    }
-
     /// What a reader is sent: the events of this second.
-    fn frame(&self, role: Role) -> Bytes {
+    fn frame(&self, role: Role, with_queries: bool) -> Bytes {
+        let snapshot = Snapshot::of(&self.shared);
         let mut frame = Vec::new();
-        self.with_now(role, |now| put_event(&mut frame, "now", now));
+        let now = Now::new(&self.shared, &snapshot, &self.timeline(), role);
+        put_event(&mut frame, "now", &now);
+        if with_queries {
+            let queries = Queries::new(&snapshot, &self.trends(), role, "");
+            put_event(&mut frame, "queries", &queries);
+        }
         frame.into()
     }
 
@@ -84,15 +103,28 @@ impl Monitor {
         let shared = Arc::clone(&self.shared);
         let access = shared.config.load().http.clone();
         let is_valid = move || shared.config.load().http == access;
-        Some(self.feed(role).read(self.frame(role), permit, is_valid))
+        Some(
+            self.feed(role)
+                .read(self.frame(role, true), permit, is_valid),
+        )
     }
 
     pub(super) fn answer(&self, question: &Question, role: Role) -> Reply {
+        if let Question::History(of) = question {
+            let history = History::new(&self.timeline(), of.as_ref());
+            return history.map_or_else(reply::not_found, |history| reply::json(&history));
+        }
+        let snapshot = Snapshot::of(&self.shared);
+        let now = || Now::new(&self.shared, &snapshot, &self.timeline(), role);
         match question {
-            Question::Now => self.with_now(role, |now| reply::json(now)),
-            Question::Pools => self.with_now(role, |now| reply::json(&now.pools)),
-            Question::History(of) => match History::new(&self.timeline(), of.as_ref()) {
-                Some(history) => reply::json(&history),
+            Question::Now | Question::History(_) => reply::json(&now()),
+            Question::Pools => reply::json(&now().pools),
+            Question::Queries(search) => {
+                let queries = Queries::new(&snapshot, &self.trends(), role, search);
+                reply::json(&queries)
+            }
+            Question::Query(id) => match OneQuery::new(&snapshot, &self.trends(), role, *id) {
+                Some(query) => reply::json(&query),
                 None => reply::not_found(),
             },
         }

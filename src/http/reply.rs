@@ -7,10 +7,10 @@ use std::task::{Context, Poll};
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue,
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue,
     REFERRER_POLICY, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
-use hyper::{Response, StatusCode};
+use hyper::{HeaderMap, Response, StatusCode};
 use serde::Serialize;
 
 use super::access::Refusal;
@@ -57,6 +57,7 @@ impl Body for Content {
 const TEXT: &str = "text/plain; charset=utf-8";
 /// Prometheus's text format.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Of everything but the page: nothing may be loaded, by nobody.
 const NOTHING: &str = "default-src 'none'; frame-ancestors 'none'";
@@ -91,8 +92,17 @@ pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Reply {
     whole(status, TEXT, body)
 }
 
-pub(super) fn metrics(body: String) -> Reply {
-    whole(StatusCode::OK, METRICS, body)
+pub(super) fn metrics(body: String, open: bool) -> Reply {
+    let kind = if open { OPEN_METRICS } else { METRICS };
+    whole(StatusCode::OK, kind, body)
+}
+
+/// Whether the scraper asks for the OpenMetrics format, as Prometheus does.
+pub(super) fn wants_openmetrics(headers: &HeaderMap) -> bool {
+    let accepts = headers.get_all(ACCEPT).iter();
+    accepts
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.contains("application/openmetrics-text"))
 }
 
 /// The page, under its own policy of what it may load and run.

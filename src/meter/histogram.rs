@@ -72,6 +72,11 @@ impl Histogram {
         self.block(block)[place].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts one time.
+    pub fn record_duration(&self, duration: Duration) {
+        self.record(nanos(duration));
+    }
+
     fn block(&self, block: usize) -> &Block {
         self.blocks[block].get_or_init(Box::default)
     }
@@ -151,6 +156,22 @@ impl Distribution {
         within.map(|(_, count)| count).sum()
     }
 
+    /// How many times lie in each doubling of time, as the exponent of its least nanosecond; those without any are left
+    /// out, and all times below 2^10 ns count as one.
+    pub fn octaves(&self) -> Vec<(u8, u64)> {
+        let mut octaves: Vec<(u8, u64)> = Vec::new();
+        for &(bucket, count) in &self.counts {
+            let (least, _) = bounds(bucket);
+            let exponent = least.max(1 << (FIRST_BITS - 1)).ilog2();
+            let octave = u8::try_from(exponent).unwrap_or(u8::MAX);
+            match octaves.last_mut() {
+                Some((last, sum)) if *last == octave => *sum += count,
+                _ => octaves.push((octave, count)),
+            }
+        }
+        octaves
+    }
+
     /// The times of both.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
@@ -171,7 +192,7 @@ impl Distribution {
         })
     }
 
-    fn combine(&self, other: &Self, with: fn(u64, u64) -> u64) -> Self {
+    pub(super) fn combine(&self, other: &Self, with: fn(u64, u64) -> u64) -> Self {
         let (mut left, mut right) = (self.counts.as_slice(), other.counts.as_slice());
         let mut counts = Vec::with_capacity(left.len() + right.len());
         loop {
@@ -225,6 +246,13 @@ mod tests {
         }
         assert_eq!(of(&[]).quantile(0.5), Duration::ZERO);
         assert_eq!(of(&[0, 0, 5_000]).quantile(0.5), Duration::ZERO);
+    }
+
+    #[test]
+    fn octaves_are_named_by_their_least_time() {
+        let times = [0, 1023, 1024, 2047, 2048, 3000, 1 << 30];
+        assert_eq!(of(&times).octaves(), [(9, 2), (10, 2), (11, 2), (30, 1)]);
+        assert_eq!(of(&[]).octaves(), []);
     }
 
     #[test]

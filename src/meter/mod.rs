@@ -18,14 +18,20 @@
 //! - Memory is bounded by the records kept ([`Queries::set_max`]) and by the statements known; an execution allocates
 //!   nothing, but for the first in its octave of time.
 
+mod activity;
+mod exports;
 mod histogram;
 mod names;
 mod queries;
 mod query;
+mod recent;
 mod sample;
 
+pub use activity::{Activity, Doing};
+pub use exports::Exports;
 pub use histogram::{Distribution, Histogram};
 pub use names::{NameId, NameSet, Names};
 pub use queries::{Queries, QueriesSample};
 pub use query::{Execution, Origin, Query};
+pub use recent::{Blocker, Client, Incident, KEPT, Recent, RecentSample, Wait, Waits};
 pub use sample::{QueryId, QuerySample, Times};

@@ -67,6 +67,18 @@ impl Names {
         }
     }
 
+    /// The name with this number; empty for none.
+    pub fn name(&self, id: NameId) -> Arc<str> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        match id {
+            NameId::NONE => Arc::default(),
+            id => usize::from(id.0)
+                .checked_sub(2)
+                .and_then(|place| table.names.get(place).cloned())
+                .unwrap_or_else(|| MORE.into()),
+        }
+    }
+
     /// The names of a set, in order, `…` last if there were more.
     pub fn of(&self, set: &NameSet) -> Vec<Arc<str>> {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);

@@ -41,6 +41,8 @@ struct Table {
 #[derive(Clone, Debug)]
 pub struct QueriesSample {
     pub queries: Vec<QuerySample>,
+    /// Statements of which no execution has ended.
+    pub unfinished: Vec<QuerySample>,
     /// All statements without a record of their own.
     pub other: QuerySample,
     /// Records that have made room.
@@ -95,6 +97,13 @@ impl Queries {
         let query = Arc::new(Query::new(id, text(), self.epoch, other));
         self.insert(&mut table, &query);
         query
+    }
+
+    /// The text of the statement `id`, if it has a record.
+    pub fn text(&self, id: QueryId) -> Option<Arc<str>> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let query = table.records.find(id.0, |query| query.id == id)?;
+        Some(Arc::clone(&query.text))
     }
 
     /// `query` is about to be run: takes it up again if it has made room.
@@ -165,14 +174,14 @@ impl Queries {
         let records: Vec<Arc<Query>> = table.records.iter().cloned().collect();
         let evictions = table.evictions;
         drop(table);
-        let mut queries: Vec<_> = records
+        let (mut queries, unfinished): (Vec<_>, Vec<_>) = records
             .iter()
             .map(|query| query.sample(&self.names))
-            .collect();
-        queries.retain(|query| query.calls > 0 || query.errors > 0 || query.pins > 0);
+            .partition(|query| query.calls > 0 || query.pins > 0);
         queries.sort_by(|a, b| (b.total.sum, a.id).cmp(&(a.total.sum, b.id)));
         QueriesSample {
             queries,
+            unfinished,
             other: self.other.sample(&self.names),
             evictions,
         }

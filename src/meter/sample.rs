@@ -77,6 +77,53 @@ pub struct QuerySample {
 }
 
 impl QuerySample {
+    /// This one with what `other` counted; names and times of day stay.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        self.with(other, u64::saturating_add, Duration::saturating_add)
+    }
+
+    /// What this one counted since it was `before`.
+    #[must_use]
+    pub fn minus(&self, before: &Self) -> Self {
+        self.with(before, u64::saturating_sub, Duration::saturating_sub)
+    }
+
+    fn with(
+        &self,
+        other: &Self,
+        count: fn(u64, u64) -> u64,
+        time: fn(Duration, Duration) -> Duration,
+    ) -> Self {
+        let times = |own: &Times, other: &Times| Times {
+            sum: time(own.sum, other.sum),
+            distribution: own.distribution.combine(&other.distribution, count),
+        };
+        let mut sqlstates = self.sqlstates.clone();
+        for (code, others) in &other.sqlstates {
+            match sqlstates.iter_mut().find(|(own, _)| own == code) {
+                Some((_, own)) => *own = count(*own, *others),
+                None => sqlstates.push((*code, count(0, *others))),
+            }
+        }
+        sqlstates.retain(|(_, count)| *count > 0);
+        Self {
+            calls: count(self.calls, other.calls),
+            total: times(&self.total, &other.total),
+            first: times(&self.first, &other.first),
+            queue: times(&self.queue, &other.queue),
+            rows: count(self.rows, other.rows),
+            received: count(self.received, other.received),
+            sent: count(self.sent, other.sent),
+            errors: count(self.errors, other.errors),
+            sqlstates,
+            retries: count(self.retries, other.retries),
+            pins: count(self.pins, other.pins),
+            cache_hits: count(self.cache_hits, other.cache_hits),
+            ..self.clone()
+        }
+    }
+
     /// Whether it stands for all statements that have no record of their own.
     pub fn is_other(&self) -> bool {
         self.id == QueryId::default()

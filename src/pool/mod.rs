@@ -12,6 +12,7 @@
 pub mod auth_query;
 pub mod catalogue;
 pub mod effective;
+pub mod lane;
 pub mod lease;
 pub mod limits;
 pub mod live;

@@ -12,6 +12,7 @@ use deadpool::managed::{self, Object, QueueMode, RetainResult, Timeouts};
 use tokio::time::Instant;
 
 use super::effective::Effective;
+use super::lane::Lanes;
 use super::lease::Lease;
 use super::limits::{Cap, Limits, Slot};
 use super::live::Live;
@@ -22,6 +23,7 @@ use super::replica::Kin;
 use super::startups::Startups;
 use super::waiter::{CheckoutError, Waiter};
 use crate::config::model::{Node, PoolSettings};
+use crate::meter::Histogram;
 use crate::session::mirror::Reported;
 
 /// deadpool wants a size at the start and keeps the real one itself; the slots are what limits.
@@ -86,6 +88,7 @@ pub struct Pool {
     pub(super) tries: Tries,
     pub startups: Startups,
     pub(super) kin: Kin,
+    pub lanes: Lanes,
     /// Clients logged in; kept by their [`ClientPlace`]s.
     pub clients: AtomicUsize,
     pub counters: Counters,
@@ -105,6 +108,10 @@ pub struct Counters {
     pub parses_server: std::sync::atomic::AtomicU64,
     pub binds: std::sync::atomic::AtomicU64,
     pub assignments: std::sync::atomic::AtomicU64,
+    /// Statements that ended with an error.
+    pub errors: std::sync::atomic::AtomicU64,
+    /// How long statements took.
+    pub latency: Histogram,
 }
 
 /// A client's place in its pool, until dropped.
@@ -175,6 +182,7 @@ impl Pool {
             tries: Tries::default(),
             startups: Startups::default(),
             kin,
+            lanes: Lanes::default(),
             clients: AtomicUsize::new(0),
             counters: Counters::default(),
         })
@@ -323,6 +331,7 @@ impl Pool {
                 backend.identity.lose();
             }
         }
+        self.lanes.wake();
     }
 
     /// Connections that are idle.
@@ -479,6 +488,7 @@ pub(super) mod tests {
             max_db_client_connections: None,
             max_user_client_connections: None,
             max_prepared_statements: 10,
+            lanes: 2,
             on_session_state: OnSessionState::Pin,
             connect_query: None,
         }

@@ -38,8 +38,9 @@ pub const QUESTION: &str = "'pin asked', NULL UNION ALL SELECT 'pin temp_table',
      EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \
      AND refobjid = pg_catalog.pg_my_temp_schema()) END \
      UNION ALL SELECT 'pin listen', NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels()) \
-     UNION ALL SELECT CASE WHEN from_sql THEN 'pin sql_prepare' ELSE 'pin prepared' END, pg_catalog.count(*)::pg_catalog.text \
-     FROM pg_catalog.pg_prepared_statements WHERE from_sql OR pg_catalog.left(name, 7) = 'pgweir_' GROUP BY from_sql \
+     UNION ALL SELECT CASE WHEN pg_catalog.left(name, 7) = 'pgweir_' THEN 'pin prepared' ELSE 'pin sql_prepare' END, \
+     pg_catalog.count(*)::pg_catalog.text FROM pg_catalog.pg_prepared_statements \
+     WHERE from_sql OR pg_catalog.left(name, 7) = 'pgweir_' GROUP BY 1 \
      UNION ALL SELECT 'pin hold_cursor', NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable) \
      UNION ALL SELECT 'pin advisory_lock', NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_locks \
      WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid())";

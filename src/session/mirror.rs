@@ -7,6 +7,7 @@ use lru::LruCache;
 
 use super::settings::Settings;
 use super::shape::{Awaited, Shape};
+use crate::sql::LexOptions;
 
 type Entry = (Box<[u8]>, Box<[u8]>);
 
@@ -14,9 +15,36 @@ type Entry = (Box<[u8]>, Box<[u8]>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reported {
     entries: Vec<Entry>,
+    /// What they say of how SQL is read, kept because every simple query asks.
+    lex_options: LexOptions,
 }
 
 impl Reported {
+    /// How a server that reports these values reads SQL.
+    pub fn lex_options(&self) -> LexOptions {
+        self.lex_options
+    }
+
+    /// Makes two sets that hold the same one set; false if they differ.
+    ///
+    /// # Why the lower address stays
+    /// Each client meets each backend sooner or later. With an order that all agree on, the equal sets of a pool become
+    /// one after a few transactions, and from then on comparing them is comparing two pointers.
+    pub fn unify(a: &mut Arc<Self>, b: &mut Arc<Self>) -> bool {
+        if Arc::ptr_eq(a, b) {
+            return true;
+        }
+        if a != b {
+            return false;
+        }
+        if Arc::as_ptr(a) < Arc::as_ptr(b) {
+            *b = Arc::clone(a);
+        } else {
+            *a = Arc::clone(b);
+        }
+        true
+    }
+
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
         self.entries
             .iter()
@@ -39,7 +67,28 @@ impl Reported {
             Some((_, old)) => *old = value.into(),
             None => self.entries.push((name.into(), value.into())),
         }
+        match name {
+            b"standard_conforming_strings" => {
+                self.lex_options.standard_conforming_strings = value != b"off";
+            }
+            b"client_encoding" => self.lex_options.unsafe_encoding = is_unsafe(value),
+            _ => {}
+        }
     }
+}
+
+/// Whether later bytes of a character of `encoding` can be ASCII.
+fn is_unsafe(encoding: &[u8]) -> bool {
+    const UNSAFE: [&[u8]; 7] = [
+        b"SJIS",
+        b"SHIFT_JIS_2004",
+        b"BIG5",
+        b"GBK",
+        b"UHC",
+        b"JOHAB",
+        b"GB18030",
+    ];
+    UNSAFE.contains(&encoding)
 }
 
 /// A global statement on a backend.
@@ -124,6 +173,11 @@ impl Mirror {
         }
     }
 
+    /// Takes off the statement that was not used for longest, to be closed.
+    pub fn take_oldest(&mut self) -> Option<u64> {
+        self.prepared.pop_lru().map(|(id, _)| id)
+    }
+
     /// The server was asked how many of the statements it has, with nothing under way. If one is missing, nobody knows
     /// which: all are closed and parsed again when they are next used. True if all of them are gone.
     pub fn recount(&mut self, prepared: usize) -> bool {
@@ -193,6 +247,34 @@ mod tests {
         assert!(mirror.shape(1).is_none() && mirror.contains(1));
         assert_eq!(mirror.prepare(1, Arc::default()), Some(1));
         assert!(mirror.shape(1).is_some() && !mirror.contains(2));
+    }
+
+    #[test]
+    fn equal_sets_become_one_and_different_ones_stay_apart() {
+        let reported = |value: &[u8]| {
+            let mut reported = Reported::default();
+            reported.set(b"TimeZone", value);
+            Arc::new(reported)
+        };
+        let (mut a, mut b, mut other) = (reported(b"UTC"), reported(b"UTC"), reported(b"CET"));
+        assert!(Reported::unify(&mut a, &mut b) && Arc::ptr_eq(&a, &b));
+        assert!(!Reported::unify(&mut a, &mut other) && !Arc::ptr_eq(&a, &other));
+        let mut c = reported(b"UTC");
+        let lowest = Arc::as_ptr(&a).min(Arc::as_ptr(&c));
+        assert!(Reported::unify(&mut c, &mut b) && Reported::unify(&mut a, &mut c));
+        assert!([&a, &b, &c].iter().all(|set| Arc::as_ptr(set) == lowest));
+    }
+
+    #[test]
+    fn what_is_reported_tells_how_sql_is_read() {
+        let mut reported = Reported::default();
+        assert_eq!(reported.lex_options(), LexOptions::default());
+        reported.set(b"standard_conforming_strings", b"off");
+        reported.set(b"client_encoding", b"SJIS");
+        let options = reported.lex_options();
+        assert!(!options.standard_conforming_strings && options.unsafe_encoding);
+        reported.set(b"client_encoding", b"UTF8");
+        assert!(!reported.lex_options().unsafe_encoding);
     }
 
     #[test]

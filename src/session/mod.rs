@@ -7,6 +7,7 @@
 pub mod leftovers;
 pub mod mirror;
 pub mod plan;
+pub mod renaming;
 pub mod settings;
 pub mod shape;
 pub mod statements;

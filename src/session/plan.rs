@@ -1,5 +1,8 @@
 //! The messages that turn a backend's settings into a session's.
 
+use std::sync::Arc;
+
+use super::mirror::Mirror;
 use super::settings::{Settings, put_literal};
 
 /// How a plan has to be sent.
@@ -124,6 +127,26 @@ pub fn anew(
     } else {
         Pace::Ahead
     }
+}
+
+/// Appends the statements that bring the backend `mirror` is of to `want`, and notes that it has it. `resets`: somebody
+/// else may have left settings there that nobody knows of.
+pub fn onto(
+    mirror: &mut Mirror,
+    want: &Arc<Settings>,
+    resets: bool,
+    connect_query: Option<&str>,
+    text: &mut Vec<u8>,
+) -> Pace {
+    let pace = if resets {
+        mirror.unknown_to = None;
+        anew(&mirror.settings, want, connect_query, text)
+    } else {
+        settings(&mirror.settings, want, text)
+    };
+    mirror.settings = Arc::clone(want);
+    mirror.unnamed = None;
+    pace
 }
 
 fn put_set(text: &mut Vec<u8>, name: &[u8], value: &[u8]) {

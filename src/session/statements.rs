@@ -1,4 +1,6 @@
-//! Protocol-level prepared statements: global ones shared by content, and the names one session gives them.
+//! Prepared statements, of the protocol and of SQL: global ones shared by content, and the names one session gives them.
+//!
+//! As in PostgreSQL both kinds have the same names: SQL's EXECUTE finds what a Parse made, and Bind what PREPARE made.
 
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +18,9 @@ const UNUSED_MAX: usize = 2_000;
 /// Names one session may hold; a session past it gets an error instead of more of pgweir's memory.
 pub const NAMES_MAX: usize = 65_536;
 
+/// Behind the name of a client that guesses at global ones: no statement has such a name.
+pub const DISOWNED: &[u8] = b" ";
+
 /// Prefix of the names statements have on servers.
 pub const SERVER_NAME_PREFIX: &[u8] = b"pgweir_";
 
@@ -26,12 +31,22 @@ pub struct Statement<T> {
     pub id: u64,
     /// Its name on servers.
     pub name: Box<[u8]>,
-    /// Text, NUL, count and types, as in the Parse message.
+    /// Text, NUL, count and types, as in the Parse message; of SQL's PREPARE the whole text without the name.
     pub body: Box<[u8]>,
+    /// Where in `body` the name belongs, if SQL prepared it.
+    pub name_at: Option<usize>,
     /// The session's `search_path` when it was parsed, if it had set one: the same text may mean other tables.
     pub search_path: Option<Box<[u8]>>,
     /// What is known of its text.
     pub known: T,
+}
+
+impl<T> Statement<T> {
+    /// SQL's PREPARE of this statement as `name`, if it is one of SQL's.
+    pub fn prepare_text(&self, name: &[u8]) -> Option<Vec<u8>> {
+        let (before, behind) = self.body.split_at_checked(self.name_at?)?;
+        Some([before, name, behind].concat())
+    }
 }
 
 /// All statements by content.
@@ -72,16 +87,20 @@ impl<T> Default for Global<T> {
 }
 
 impl<T> Global<T> {
-    /// The statement with this `body` under this `search_path`; `known` is asked when it is new.
+    /// The statement with this `body` under this `search_path`; `known` is asked when it is new. (The body of a Parse has
+    /// zeros in it and SQL has none, so the two kinds are never taken for one another.)
     pub fn intern(
         &self,
         body: &[u8],
+        name_at: Option<usize>,
         search_path: Option<&[u8]>,
         known: impl FnOnce() -> T,
     ) -> Arc<Statement<T>> {
         let hash = self.hasher.hash_one((body, search_path));
         let is_it = |s: &Arc<Statement<T>>| {
-            s.body.as_ref() == body && s.search_path.as_deref() == search_path
+            s.body.as_ref() == body
+                && s.name_at == name_at
+                && s.search_path.as_deref() == search_path
         };
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(statement) = table.statements.find(hash, is_it) {
@@ -99,6 +118,7 @@ impl<T> Global<T> {
             id,
             name,
             body: body.into(),
+            name_at,
             search_path,
             known: known(),
         });
@@ -131,6 +151,21 @@ pub struct Named<T> {
     pub statement: Arc<Statement<T>>,
     /// What the client was told of it.
     pub shape: Arc<Shape>,
+    /// The backend that knows it by this name, and not by its global one; 0 for none.
+    pub own_on: u64,
+    /// The name as the client spelled it to SQL's PREPARE.
+    pub spelled: Option<Box<[u8]>>,
+}
+
+impl<T> Named<T> {
+    pub fn new(statement: Arc<Statement<T>>, shape: Arc<Shape>) -> Self {
+        Self {
+            statement,
+            shape,
+            own_on: 0,
+            spelled: None,
+        }
+    }
 }
 
 impl<T> Clone for Named<T> {
@@ -138,6 +173,8 @@ impl<T> Clone for Named<T> {
         Self {
             statement: Arc::clone(&self.statement),
             shape: Arc::clone(&self.shape),
+            own_on: self.own_on,
+            spelled: self.spelled.clone(),
         }
     }
 }
@@ -196,6 +233,24 @@ impl<T> Names<T> {
         if let Some(named) = named.filter(|named| !Arc::ptr_eq(&named.shape, shape)) {
             named.shape = Arc::clone(shape);
         }
+    }
+
+    /// The backend with number `id` knows the statement `name` by that name.
+    pub fn own(&mut self, name: &[u8], id: u64) {
+        if let Some(named) = self.named.as_mut().and_then(|all| all.get_mut(name)) {
+            named.own_on = id;
+        }
+    }
+
+    /// What `name` stands for is the backend's affair from now on.
+    pub fn disown(&mut self, name: &[u8]) {
+        self.put(name, None);
+    }
+
+    /// Every name but the empty one, with what it stands for.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Named<T>)> {
+        let all = self.named.iter().flat_map(|all| all.iter());
+        all.map(|(name, named)| (name.as_ref(), named))
     }
 
     pub fn len(&self) -> usize {
@@ -303,6 +358,9 @@ impl<T> Names<T> {
         let prefix = [b"\"", SERVER_NAME_PREFIX].concat();
         let start = memchr::memmem::find(text, &prefix)? + 1;
         let end = start + memchr::memchr(b'"', &text[start..])?;
+        if text[start..end].ends_with(DISOWNED) {
+            return Some([&text[..end - DISOWNED.len()], &text[end..]].concat());
+        }
         let is_it = |statement: &Statement<T>| *statement.name == text[start..end];
         // What is behind the error and skipped for it has not been undone yet.
         let changed = self.unconfirmed.iter().find_map(|change| {
@@ -354,14 +412,11 @@ mod tests {
     use super::*;
 
     fn statement(global: &Global<()>, text: &str) -> Arc<Statement<()>> {
-        global.intern(format!("{text}\0\0\0").as_bytes(), None, || ())
+        global.intern(format!("{text}\0\0\0").as_bytes(), None, None, || ())
     }
 
     fn named(global: &Global<()>, text: &str) -> Named<()> {
-        Named {
-            statement: statement(global, text),
-            shape: Arc::default(),
-        }
+        Named::new(statement(global, text), Arc::default())
     }
 
     #[test]
@@ -369,9 +424,20 @@ mod tests {
         let global = Global::default();
         let a = statement(&global, "select 1");
         assert!(Arc::ptr_eq(&a, &statement(&global, "select 1")));
-        let b = global.intern(b"select 1\0\0\0", Some(b"tenant"), || ());
+        let b = global.intern(b"select 1\0\0\0", None, Some(b"tenant"), || ());
         assert_ne!(a.id, b.id);
         assert_eq!(a.name.as_ref(), format!("pgweir_{}", a.id).as_bytes());
+    }
+
+    #[test]
+    fn a_statement_of_sql_is_the_same_under_any_name() {
+        let global = Global::default();
+        let (at, body) = (8, b"PREPARE  AS SELECT 1");
+        let a = global.intern(body, Some(at), None, || ());
+        assert!(Arc::ptr_eq(&a, &global.intern(body, Some(at), None, || ())));
+        let text = a.prepare_text(b"p").unwrap();
+        assert_eq!(text, b"PREPARE p AS SELECT 1");
+        assert_eq!(statement(&global, "x").prepare_text(b"p"), None);
     }
 
     #[test]

@@ -11,12 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use hashbrown::HashTable;
 
+use super::brevity::Brevity;
 use super::classify::{
-    Class, CopyDirection, CopyPeer, DdlVerb, Statement, StatementKind, classify,
+    Answer, Class, CopyDirection, CopyPeer, DdlVerb, Statement, StatementKind, classify,
 };
 use super::fingerprint::{Fingerprint, FingerprintKey, stable_id};
 use super::lexer::{LexOptions, Lexer, TokenKind};
 use super::normalise::normalise;
+use super::prepared::PreparedUse;
 use super::repeat::{self, Doubt};
 use super::state::{Effect, PinReason, PinSet};
 use crate::meter::{Queries, Query, QueryId};
@@ -51,12 +53,18 @@ pub struct Known {
     pub writes: bool,
     /// Whether it may run again once the server has rolled it back.
     pub doubt: Doubt,
+    /// How it names prepared statements.
+    pub prepared: PreparedUse,
     /// It may read data from the client.
     pub copies_in: bool,
     /// Nothing about it concerns the session: no effect, no transaction control, no reason to pin.
     pub is_plain: bool,
     /// It makes, changes or drops functions.
     pub changes_functions: bool,
+    /// One read that takes no locks, calls nothing volatile and leaves nothing behind: it may share a server connection
+    /// with others, if it is short.
+    pub may_share: bool,
+    pub brevity: Brevity,
     /// The log has been told that it pins.
     told: AtomicBool,
     /// How often a replica has refused it.
@@ -86,17 +94,31 @@ impl Known {
         if defines(&class) && mentions_sequence_state(text, options) {
             pins.insert(PinReason::SequenceState);
         }
+        let prepared = PreparedUse::of(text, &class);
+        if prepared == PreparedUse::Renamed {
+            // Carried, where it is a simple query.
+            pins.remove(PinReason::SqlPrepare);
+        }
         let is_plain = pins.is_empty()
             && !copies_in
             && !transaction.begins()
             && !transaction.ends()
             && class.effects().all(|effect| !concerns_session(effect));
+        let may_share = is_plain
+            && !class_unpins
+            && !class.needs_text
+            && matches!(class.only(), Some(StatementKind::Select))
+            && class.is_proved_read()
+            && class.answer == Answer::Nothing;
         Self {
             fingerprint,
+            may_share,
+            brevity: Brevity::default(),
             pins,
             may_unpin: class_unpins,
             writes: !class_reads,
             doubt,
+            prepared,
             copies_in,
             changes_functions: class.statements.iter().any(changes_functions),
             told: AtomicBool::new(false),

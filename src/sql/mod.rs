@@ -3,6 +3,7 @@
 //! Pure functions of bytes; no I/O, no state, no panic on any input, and work linear in the length of the text. The
 //! text is never changed: what a client sent is what the server gets.
 
+pub mod brevity;
 pub mod classify;
 pub mod fingerprint;
 pub mod functions;
@@ -12,6 +13,7 @@ pub mod known;
 pub mod lexer;
 pub mod name;
 pub mod normalise;
+pub mod prepared;
 pub mod repeat;
 mod shape;
 pub mod state;

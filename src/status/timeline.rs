@@ -4,15 +4,17 @@
 //! readings becomes a [`Point`]. A reading touches counters only, never clients or statements.
 //!
 //! Bound: [`POINTS`] points for the whole and for each of [`POOLS_MAX`] pools, made when a pool appears; further pools
-//! only count in the whole. That is 32 kB each, about 1 MB in all.
+//! only count in the whole. That is 40 kB each, 1.3 MB in all.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::stats::Totals;
+use crate::meter::Distribution;
 use crate::pool::Pools;
 use crate::pool::pool::Pool;
 
@@ -32,6 +34,10 @@ pub struct Point {
     pub statements: f32,
     /// A second.
     pub transactions: f32,
+    /// Statements that ended with an error, a second.
+    pub errors: f32,
+    /// How long the statements that ended took, in seconds; none if none did.
+    pub latency: Option<Quantiles>,
     /// Mean wait for a server connection of those that were given one, in seconds.
     pub wait: f32,
     /// Clients in the queue, at the end of the second.
@@ -40,10 +46,56 @@ pub struct Point {
     pub in_use: u32,
 }
 
-/// A pool's counters at some moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reading {
+/// Of times, in seconds, within 1.6 %.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quantiles {
+    pub p50: f32,
+    pub p95: f32,
+    pub p99: f32,
+}
+
+impl Quantiles {
+    /// None of nothing.
+    pub fn of(times: &Distribution) -> Option<Self> {
+        let quantile = |q| times.quantile(q).as_secs_f32();
+        (times.count() > 0).then(|| Self {
+            p50: quantile(0.5),
+            p95: quantile(0.95),
+            p99: quantile(0.99),
+        })
+    }
+}
+
+/// A pool's counters, or what was counted between two readings of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
     pub totals: Totals,
+    pub errors: u64,
+    pub latency: Distribution,
+}
+
+impl Counted {
+    fn plus(&self, other: &Self) -> Self {
+        Self {
+            totals: self.totals.plus(&other.totals),
+            errors: self.errors + other.errors,
+            latency: self.latency.plus(&other.latency),
+        }
+    }
+
+    fn minus(&self, other: &Self) -> Self {
+        Self {
+            totals: self.totals.minus(&other.totals),
+            errors: self.errors.saturating_sub(other.errors),
+            latency: self.latency.minus(&other.latency),
+        }
+    }
+}
+
+/// A pool at some moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    pub counted: Counted,
     pub waiting: usize,
     pub in_use: usize,
 }
@@ -52,7 +104,11 @@ impl Reading {
     /// Of `pool`, now.
     pub fn of(pool: &Pool) -> Self {
         Self {
-            totals: Totals::of(&pool.counters),
+            counted: Counted {
+                totals: Totals::of(&pool.counters),
+                errors: pool.counters.errors.load(Ordering::Relaxed),
+                latency: pool.counters.latency.sample(),
+            },
             waiting: pool.waiting(),
             in_use: pool
                 .open()
@@ -63,7 +119,7 @@ impl Reading {
 
     fn plus(&self, other: &Self) -> Self {
         Self {
-            totals: self.totals.plus(&other.totals),
+            counted: self.counted.plus(&other.counted),
             waiting: self.waiting + other.waiting,
             in_use: self.in_use + other.in_use,
         }
@@ -77,7 +133,7 @@ type Ring = VecDeque<Point>;
 
 #[derive(Debug, Default)]
 struct Track {
-    last: Reading,
+    last: Counted,
     /// None beyond [`POOLS_MAX`].
     points: Option<Ring>,
     /// Seconds since the pool went.
@@ -107,15 +163,17 @@ impl Timeline {
 
     /// Takes a reading of every pool.
     pub fn sample(&mut self, pools: &Pools) {
-        let readings = pools.all().into_iter().map(|pool| {
+        let mut readings: BTreeMap<Key, Reading> = BTreeMap::new();
+        for pool in pools.all() {
             let key = (Arc::clone(&pool.key.database), Arc::clone(&pool.key.user));
-            (key, Reading::of(&pool))
-        });
-        self.record(readings.collect(), Instant::now());
+            let sum = readings.entry(key).or_default();
+            *sum = sum.plus(&Reading::of(&pool));
+        }
+        self.record(readings, Instant::now());
     }
 
     /// Makes points of what happened since the last reading. One that comes late stands for all the seconds it missed.
-    fn record(&mut self, readings: Vec<(Key, Reading)>, at: Instant) {
+    fn record(&mut self, readings: BTreeMap<Key, Reading>, at: Instant) {
         let elapsed = at.saturating_duration_since(self.at);
         let steps = whole_steps(elapsed);
         if steps == 0 {
@@ -126,21 +184,22 @@ impl Timeline {
         for track in self.pools.values_mut() {
             track.gone += steps;
         }
-        let (mut whole, mut happened) = (Reading::default(), Totals::default());
+        let (mut whole, mut happened) = ((0, 0), Counted::default());
         for (key, reading) in readings {
             let track = self.track(key, steps);
             track.gone = 0;
-            let since = reading.totals.minus(&track.last.totals);
-            track.last = reading;
+            let since = reading.counted.minus(&track.last);
+            track.last = reading.counted;
+            let now = (reading.waiting, reading.in_use);
             if let Some(points) = &mut track.points {
-                push(points, Point::new(&since, &reading, elapsed), steps);
+                push(points, Point::new(&since, now, elapsed), steps);
             }
             happened = happened.plus(&since);
-            whole = whole.plus(&reading);
+            whole = (whole.0 + now.0, whole.1 + now.1);
         }
         push(
             &mut self.whole,
-            Point::new(&happened, &whole, elapsed),
+            Point::new(&happened, whole, elapsed),
             steps,
         );
         self.pools.retain(|_, track| match &mut track.points {
@@ -230,17 +289,20 @@ fn push(points: &mut Ring, point: Point, times: usize) {
 impl Point {
     // What a second holds is far below what an f32 holds exactly, or need not be exact.
     #[allow(clippy::cast_precision_loss, reason = "for a chart")]
-    fn new(happened: &Totals, reading: &Reading, elapsed: Duration) -> Self {
+    fn new(happened: &Counted, (waiting, in_use): (usize, usize), elapsed: Duration) -> Self {
         let a_second = |count: u64| count as f32 / elapsed.as_secs_f32();
+        let totals = &happened.totals;
         Self {
-            statements: a_second(happened.queries),
-            transactions: a_second(happened.transactions),
-            wait: match happened.server_assignments {
+            statements: a_second(totals.queries),
+            transactions: a_second(totals.transactions),
+            errors: a_second(happened.errors),
+            latency: Quantiles::of(&happened.latency),
+            wait: match totals.server_assignments {
                 0 => 0.0,
-                assignments => happened.wait_time as f32 / 1e6 / assignments as f32,
+                assignments => totals.wait_time as f32 / 1e6 / assignments as f32,
             },
-            waiting: u32::try_from(reading.waiting).unwrap_or(u32::MAX),
-            in_use: u32::try_from(reading.in_use).unwrap_or(u32::MAX),
+            waiting: u32::try_from(waiting).unwrap_or(u32::MAX),
+            in_use: u32::try_from(in_use).unwrap_or(u32::MAX),
         }
     }
 }
@@ -248,6 +310,7 @@ impl Point {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meter::Histogram;
 
     fn key(name: &str) -> Key {
         (name.into(), "u".into())
@@ -260,12 +323,24 @@ mod tests {
             wait_time: queries * 500,
             ..Totals::default()
         };
+        let latency = Histogram::default();
+        for _ in 0..queries {
+            latency.record_duration(Duration::from_millis(8));
+        }
         let reading = Reading {
-            totals,
+            counted: Counted {
+                totals,
+                errors: queries / 10,
+                latency: latency.sample(),
+            },
             waiting: 2,
             in_use: 3,
         };
         (key(name), reading)
+    }
+
+    fn of<const N: usize>(readings: [(Key, Reading); N]) -> BTreeMap<Key, Reading> {
+        readings.into()
     }
 
     fn statements<'a>(points: impl Iterator<Item = &'a Point>) -> Vec<f32> {
@@ -276,8 +351,8 @@ mod tests {
     fn a_point_is_what_happened_in_its_second() {
         let start = Instant::now();
         let mut timeline = Timeline::new(start);
-        timeline.record(vec![reading("a", 100)], start + STEP);
-        timeline.record(vec![reading("a", 130), reading("b", 5)], start + 2 * STEP);
+        timeline.record(of([reading("a", 100)]), start + STEP);
+        timeline.record(of([reading("a", 130), reading("b", 5)]), start + 2 * STEP);
         assert_eq!(statements(timeline.whole()), [100.0, 35.0]);
         assert_eq!(
             statements(timeline.of_pool("a", "u").unwrap()),
@@ -286,6 +361,10 @@ mod tests {
         assert_eq!(statements(timeline.of_pool("b", "u").unwrap()), [5.0]);
         let last = *timeline.whole().last().unwrap();
         assert_eq!((last.waiting, last.in_use), (4, 6));
+        assert!((last.errors - 3.0).abs() < 1e-6, "{}", last.errors);
+        let latency = last.latency.unwrap();
+        assert!((latency.p50 - 0.008).abs() < 0.000_16, "{latency:?}");
+        assert_eq!(Point::default().latency, None);
         assert!((last.wait - 0.0005).abs() < 1e-6, "{}", last.wait);
         assert!(timeline.of_pool("c", "u").is_none());
         let recent = Timeline::recent(timeline.whole(), 5, |point| point.statements);
@@ -296,10 +375,10 @@ mod tests {
     fn a_late_reading_stands_for_the_seconds_it_missed() {
         let start = Instant::now();
         let mut timeline = Timeline::new(start);
-        timeline.record(vec![reading("a", 10)], start + STEP);
-        timeline.record(vec![reading("a", 40)], start + 4 * STEP);
+        timeline.record(of([reading("a", 10)]), start + STEP);
+        timeline.record(of([reading("a", 40)]), start + 4 * STEP);
         // Too early to be one of its own: its second is not over.
-        timeline.record(vec![reading("a", 41)], start + 4 * STEP + STEP / 3);
+        timeline.record(of([reading("a", 41)]), start + 4 * STEP + STEP / 3);
         assert_eq!(statements(timeline.whole()), [10.0, 10.0, 10.0, 10.0]);
         assert_eq!(timeline.count(), 4);
     }
@@ -322,20 +401,26 @@ mod tests {
         // One that goes is kept as long as its points are of interest, unless another needs its place.
         for _ in 0..5 {
             at += STEP;
-            timeline.record(vec![reading("001", 1)], at);
+            timeline.record(of([reading("001", 1)]), at);
         }
         assert!(tracked(&timeline, "000"));
         assert_eq!(
             *timeline.of_pool("000", "u").unwrap().last().unwrap(),
             Point::default()
         );
-        timeline.record(vec![reading("001", 1), reading("new", 7)], at + STEP);
+        timeline.record(of([reading("001", 1), reading("new", 7)]), at + STEP);
         assert!(tracked(&timeline, "new"));
         let kept = names.iter().filter(|name| tracked(&timeline, name)).count();
         assert_eq!(kept, POOLS_MAX - 1);
-        timeline.record(vec![], at + 2 * STEP);
-        timeline.record(vec![], at + STEP * u32::try_from(POINTS).unwrap() * 2);
-        timeline.record(vec![], at + STEP * u32::try_from(POINTS).unwrap() * 4);
+        timeline.record(BTreeMap::new(), at + 2 * STEP);
+        timeline.record(
+            BTreeMap::new(),
+            at + STEP * u32::try_from(POINTS).unwrap() * 2,
+        );
+        timeline.record(
+            BTreeMap::new(),
+            at + STEP * u32::try_from(POINTS).unwrap() * 4,
+        );
         assert_eq!(timeline.pools.len(), 0);
         assert_eq!(timeline.whole().len(), POINTS);
     }

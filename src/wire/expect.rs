@@ -375,16 +375,37 @@ impl Expect {
         if !self.skipping && self.front().is_none_or(is_simple) {
             return;
         }
+        let mut skips_query = false;
         while let Some(owed) = self.front() {
             if owed.request == Request::Sync {
+                // One that pgweir put behind a client's Query, with what the Query needs before it, answers for it.
+                if skips_query && let Some(sync) = self.queue.front_mut() {
+                    sync.to = For::Client;
+                }
                 self.skipping = false;
                 return;
             }
+            skips_query |=
+                owed.request == Request::Query && matches!(owed.to, For::Client | For::Refusal);
             self.pop();
             skipped(owed);
         }
         self.skipping = true;
         self.open = true;
+    }
+
+    /// What the entry in front was to change is settled before its last answer.
+    pub fn settle_front(&mut self) {
+        let Some(owed) = self.queue.front_mut() else {
+            return;
+        };
+        let changed = owed.changes();
+        owed.renames = false;
+        owed.statement = 0;
+        if changed {
+            self.changes -= 1;
+            self.changes_now = self.changes_now.min(self.changes);
+        }
     }
 
     /// Takes off an entry in front that pgweir answers itself; call until `None` after each answer and each send.

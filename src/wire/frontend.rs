@@ -191,6 +191,14 @@ pub fn put_statement_target(out: &mut Vec<u8>, tag: u8, name: &[u8]) {
     });
 }
 
+/// Appends a Close message for a portal.
+pub fn put_portal_close(out: &mut Vec<u8>, name: &[u8]) {
+    put(out, CLOSE, |out| {
+        out.push(b'P');
+        put_cstr(out, name);
+    });
+}
+
 /// Appends a `CopyFail` message.
 pub fn put_copy_fail(out: &mut Vec<u8>, reason: &[u8]) {
     put(out, COPY_FAIL, |out| put_cstr(out, reason));

@@ -55,12 +55,17 @@ fn psql_shows_every_table_under_both_names_of_the_console() {
             "databases",
             "dns_hosts",
             "dns_zones",
+            "errors",
             "lists",
+            "locks",
             "mem",
             "peer_pools",
             "peers",
+            "pins",
             "pools",
+            "queries",
             "servers",
+            "slow",
             "sockets",
             "active_sockets",
             "state",
@@ -70,6 +75,7 @@ fn psql_shows_every_table_under_both_names_of_the_console() {
             "totals",
             "users",
             "version",
+            "waits",
         ];
         let shows: Vec<String> = tables
             .iter()

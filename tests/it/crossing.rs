@@ -51,6 +51,8 @@ enum Act {
     Transaction,
     Setting,
     Copy,
+    /// Short as a rule, so that it shares a backend, and then of another kind.
+    Uneven,
     Error,
     Canceled,
     LeaveInQuery,
@@ -64,7 +66,8 @@ enum Act {
 impl Act {
     fn random(rng: &mut SmallRng) -> Self {
         match rng.random_range(0..100) {
-            0..20 => Self::Simple,
+            0..10 => Self::Simple,
+            10..20 => Self::Uneven,
             20..35 => Self::Extended,
             35..50 => Self::Prepared,
             50..58 => Self::Pipeline,
@@ -166,6 +169,7 @@ impl Shaken {
                 self.send(&batch.concat()).await?;
                 self.check(&[token], &[]).await
             }
+            Act::Uneven => self.uneven(token).await,
             Act::Prepared => self.prepared(token).await,
             Act::Pipeline => self.pipeline(token).await,
             Act::Transaction => self.transaction(token).await,
@@ -185,6 +189,32 @@ impl Shaken {
             Act::Canceled => self.canceled(token).await,
             leave => self.leave(leave, &token).await,
         }
+    }
+
+    async fn uneven(&mut self, token: String) -> Result<(), Gone> {
+        let (mut rows, mut copies, mut divisor) = (1, 1, 1);
+        match self.rng.random_range(0..200) {
+            0..6 => divisor = 0,
+            6..9 => copies = 3000,
+            9 => rows = 200_000,
+            _ => {}
+        }
+        let sql = format!(
+            "SELECT repeat('{token}', {copies}) FROM generate_series(1, {rows}) AS n \
+             GROUP BY 1 HAVING 1 / {divisor} = 1 OR count(*) < 0"
+        );
+        self.send(&query(&sql)).await?;
+        let hurries = rows > 1 && self.rng.random();
+        if hurries {
+            count(&self.counts.cancels);
+            crate::support::client::cancel(self.address, &self.client.key.clone()).await;
+        }
+        let (expected, allowed): (Vec<String>, &[&str]) = match divisor {
+            0 => (Vec::new(), &["22012"]),
+            _ if hurries => (vec![token], &["57014"]),
+            _ => (vec![token.repeat(copies)], &[]),
+        };
+        self.check(&expected, allowed).await
     }
 
     /// A named statement of its own, which moves from backend to backend.
@@ -454,13 +484,26 @@ async fn shake_all() {
     for task in tasks {
         task.await.unwrap();
     }
-    report(&counts, clients, backends, seconds, seed);
+    let on_lanes = pgweir
+        .metric(&format!(
+            "pgweir_lane_statements_total{{database=\"postgres\",user=\"{ROLE}\",outcome=\"answered\"}} "
+        ))
+        .unwrap();
+    report(&counts, on_lanes, clients, backends, seconds, seed);
     assert_clean(&mut observer, &pgweir, backends).await;
     assert_eq!(counts.crossed.load(Ordering::Relaxed), 0, "seed {seed}");
     assert!(counts.own.load(Ordering::Relaxed) > 0);
+    assert!(on_lanes > 0.0);
 }
 
-fn report(counts: &Counts, clients: usize, backends: usize, seconds: u64, seed: u64) {
+fn report(
+    counts: &Counts,
+    on_lanes: f64,
+    clients: usize,
+    backends: usize,
+    seconds: u64,
+    seed: u64,
+) {
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let named = BTreeMap::from([
         ("1 own", of(&counts.own)),
@@ -476,7 +519,7 @@ fn report(counts: &Counts, clients: usize, backends: usize, seconds: u64, seed: 
         .map(|(name, count)| format!("{} {count}", &name[2..]))
         .collect();
     let line = format!(
-        "never cross: {clients} clients on {backends} backends for {seconds} s (seed {seed}): {}\n",
+        "never cross: {clients} clients on {backends} backends for {seconds} s (seed {seed}): {}, on lanes {on_lanes}\n",
         parts.join(", ")
     );
     // Past the capture of test output, which hides what passing tests print.

@@ -458,12 +458,6 @@ async fn an_advisory_lock_is_its_owners() {
 }
 
 #[tokio::test]
-async fn a_prepared_statement_of_sql_is_its_owners() {
-    let make = "PREPARE mine AS SELECT 'mine'";
-    pinned("pin_prepare", make, "EXECUTE mine", "mine", is_error).await;
-}
-
-#[tokio::test]
 async fn a_held_cursor_is_its_owners() {
     let make = "DECLARE c SCROLL CURSOR WITH HOLD FOR SELECT 'row'";
     pinned("pin_cursor", make, "FETCH FIRST FROM c", "row", is_error).await;

@@ -1,0 +1,308 @@
+//! Riding on a lane: a short read that runs behind those of other clients (see [`crate::pool::lane`]).
+//!
+//! The session keeps the bytes of the exchange in its inbox until the ride has ended, so that it can run them the
+//! ordinary way if the lane sends it elsewhere.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use super::reply;
+use super::session::{End, Phase, Session};
+use crate::config::model::PoolMode;
+use crate::pool::lane::seat::{Outcome, Request, Seat};
+use crate::pool::lane::{Boarding, Short};
+use crate::shared::Prepared;
+use crate::sql::known::Known;
+use crate::wire::frame::{HEADER, Header};
+use crate::wire::frontend::{self as f, Bind, Target};
+use crate::wire::limits::{OUTBOX_MAX, SMALL_MESSAGE_MAX};
+
+/// A ride under way.
+#[derive(Debug)]
+pub(super) struct Riding {
+    seat: Arc<Seat>,
+    known: Arc<Known>,
+    /// Bytes of the exchange, in front of the inbox, and how many of them are the statement's.
+    len: usize,
+    received: usize,
+    /// Bytes of the answer so far.
+    sent: usize,
+    _short: Short,
+}
+
+/// One statement with all that belongs to it.
+struct Exchange<'a> {
+    request: Request,
+    known: Arc<Known>,
+    /// The messages, a Bind without its head.
+    rest: &'a [u8],
+    /// The statement to bind, and how many of the bytes belong to the Bind.
+    bind: Option<(Arc<Prepared>, usize)>,
+    received: usize,
+}
+
+impl Session {
+    /// Lets `input` ride if it is one short read and others are under way. What is sent behind it waits in the inbox.
+    pub(super) fn ride(&mut self, input: &[u8]) -> bool {
+        self.looked_up = None;
+        if self.lease.is_some() || self.phase != Phase::Idle || !self.may_ride() {
+            return false;
+        }
+        let Some(exchange) = self.one_exchange(input) else {
+            return false;
+        };
+        if !exchange.known.may_share || !exchange.known.brevity.is_proved() {
+            self.looked_up = Some(exchange.known);
+            return false;
+        }
+        let (short, is_busy) = self.pool.lanes.begin_short();
+        if is_busy && self.board(&exchange) {
+            self.enter(Phase::Riding);
+            self.riding = Some(Riding {
+                seat: Arc::clone(self.entry.seat.get_or_init(Arc::default)),
+                known: exchange.known,
+                len: input.len(),
+                received: exchange.received,
+                sent: 0,
+                _short: short,
+            });
+            return true;
+        }
+        self.short = Some(short);
+        self.looked_up = Some(exchange.known);
+        false
+    }
+
+    /// Nothing about the session is such that its next statement must run on its own.
+    fn may_ride(&mut self) -> bool {
+        let goes_alone = std::mem::take(&mut self.goes_alone);
+        !goes_alone
+            && !self.skipping
+            && self.dropping == 0
+            && self.pins.is_empty()
+            && self.effective.pool.lanes > 0
+            && !self.reads_from_replicas()
+            && self.effective.pool.pool_mode != PoolMode::Session
+            && self.outbox.is_empty()
+            && self.names.is_settled()
+            && !self.settings.is_touched()
+    }
+
+    /// `input` as one statement: a simple query, or Bind, Execute and Sync of a prepared one, and nothing behind it.
+    fn one_exchange<'a>(&self, input: &'a [u8]) -> Option<Exchange<'a>> {
+        let (first, behind) = take_frame(input)?;
+        match first.tag {
+            f::QUERY if behind.is_empty() => {
+                let text = f::query_text(first.payload).ok()?;
+                Some(Exchange {
+                    request: Request::Query,
+                    known: self.shared.known.lookup(text, self.lex_options()),
+                    rest: input,
+                    bind: None,
+                    received: input.len(),
+                })
+            }
+            f::BIND => {
+                let bind = Bind::read(first.payload)?;
+                let describes = bound_once(bind, behind)?;
+                let named = self.names.get(bind.statement)?;
+                let head = HEADER + bind.head;
+                Some(Exchange {
+                    request: Request::Prepared {
+                        id: named.statement.id,
+                        shape: Arc::clone(&named.shape),
+                        describes,
+                    },
+                    known: Arc::clone(&named.statement.known),
+                    rest: &input[head..],
+                    bind: Some((
+                        Arc::clone(&named.statement),
+                        first.payload.len() - bind.head,
+                    )),
+                    received: input.len() - f::SYNC_FRAME.len(),
+                })
+            }
+            _ => None,
+        }
+    }
+
+    fn board(&self, exchange: &Exchange<'_>) -> bool {
+        let dialer = self.shared.pools.dialer.load();
+        let boarding = Boarding {
+            seat: self.entry.seat.get_or_init(Arc::default),
+            settings: self.settings.current(),
+            told: &self.told,
+            dialer: &dialer,
+            request: exchange.request.clone(),
+        };
+        self.pool.board(boarding, |out| {
+            if let Some((statement, rest_len)) = &exchange.bind {
+                f::put_bind_head(out, b"", &statement.name, *rest_len);
+            }
+            out.extend_from_slice(exchange.rest);
+        })
+    }
+
+    /// Passes on what the lane has brought. True if something moved.
+    pub(super) fn poll_ride(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.outbox.len() >= OUTBOX_MAX {
+            return Ok(false);
+        }
+        let Some(riding) = &mut self.riding else {
+            return Ok(false);
+        };
+        let Riding { seat, sent, .. } = riding;
+        let (outbox, before) = (&mut self.outbox, *sent);
+        let outcome = seat.poll(cx, |bytes| {
+            outbox.push(bytes);
+            *sent += bytes.len();
+        });
+        let moved = *sent > before;
+        if let Poll::Ready(outcome) = outcome {
+            self.end_ride(outcome, cx)?;
+            return Ok(true);
+        }
+        if moved && let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx) {
+            sent?;
+        }
+        Ok(moved)
+    }
+
+    fn end_ride(&mut self, outcome: Outcome, cx: &mut Context<'_>) -> Result<(), End> {
+        let Some(riding) = self.riding.take() else {
+            return Ok(());
+        };
+        match outcome {
+            Outcome::Answered { rows, was_long } => {
+                if let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx) {
+                    sent?;
+                }
+                if was_long {
+                    riding.known.brevity.disappointed();
+                }
+                self.inbox.consume(riding.len);
+                self.timed_out = false;
+                self.count_ride(&riding.known, riding.received, riding.sent, rows);
+                self.pool.lanes.counters.count_answered();
+                self.enter(Phase::Idle);
+            }
+            Outcome::Elsewhere { was_slow } => {
+                if was_slow {
+                    riding.known.brevity.disappointed();
+                }
+                self.pool.lanes.counters.count_elsewhere();
+                self.goes_alone = true;
+                self.enter(Phase::Idle);
+            }
+            Outcome::Canceled => {
+                let report = if std::mem::take(&mut self.timed_out) {
+                    reply::query_timeout()
+                } else {
+                    reply::canceled()
+                };
+                self.enter(Phase::Idle);
+                self.refuse(&report, cx)?;
+            }
+            Outcome::Broken => {
+                // Where the answer was cut nobody knows.
+                self.torn = true;
+                return Err(End::ServerGone);
+            }
+        }
+        self.process_inbox(cx)
+    }
+
+    /// Has the statement end that rides.
+    pub(super) fn cancel_ride(&self) {
+        if let Some(riding) = &self.riding {
+            riding.seat.cancel();
+        }
+    }
+
+    /// Leaves the lane; what it would still bring is dropped.
+    pub(super) fn leave_lane(&mut self) {
+        if let Some(riding) = self.riding.take() {
+            self.torn |= riding.sent > 0;
+            riding.seat.withdraw();
+        }
+    }
+}
+
+struct Whole<'a> {
+    tag: u8,
+    payload: &'a [u8],
+}
+
+/// The frame in front, if it is whole, and what stands behind it.
+fn take_frame(input: &[u8]) -> Option<(Whole<'_>, &[u8])> {
+    let header = Header::peek(input, SMALL_MESSAGE_MAX).ok()??;
+    let (frame, behind) = input.split_at_checked(header.len)?;
+    let whole = Whole {
+        tag: header.tag,
+        payload: &frame[HEADER..],
+    };
+    Some((whole, behind))
+}
+
+/// Whether behind a Bind of a named statement to the unnamed portal comes its one Execute, for all rows, and the Sync;
+/// `Some(true)` with a Describe of the portal before.
+fn bound_once(bind: Bind<'_>, behind: &[u8]) -> Option<bool> {
+    if !bind.portal.is_empty() || bind.statement.is_empty() {
+        return None;
+    }
+    let (mut frame, mut behind) = take_frame(behind)?;
+    let describes = frame.tag == f::DESCRIBE;
+    if describes {
+        if Target::read(frame.tag, frame.payload).ok()? != Target::Portal(b"") {
+            return None;
+        }
+        (frame, behind) = take_frame(behind)?;
+    }
+    let runs_all = frame.tag == f::EXECUTE && frame.payload == [0; 5];
+    (runs_all && behind == f::SYNC_FRAME).then_some(describes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bind(portal: &[u8], statement: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        f::put_bind_head(&mut out, portal, statement, 6);
+        out.extend_from_slice(&[0; 6]);
+        out
+    }
+
+    fn judge(input: &[u8]) -> Option<bool> {
+        let (frame, behind) = take_frame(input)?;
+        bound_once(Bind::read(frame.payload)?, behind)
+    }
+
+    #[test]
+    fn one_bind_one_execute_and_its_sync_are_one_statement() {
+        let mut execute = Vec::new();
+        f::put_execute(&mut execute, b"");
+        let describe = b"D\0\0\0\x06P\0";
+        let sync = f::SYNC_FRAME;
+        let of = |parts: &[&[u8]]| judge(&parts.concat());
+        assert_eq!(of(&[&bind(b"", b"s"), &execute, &sync]), Some(false));
+        assert_eq!(
+            of(&[&bind(b"", b"s"), describe, &execute, &sync]),
+            Some(true)
+        );
+        assert_eq!(of(&[&bind(b"", b""), &execute, &sync]), None);
+        assert_eq!(of(&[&bind(b"p", b"s"), &execute, &sync]), None);
+        assert_eq!(of(&[&bind(b"", b"s"), &execute, &execute, &sync]), None);
+        assert_eq!(of(&[&bind(b"", b"s"), &execute, &sync, &sync]), None);
+        assert_eq!(
+            of(&[&bind(b"", b"s"), b"D\0\0\0\x06Ss\0", &execute, &sync]),
+            None
+        );
+        let limited = b"E\0\0\0\x09\0\0\0\0\x05";
+        assert_eq!(of(&[&bind(b"", b"s"), limited, &sync]), None);
+        let all = [bind(b"", b"s"), execute, sync.to_vec()].concat();
+        for cut in 0..all.len() {
+            assert_eq!(judge(&all[..cut]), None, "cut at {cut}");
+        }
+    }
+}

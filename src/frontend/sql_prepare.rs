@@ -1,0 +1,455 @@
+//! Statements prepared by SQL, and those of the protocol where SQL names them.
+//!
+//! A simple query that prepares, executes or deallocates is sent with global names in place of the client's, and what it
+//! needs goes ahead of it in the same write; so such statements move from backend to backend like those of the protocol.
+//! Where a name can't be replaced, the backend is given the statement under the client's own name, and is kept
+//! ([`PinReason::SqlPrepare`]). For a text that reads `pg_prepared_statements` it is given all of the client's for the
+//! time being, and has no others.
+//!
+//! # Why a Sync behind the query
+//! What is sent ahead belongs to the exchange of the query: if it fails, because a table is gone, the server skips the
+//! query, and the client gets the one error and the one `ReadyForQuery` that it expects.
+//!
+//! # What is left
+//! The server's log and `pg_stat_activity` show global names. An error of a prepared statement's own text, raised when it
+//! is analysed anew, has its place in that text, which is longer by the length of the name.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::inbound::Frame;
+use super::session::{End, Session};
+use crate::net::buffer::Gather;
+use crate::pool::Lease;
+use crate::session::renaming::{Edits, Renaming};
+use crate::session::shape::Description;
+use crate::session::statements::{DISOWNED, Named, SERVER_NAME_PREFIX};
+use crate::shared::Prepared;
+use crate::sql::classify::{PreparedAction, PreparedRef, details};
+use crate::sql::known::Known;
+use crate::sql::prepared::PreparedUse;
+use crate::sql::state::PinReason;
+use crate::telemetry;
+use crate::wire::backend::{self as b, TransactionStatus};
+use crate::wire::expect::{For, Owed, Request};
+use crate::wire::frontend as f;
+
+/// Statement and portal by which pgweir runs SQL of its own inside an exchange.
+const OWN: &[u8] = b"pgweir own";
+
+/// The statement that is deallocated in place of one that other sessions use too.
+const GONE: &[u8] = b"pgweir gone";
+
+type Name = Named<Arc<Known>>;
+
+/// What a session notes of prepared statements for the exchange under way.
+#[derive(Debug, Default)]
+pub(super) struct Underway {
+    /// The backend has the client's own names until the exchange ends.
+    unlists: bool,
+    /// What was replaced in the text of the query under way.
+    edits: Option<Box<Edits>>,
+    /// Descriptions that pgweir gives itself, in that order.
+    pub descriptions: VecDeque<Arc<Description>>,
+    /// The statement that was parsed anew in this exchange because its shape was in doubt; 0 for none.
+    pub reparsed: u64,
+}
+
+/// A query as it is sent.
+#[derive(Debug)]
+struct Rewritten {
+    text: Vec<u8>,
+    edits: Edits,
+    owed: Owed,
+    /// The name that the query changes, and into what.
+    change: Option<(Box<[u8]>, Option<Name>)>,
+    /// What it needs was sent ahead, and a Sync belongs behind it.
+    ahead: bool,
+}
+
+impl Session {
+    /// Whether the answers to the client's own messages are in: what names mean, and whether a transaction has failed,
+    /// is known.
+    fn is_answered(&self) -> bool {
+        self.lease.as_ref().is_none_or(|lease| {
+            let mut owed = lease.expect.iter();
+            owed.all(|owed| matches!(owed.to, For::Plan | For::Probe | For::Evict))
+        })
+    }
+
+    /// Sends a simple query that names prepared statements. False if it has to wait for answers.
+    pub(super) fn query_prepared(
+        &mut self,
+        frame: Frame<'_>,
+        text: &[u8],
+        known: &Arc<Known>,
+        gather: &mut Gather,
+    ) -> Result<bool, End> {
+        if !self.is_answered() {
+            self.held_up = true;
+            gather.own(|out| out.extend_from_slice(&f::FLUSH_FRAME));
+            return Ok(false);
+        }
+        let refs = details(text, self.lex_options()).prepared;
+        let is_renamed =
+            known.prepared == PreparedUse::Renamed && !self.pins.contains(PinReason::SqlPrepare);
+        if !is_renamed && let Some(refusal) = self.refuses(PinReason::SqlPrepare.into()) {
+            self.refuse_query(frame, Some(Arc::clone(known)), refusal, gather);
+            return Ok(true);
+        }
+        for named in self.executed(&refs) {
+            if let Some(refusal) = self.refuses(named.statement.known.pins) {
+                self.refuse_query(frame, Some(Arc::clone(known)), refusal, gather);
+                return Ok(true);
+            }
+            self.note(&named.statement.known)?;
+            self.guard_sequences(&named.statement.known, gather);
+        }
+        self.note(known)?;
+        self.guard_sequences(known, gather);
+        self.start(Arc::clone(known));
+        let rewritten = if is_renamed {
+            self.rename(text, &refs, gather)
+        } else {
+            let ahead = self.use_own_names(known, &refs, gather);
+            Rewritten::plain(text, ahead)
+        };
+        self.send_rewritten(rewritten, gather);
+        self.unlist(gather);
+        self.probe(gather);
+        Ok(true)
+    }
+
+    /// What the text executes, of what the session has.
+    fn executed(&self, refs: &[PreparedRef<'_>]) -> Vec<Name> {
+        let executed = refs
+            .iter()
+            .filter(|it| it.action == PreparedAction::Execute);
+        executed
+            .filter_map(|it| self.names.get(it.name.as_bytes()).cloned())
+            .collect()
+    }
+
+    fn send_rewritten(&mut self, rewritten: Rewritten, gather: &mut Gather) {
+        let Rewritten {
+            text,
+            edits,
+            owed,
+            change,
+            ahead,
+        } = rewritten;
+        if let Some((name, named)) = change {
+            self.names.change(&name, named);
+        }
+        self.prepared.edits = Some(Box::new(edits)).filter(|edits| !edits.is_empty());
+        self.owe(owed);
+        self.names.forget_unnamed();
+        if let Some(lease) = &mut self.lease {
+            lease.mirror.unnamed = None;
+        }
+        gather.own(|out| f::put_query(out, &text));
+        if ahead {
+            gather.own(|out| out.extend_from_slice(&f::SYNC_FRAME));
+            self.owe(Owed::new(Request::Sync, For::Reparse));
+        }
+    }
+
+    /// Puts global names in place of the client's.
+    fn rename(&mut self, text: &[u8], refs: &[PreparedRef<'_>], gather: &mut Gather) -> Rewritten {
+        let mut rewritten = Rewritten::plain(text, false);
+        // Whatever the text names.
+        if self.has_failed() {
+            return rewritten;
+        }
+        let is_utf8 = self.told.get(b"client_encoding") == Some(b"UTF8");
+        let mut renaming = Renaming::new(text, is_utf8);
+        for reference in refs {
+            let name = reference.name.as_bytes();
+            let named = self.names.get(name).cloned();
+            let range = reference.range.clone();
+            match (reference.action, named) {
+                (PreparedAction::Deallocate, Some(_)) => {
+                    self.make_gone(gather);
+                    rewritten.ahead = true;
+                    rewritten.owed.renames = true;
+                    rewritten.change = Some((name.into(), None));
+                    renaming.replace(range, &quoted(GONE));
+                }
+                // Of a PREPARE of a name that is taken the server says so, when it has found nothing else to say.
+                (_, Some(named)) => {
+                    rewritten.ahead |= self.ensure_ahead(&named.statement, gather);
+                    renaming.replace(range, &named.statement.name);
+                }
+                (PreparedAction::Prepare { body, .. }, None) => {
+                    let statement = self.intern_sql(text, reference, body);
+                    rewritten.ahead |= self.make_room(statement.id, gather);
+                    rewritten.owed.renames = true;
+                    rewritten.owed.statement = statement.id;
+                    renaming.replace(range, &statement.name);
+                    let mut named = Named::new(statement, Arc::default());
+                    named.spelled = Some(text[reference.range.clone()].into());
+                    rewritten.change = Some((name.into(), Some(named)));
+                }
+                // Nobody knows another session's statements by guessing.
+                (_, None) if name.starts_with(SERVER_NAME_PREFIX) => {
+                    renaming.replace(range, &quoted(&[name, DISOWNED].concat()));
+                }
+                (_, None) => {}
+            }
+        }
+        (rewritten.text, rewritten.edits) = renaming.finish();
+        rewritten
+    }
+
+    /// Whether the server refuses or skips whatever comes.
+    fn has_failed(&self) -> bool {
+        self.lease.as_ref().is_some_and(|lease| {
+            lease.status == TransactionStatus::Failed || lease.expect.skips_the_next()
+        })
+    }
+
+    /// Whether the backend has `named` under the client's own name.
+    pub(super) fn is_own(&self, named: &Name) -> bool {
+        let backend = self.lease.as_ref().map(|lease| lease.id);
+        backend == Some(named.own_on)
+    }
+
+    /// Does for a text of the extended protocol that names prepared statements what it needs ahead of it. False if it
+    /// has to wait for answers.
+    pub(super) fn step_prepared(
+        &mut self,
+        text: &[u8],
+        known: &Known,
+        gather: &mut Gather,
+    ) -> bool {
+        let waits = |lease: &Lease| lease.expect.has_earlier() && !lease.expect.skips_the_next();
+        if self.lease.as_ref().is_some_and(waits) {
+            self.held_up = true;
+            gather.own(|out| out.extend_from_slice(&f::FLUSH_FRAME));
+            return false;
+        }
+        let refs = details(text, self.lex_options()).prepared;
+        self.use_own_names(known, &refs, gather);
+        true
+    }
+
+    fn intern_sql(
+        &mut self,
+        text: &[u8],
+        reference: &PreparedRef<'_>,
+        body: &[u8],
+    ) -> Arc<Prepared> {
+        let (start, end) = (reference.range.start, reference.range.end);
+        let nameless = [&text[..start], &text[end..]].concat();
+        let search_path = self.settings.current().get(b"search_path");
+        let (known, options) = (&self.shared.known, self.lex_options());
+        self.shared
+            .statements
+            .intern(&nameless, Some(start), search_path, || {
+                known.lookup(body, options)
+            })
+    }
+
+    /// Makes sure that the backend has `statement`. True if something was sent.
+    fn ensure_ahead(&mut self, statement: &Arc<Prepared>, gather: &mut Gather) -> bool {
+        let has = self
+            .lease
+            .as_mut()
+            .is_some_and(|lease| lease.mirror.shape(statement.id).is_some());
+        if !has {
+            self.give_statement(statement, None, For::Reparse, gather);
+        }
+        !has
+    }
+
+    /// Sends what takes another session's statement out of the way of a PREPARE. True if something was sent.
+    fn make_room(&mut self, id: u64, gather: &mut Gather) -> bool {
+        let Some(lease) = &mut self.lease else {
+            return false;
+        };
+        let in_the_way = lease.mirror.prepare(id, Arc::default());
+        if let Some(id) = in_the_way {
+            self.evict(id, gather);
+        }
+        in_the_way.is_some()
+    }
+
+    /// Sends what makes `DEALLOCATE` of [`GONE`] succeed.
+    fn make_gone(&mut self, gather: &mut Gather) {
+        gather.own(|out| {
+            f::put_statement_target(out, f::CLOSE, GONE);
+            f::put_parse(out, GONE, b"\0\0\0");
+        });
+        self.owe(Owed::new(Request::Close, For::Evict));
+        self.owe(Owed::new(Request::Parse, For::Reparse));
+    }
+
+    /// Runs `text` inside an exchange; `statement` is the global statement it prepares, or 0.
+    pub(super) fn run_own(&mut self, text: &[u8], statement: u64, gather: &mut Gather) {
+        let body = [text, b"\0\0\0"].concat();
+        gather.own(|out| {
+            f::put_statement_target(out, f::CLOSE, OWN);
+            f::put_parse(out, OWN, &body);
+            f::put_bind_head(out, OWN, OWN, 6);
+            out.extend_from_slice(&[0; 6]);
+            f::put_execute(out, OWN);
+            f::put_portal_close(out, OWN);
+            f::put_statement_target(out, f::CLOSE, OWN);
+        });
+        self.owe(Owed::new(Request::Close, For::Evict));
+        self.owe(Owed::new(Request::Parse, For::Reparse));
+        self.owe(Owed::new(Request::Bind, For::Reparse));
+        self.owe(Owed {
+            statement,
+            ..Owed::new(Request::Execute, For::Reparse)
+        });
+        self.owe(Owed::new(Request::Close, For::Evict));
+        self.owe(Owed::new(Request::Close, For::Evict));
+    }
+
+    /// Does for a text what it needs the client's own names for. True if something was sent that it depends on.
+    fn use_own_names(
+        &mut self,
+        known: &Known,
+        refs: &[PreparedRef<'_>],
+        gather: &mut Gather,
+    ) -> bool {
+        let Some(backend) = self.lease.as_ref().map(|lease| lease.id) else {
+            return false;
+        };
+        let lists = known.prepared == PreparedUse::Listed;
+        if !lists && !self.pins.contains(PinReason::SqlPrepare) {
+            known.query.pinned();
+            telemetry::metrics::pinned(std::iter::once(PinReason::SqlPrepare.as_str()));
+            self.pins.insert(PinReason::SqlPrepare);
+        }
+        if self.has_failed() {
+            return false;
+        }
+        if lists {
+            self.forget_global(gather);
+            self.prepared.unlists = true;
+        }
+        let missing = self.missing_names(backend, refs, lists);
+        for (name, named) in &missing {
+            self.give_own(name, named, gather);
+            self.names.own(name, backend);
+        }
+        for reference in refs {
+            if reference.action != PreparedAction::Execute {
+                // What the name means is known to the backend alone.
+                self.names.disown(reference.name.as_bytes());
+            }
+        }
+        !missing.is_empty()
+    }
+
+    /// The names in `refs`, or all, that the backend does not know yet.
+    fn missing_names(
+        &self,
+        backend: u64,
+        refs: &[PreparedRef<'_>],
+        all: bool,
+    ) -> Vec<(Box<[u8]>, Name)> {
+        let is_missing = |named: &&Name| named.own_on != backend;
+        if all {
+            let missing = self.names.iter().filter(|(_, named)| is_missing(named));
+            return missing
+                .map(|(name, named)| (name.into(), named.clone()))
+                .collect();
+        }
+        let missing = |it: &PreparedRef<'_>| {
+            let name = it.name.as_bytes();
+            let named = self.names.get(name).filter(is_missing)?;
+            Some((name.into(), named.clone()))
+        };
+        refs.iter().filter_map(missing).collect()
+    }
+
+    /// The backend is to have the client's statements and no others.
+    fn forget_global(&mut self, gather: &mut Gather) {
+        while let Some(id) = self
+            .lease
+            .as_mut()
+            .and_then(|lease| lease.mirror.take_oldest())
+        {
+            self.evict(id, gather);
+        }
+    }
+
+    /// Takes back the names that a list of the client's statements was given for, at the end of its exchange; a backend
+    /// that is kept keeps them.
+    pub(super) fn unlist(&mut self, gather: &mut Gather) {
+        if !std::mem::take(&mut self.prepared.unlists) || self.pins.contains(PinReason::SqlPrepare)
+        {
+            return;
+        }
+        let Some(backend) = self.lease.as_ref().map(|lease| lease.id) else {
+            return;
+        };
+        let own = self
+            .names
+            .iter()
+            .filter(|(_, named)| named.own_on == backend);
+        let own: Vec<Box<[u8]>> = own.map(|(name, _)| name.into()).collect();
+        if own.is_empty() {
+            return;
+        }
+        for name in own {
+            gather.own(|out| f::put_statement_target(out, f::CLOSE, &name));
+            self.owe(Owed::new(Request::Close, For::Evict));
+            self.names.own(&name, 0);
+        }
+        gather.own(|out| out.extend_from_slice(&f::SYNC_FRAME));
+        self.owe(Owed::new(Request::Sync, For::Evict));
+    }
+
+    fn give_own(&mut self, name: &[u8], named: &Name, gather: &mut Gather) {
+        let spelled = named.spelled.as_deref().unwrap_or(name);
+        if let Some(text) = named.statement.prepare_text(spelled) {
+            self.run_own(&text, 0, gather);
+        } else {
+            gather.own(|out| f::put_parse(out, name, &named.statement.body));
+            self.owe(Owed::new(Request::Parse, For::Reparse));
+        }
+    }
+
+    /// An error of a rewritten query, with its place in the client's text; `None` for others.
+    pub(super) fn place_error(&self, owed: Owed, payload: &[u8]) -> Option<Vec<u8>> {
+        let edits = self.prepared.edits.as_ref()?;
+        if owed.request != Request::Query || owed.to != For::Client {
+            return None;
+        }
+        let place = b::error_field(payload, b'P')?;
+        let number = std::str::from_utf8(place).ok()?.parse().ok()?;
+        let at = place.as_ptr().addr() - payload.as_ptr().addr();
+        let original = edits.original(number).to_string();
+        let behind = &payload[at + place.len()..];
+        Some([&payload[..at], original.as_bytes(), behind].concat())
+    }
+}
+
+impl Rewritten {
+    fn plain(text: &[u8], ahead: bool) -> Self {
+        Self {
+            text: text.to_vec(),
+            edits: Edits::default(),
+            owed: Owed::new(Request::Query, For::Client),
+            change: None,
+            ahead,
+        }
+    }
+}
+
+/// An identifier that means exactly `name`.
+fn quoted(name: &[u8]) -> Vec<u8> {
+    let mut out = vec![b'"'];
+    for &byte in name {
+        if byte == b'"' {
+            out.push(byte);
+        }
+        out.push(byte);
+    }
+    out.push(b'"');
+    out
+}

@@ -1,0 +1,127 @@
+//! What a client is doing now, for others to look at: written by its session without locks.
+//!
+//! The parts are written one after the other; who looks in between may see the time of one statement with the number
+//! of the next.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::histogram::nanos;
+use super::sample::QueryId;
+
+/// Since when something holds, and which statement it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doing {
+    pub query: QueryId,
+    pub since: Instant,
+}
+
+/// See the module. Times are nanoseconds since `epoch`.
+#[derive(Debug)]
+pub struct Activity {
+    epoch: Instant,
+    query: AtomicU64,
+    since: AtomicU64,
+    /// Why the session keeps its server connection: a set in the terms of those who ask.
+    pins: AtomicU32,
+    pinned_by: AtomicU64,
+    pinned_since: AtomicU64,
+}
+
+impl Activity {
+    pub fn new(epoch: Instant) -> Self {
+        Self {
+            epoch,
+            query: AtomicU64::new(0),
+            since: AtomicU64::new(0),
+            pins: AtomicU32::new(0),
+            pinned_by: AtomicU64::new(0),
+            pinned_since: AtomicU64::new(0),
+        }
+    }
+
+    fn stamp(&self, at: Instant) -> u64 {
+        nanos(at.saturating_duration_since(self.epoch))
+    }
+
+    /// The statement `query` runs from `at` on.
+    pub fn runs(&self, query: QueryId, at: Instant) {
+        self.since.store(self.stamp(at), Ordering::Relaxed);
+        self.query.store(query.0, Ordering::Relaxed);
+    }
+
+    /// Nothing runs any more; [`Self::since`] stays.
+    pub fn rests(&self) {
+        self.query.store(0, Ordering::Relaxed);
+    }
+
+    /// The statement that runs.
+    pub fn running(&self) -> Option<Doing> {
+        let query = QueryId(self.query.load(Ordering::Relaxed));
+        (query != QueryId::default()).then(|| Doing {
+            query,
+            since: self.at(&self.since),
+        })
+    }
+
+    /// When the last statement began; `None` before the first.
+    pub fn last_began(&self) -> Option<Instant> {
+        (self.since.load(Ordering::Relaxed) > 0).then(|| self.at(&self.since))
+    }
+
+    fn at(&self, stamp: &AtomicU64) -> Instant {
+        self.epoch + Duration::from_nanos(stamp.load(Ordering::Relaxed))
+    }
+
+    /// `query` ties the session to its server connection.
+    pub fn is_pinned_by(&self, query: QueryId, at: Instant) {
+        self.pinned_by.store(query.0, Ordering::Relaxed);
+        self.pinned_since.store(self.stamp(at), Ordering::Relaxed);
+    }
+
+    /// The reasons that tie it; 0 for none.
+    pub fn set_pins(&self, pins: u32) {
+        self.pins.store(pins, Ordering::Relaxed);
+    }
+
+    /// Reasons, the statement that was the last to add one, and when it did.
+    pub fn pinned(&self) -> Option<(u32, Doing)> {
+        let pins = self.pins.load(Ordering::Relaxed);
+        (pins != 0).then(|| {
+            let doing = Doing {
+                query: QueryId(self.pinned_by.load(Ordering::Relaxed)),
+                since: self.at(&self.pinned_since),
+            };
+            (pins, doing)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_see_what_runs_since_when_and_what_pins() {
+        let epoch = Instant::now();
+        let activity = Activity::new(epoch);
+        assert_eq!(activity.running(), None);
+        assert_eq!(activity.last_began(), None);
+        assert_eq!(activity.pinned(), None);
+        let at = epoch + Duration::from_millis(5);
+        activity.runs(QueryId(7), at);
+        let doing = Doing {
+            query: QueryId(7),
+            since: at,
+        };
+        assert_eq!(activity.running(), Some(doing));
+        activity.rests();
+        assert_eq!(activity.running(), None);
+        assert_eq!(activity.last_began(), Some(at));
+        activity.is_pinned_by(QueryId(7), at);
+        activity.set_pins(3);
+        assert_eq!(activity.pinned(), Some((3, doing)));
+    }
+}

@@ -1,0 +1,467 @@
+//! What runs a lane: it leases a connection while there are riders, sends, receives, and gives it back.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep};
+
+use super::Lane;
+use super::answers::{Answers, Brought, Flight};
+use super::seat::{Outcome, Request};
+use crate::backend::cancel;
+use crate::backend::connect::Dialer;
+use crate::backend::receive;
+use crate::net::buffer::{Gather, ReadBuffer};
+use crate::pool::lease::Lease;
+use crate::pool::pool::Pool;
+use crate::pool::reset::{self, Residue};
+use crate::pool::waiter::Waiter;
+use crate::session::mirror::{Mirror, Reported};
+use crate::session::plan;
+use crate::session::settings::same;
+use crate::tasks;
+use crate::wire::expect::{For, Owed, Request as Asked};
+use crate::wire::frontend;
+
+/// Requests sent and not answered. More in flight make no server faster, and each is one that a slow one delays.
+const DEPTH: usize = 32;
+
+/// How long the request in front may take before those behind it leave.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// How long a lane waits for a connection before its riders wait for themselves, with their own limits and notices.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a lane keeps its connection while others wait for one.
+pub(super) const TENURE: Duration = Duration::from_millis(5);
+
+/// Turns taken in one poll before other tasks get theirs.
+const TURNS_MAX: usize = 8;
+
+/// Runs `lane` for as long as its pool exists.
+pub(super) fn run(
+    lane: Arc<Lane>,
+    pool: &Arc<Pool>,
+    dialer: Arc<Dialer>,
+) -> impl Future<Output = ()> + use<> {
+    let now = Instant::now();
+    let mut runner = Runner {
+        lane,
+        pool: Arc::downgrade(pool),
+        dialer,
+        waiter: Arc::default(),
+        is_waiting: false,
+        lease: None,
+        is_planning: false,
+        is_spoilt: false,
+        flights: VecDeque::new(),
+        since: now,
+        leased: now,
+        now,
+        sleep: None,
+    };
+    poll_fn(move |cx| runner.poll(cx))
+}
+
+struct Runner {
+    lane: Arc<Lane>,
+    /// Weak, so that a lane at rest does not keep its pool.
+    pool: Weak<Pool>,
+    dialer: Arc<Dialer>,
+    waiter: Arc<Waiter>,
+    /// In the pool's queue for a connection.
+    is_waiting: bool,
+    lease: Option<Lease>,
+    /// The connection is being brought to the riders' settings.
+    is_planning: bool,
+    /// The connection is not to be used again.
+    is_spoilt: bool,
+    flights: VecDeque<Flight>,
+    /// Since when the request in front is in front, or the lane waits for a connection.
+    since: Instant,
+    leased: Instant,
+    now: Instant,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Runner {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let is_closed = self.lane.with(|queue| {
+            queue.waker = Some(cx.waker().clone());
+            queue.is_closed
+        });
+        let Some(pool) = self.pool.upgrade().filter(|_| !is_closed) else {
+            return Poll::Ready(());
+        };
+        self.now = Instant::now();
+        for _ in 0..TURNS_MAX {
+            if !self.turn(&pool, cx) {
+                return self.poll_patience(&pool, cx);
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// One turn; false if nothing moved, which means that every waker is registered.
+    fn turn(&mut self, pool: &Arc<Pool>, cx: &mut Context<'_>) -> bool {
+        if self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.identity.is_lost())
+        {
+            return self.lose();
+        }
+        let mut moved = self.poll_lease(pool, cx);
+        self.mind_the_front();
+        moved |= self.depart(pool, cx);
+        moved |= self.poll_answers(pool, cx);
+        moved
+    }
+
+    fn has_riders(&self) -> bool {
+        self.lane.with(|queue| !queue.waiting.is_empty())
+    }
+
+    /// Gets a connection while there are riders and gives it back when there are none. True if that changed.
+    fn poll_lease(&mut self, pool: &Arc<Pool>, cx: &mut Context<'_>) -> bool {
+        if self.lease.is_some() {
+            return self.is_done(pool) && self.give_back();
+        }
+        if !self.is_waiting {
+            if !self.has_riders() {
+                return false;
+            }
+            if pool.is_held() {
+                self.lane.turn_away();
+                return true;
+            }
+            let Some(lease) = pool.try_checkout() else {
+                self.is_waiting = true;
+                self.since = self.now;
+                pool.enqueue(&self.waiter);
+                return true;
+            };
+            self.take(lease, pool);
+            return true;
+        }
+        let Poll::Ready(outcome) = self.waiter.poll(cx) else {
+            return false;
+        };
+        self.is_waiting = false;
+        if let Ok(lease) = outcome {
+            self.take(lease, pool);
+        } else {
+            // The ordinary way tells each of them why.
+            pool.withdraw(&self.waiter);
+            self.lane.turn_away();
+        }
+        true
+    }
+
+    /// Whether the connection is not needed now, or is due to those who wait for one.
+    fn is_done(&self, pool: &Pool) -> bool {
+        self.flights.is_empty()
+            && !self.is_planning
+            && (self.is_spoilt || !self.has_riders() || self.is_due(pool))
+    }
+
+    fn is_due(&self, pool: &Pool) -> bool {
+        pool.is_held() || (pool.waiting() > 0 && self.now.duration_since(self.leased) > TENURE)
+    }
+
+    fn take(&mut self, lease: Lease, pool: &Pool) {
+        pool.counters.assignments.fetch_add(1, Ordering::Relaxed);
+        self.leased = self.now;
+        self.is_spoilt = false;
+        self.lease = Some(lease);
+    }
+
+    fn give_back(&mut self) -> bool {
+        let Some(lease) = self.lease.take() else {
+            return false;
+        };
+        if !std::mem::take(&mut self.is_spoilt) {
+            let limit = lease.pool().effective.load().timeouts.cancel_wait_timeout;
+            reset::give_back(lease, Residue::None, &self.dialer, limit);
+        }
+        true
+    }
+
+    /// What concerns the rider in front once it is alone: its cancel request, and that it may have left.
+    fn mind_the_front(&mut self) {
+        let Some(front) = self.flights.front() else {
+            return;
+        };
+        if front.streams && front.ticket.is_cancel_wanted() {
+            self.leave_alone();
+            if let Some(lease) = &self.lease {
+                let limit = lease.pool().effective.load().timeouts.cancel_wait_timeout;
+                let (identity, dialer) = (Arc::clone(&lease.identity), Arc::clone(&self.dialer));
+                tasks::spawn("cancel", cancel::cancel(identity, dialer, limit));
+            }
+        }
+        let is_alone = self.lane.with(|queue| queue.is_shut);
+        if is_alone && self.flights.iter().all(|flight| !flight.ticket.is_good()) {
+            // Nobody waits for what is left: it is cancelled and drained away from here.
+            self.end_all();
+            self.give_back();
+        }
+    }
+
+    /// Sends everybody but the rider in front the ordinary way, and lets nobody in until it is answered.
+    fn leave_alone(&mut self) {
+        self.lane.with(|queue| queue.is_shut = true);
+        self.lane.turn_away();
+        for flight in self.flights.iter().skip(1) {
+            flight.ticket.end(Outcome::Elsewhere { was_slow: false });
+        }
+    }
+
+    /// Whatever is not answered has to be run elsewhere.
+    fn end_all(&mut self) {
+        for flight in self.flights.drain(..) {
+            let was_slow = flight.was_slow;
+            flight.ticket.end(Outcome::Elsewhere { was_slow });
+            self.lane.load.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.is_planning = false;
+        self.lane.with(|queue| queue.is_shut = false);
+    }
+
+    /// Sends the requests of those who wait. True if there were any.
+    fn depart(&mut self, pool: &Pool, cx: &mut Context<'_>) -> bool {
+        let may_send = !self.is_planning
+            && !self.is_spoilt
+            && self.flights.len() < DEPTH
+            && self.has_riders()
+            && !self.is_due(pool);
+        let Some(lease) = &mut self.lease else {
+            return false;
+        };
+        let backend = &mut **lease;
+        if !backend.outbox.is_empty() {
+            // Failing to write is not reported here: the server may have said why, and reading tells.
+            let _ = backend.outbox.poll_send(&mut backend.stream, cx);
+            return false;
+        }
+        if !may_send {
+            return false;
+        }
+        let mut gather = Gather::take();
+        if !self.flights.is_empty() || !self.plan(pool, &mut gather) {
+            self.collect(&mut gather);
+        }
+        let moved = !gather.is_empty();
+        if let Some(lease) = &mut self.lease {
+            let backend = &mut **lease;
+            let _ = backend
+                .outbox
+                .send(&mut backend.stream, cx, &mut gather, &[]);
+        }
+        gather.give();
+        moved
+    }
+
+    /// Adds the messages that bring the connection to the riders' settings, if it is not there. Their answer is awaited.
+    fn plan(&mut self, pool: &Pool, gather: &mut Gather) -> bool {
+        let Some(lease) = &mut self.lease else {
+            return false;
+        };
+        let settings = self.lane.with(|queue| Arc::clone(&queue.settings));
+        let resets = lease.mirror.unknown_to.is_some();
+        if !resets && same(&lease.mirror.settings, &settings) {
+            return false;
+        }
+        let effective = pool.effective.load();
+        let connect_query = effective.pool.connect_query.as_deref();
+        let mirror = &mut lease.mirror;
+        let mut text = Vec::new();
+        plan::onto(mirror, &settings, resets, connect_query, &mut text);
+        gather.own(|out| frontend::put_query(out, &text));
+        lease.expect.push(Owed::new(Asked::Query, For::Plan));
+        self.is_planning = true;
+        self.since = self.now;
+        true
+    }
+
+    /// Adds the requests that may be sent now.
+    fn collect(&mut self, gather: &mut Gather) {
+        let Some(lease) = &mut self.lease else {
+            return;
+        };
+        if self.flights.is_empty() {
+            self.since = self.now;
+        }
+        while self.flights.len() < DEPTH {
+            let Some(ticket) = self.lane.with(|queue| queue.waiting.pop_front()) else {
+                return;
+            };
+            let mirror = &mut lease.mirror;
+            let sent =
+                gather.own(|out| ticket.send(out, |request, told| fits(mirror, request, told)));
+            let Some(request) = sent else {
+                ticket.end(Outcome::Elsewhere { was_slow: false });
+                self.lane.load.fetch_sub(1, Ordering::Relaxed);
+                continue;
+            };
+            let mut owe = |request, statement| {
+                lease.expect.push(Owed {
+                    statement,
+                    ..Owed::new(request, For::Client)
+                });
+            };
+            match request {
+                Request::Query => {
+                    owe(Asked::Query, 0);
+                    lease.mirror.unnamed = None;
+                }
+                Request::Prepared { id, describes, .. } => {
+                    owe(Asked::Bind, id);
+                    if describes {
+                        owe(Asked::DescribePortal, 0);
+                    }
+                    owe(Asked::Execute, 0);
+                    owe(Asked::Sync, 0);
+                }
+            }
+            self.flights.push_back(Flight::new(ticket));
+        }
+    }
+
+    /// Reads once and hands out what came. True if something came.
+    fn poll_answers(&mut self, pool: &Pool, cx: &mut Context<'_>) -> bool {
+        let is_full = |flight: &Flight| flight.streams && flight.ticket.is_full();
+        if self.flights.front().is_some_and(is_full) {
+            return false;
+        }
+        let Some(lease) = &mut self.lease else {
+            return false;
+        };
+        if lease.expect.is_at_rest() {
+            return false;
+        }
+        let mut buffer = ReadBuffer::take();
+        let Poll::Ready(read) = buffer.poll_fill(&mut lease.stream, cx) else {
+            return false;
+        };
+        let count = read.unwrap_or(0);
+        if count == 0 {
+            return self.lose();
+        }
+        let sent = &pool.counters.sent_bytes;
+        sent.fetch_add(count as u64, Ordering::Relaxed);
+        let mut brought = Brought::default();
+        let flights = &mut self.flights;
+        let received = receive::take_in(lease, buffer.bytes(count), |backend, input| {
+            let mut answers = Answers {
+                input,
+                flights,
+                brought: &mut brought,
+                pending: 0..0,
+                ends: false,
+            };
+            let used = receive::receive(backend, input, &mut answers);
+            answers.flush();
+            used
+        });
+        self.is_spoilt |= brought.is_odd;
+        let is_at_rest = lease.expect.is_at_rest();
+        self.account(&brought);
+        if received.is_err() || brought.is_over {
+            return self.lose();
+        }
+        if is_at_rest {
+            self.is_planning = false;
+        }
+        true
+    }
+
+    fn account(&mut self, brought: &Brought) {
+        if brought.ended > 0 {
+            self.since = self.now;
+            self.lane.load.fetch_sub(brought.ended, Ordering::Relaxed);
+        }
+        if self.flights.is_empty() {
+            self.lane.with(|queue| queue.is_shut = false);
+        }
+    }
+
+    /// The connection is of no use any more.
+    fn lose(&mut self) -> bool {
+        self.lease = None;
+        self.end_all();
+        self.lane.turn_away();
+        true
+    }
+
+    /// Acts when the request in front, or a connection, was waited for too long.
+    fn poll_patience(&mut self, pool: &Arc<Pool>, cx: &mut Context<'_>) -> Poll<()> {
+        let is_alone = self.lane.with(|queue| queue.is_shut);
+        if is_alone || !(self.is_waiting || self.is_planning || !self.flights.is_empty()) {
+            return Poll::Pending;
+        }
+        let patience = if self.is_waiting {
+            QUEUE_PATIENCE
+        } else {
+            PATIENCE
+        };
+        let at = self.since + patience;
+        // A timer that rings early is set anew then, instead of for every request.
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        if sleep.is_elapsed() || sleep.deadline() > at {
+            sleep.as_mut().reset(at);
+        }
+        ready!(sleep.as_mut().poll(cx));
+        if Instant::now() >= at {
+            self.lose_patience(pool);
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn lose_patience(&mut self, pool: &Arc<Pool>) {
+        if self.is_waiting {
+            self.is_waiting = false;
+            pool.withdraw(&self.waiter);
+            self.lane.turn_away();
+        } else if let Some(front) = self.flights.front_mut() {
+            front.was_slow = true;
+            self.leave_alone();
+        } else {
+            // The plan takes long.
+            self.lose();
+        }
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        if self.is_waiting
+            && let Some(pool) = self.pool.upgrade()
+        {
+            pool.withdraw(&self.waiter);
+        }
+        self.end_all();
+        self.lane.turn_away();
+    }
+}
+
+/// Whether the connection would answer as the client's own: it reports what the client was told, and has the statement
+/// as the client knows it.
+fn fits(mirror: &mut Mirror, request: &Request, told: &mut Arc<Reported>) -> bool {
+    let has = match request {
+        Request::Query => true,
+        Request::Prepared { id, shape, .. } => mirror
+            .shape(*id)
+            .is_some_and(|there| shape.agrees(there) == Some(true)),
+    };
+    has && Reported::unify(told, &mut mirror.reported)
+}

@@ -1,0 +1,235 @@
+//! PREPARE, EXECUTE and DEALLOCATE in SQL, and the names they share with the protocol.
+
+use crate::same::Same;
+use crate::shared;
+use crate::support::messages::{bind, close, describe, execute, parse, query, sync};
+use crate::support::pgweir::Options;
+
+async fn same() -> Same {
+    Same::new(|options| options).await
+}
+
+fn run(name: &str, parameters: &[Option<&str>]) -> Vec<u8> {
+    [
+        bind("", name, parameters),
+        describe(b'P', ""),
+        execute("", 0),
+        sync(),
+    ]
+    .concat()
+}
+
+#[tokio::test]
+async fn statements_of_sql_are_there_on_whichever_backend_comes() {
+    let mut same = same().await;
+    for text in [
+        "PREPARE p AS SELECT 1 AS one",
+        "EXECUTE p",
+        "EXECUTE p",
+        "PREPARE \"P \"\"q\" (int, text) AS SELECT $1 + 1, $2 || 'x'",
+        "EXECUTE \"P \"\"q\" (1, 'a')",
+        "  EXECUTE /* there */ \"P \"\"q\" (2, 'b');",
+        "EXPLAIN (COSTS OFF) EXECUTE p",
+        "EXPLAIN (COSTS OFF) EXECUTE \"P \"\"q\"(3, 'c')",
+        "EXECUTE p; EXECUTE \"P \"\"q\" (4, 'd'); EXECUTE p",
+        "PREPARE p AS SELECT 2",
+        "EXECUTE p",
+        "DEALLOCATE p",
+        "EXECUTE p",
+        "DEALLOCATE p",
+        "PREPARE p AS SELECT 2",
+        "EXECUTE p",
+        "DEALLOCATE PREPARE p",
+        "EXECUTE missing",
+        "EXECUTE pgweir_1",
+        "DEALLOCATE pgweir_1",
+        "DEALLOCATE ALL",
+        "EXECUTE \"P \"\"q\" (4, 'd')",
+    ] {
+        same.check(&query(text)).await;
+        same.check(&query("SELECT 'between'")).await;
+    }
+}
+
+#[tokio::test]
+async fn errors_have_the_clients_names_and_places() {
+    let mut same = same().await;
+    same.check(&query("PREPARE k AS SELECT $1::int")).await;
+    for text in [
+        "EXECUTE k",
+        "EXECUTE k(1, 2)",
+        "EXECUTE k(nothing)",
+        "EXECUTE k(1, ",
+        "EXECUTE k('x')",
+        "EXECUTE k(now())",
+        "EXECUTE k(1); SELECT nothing",
+        "EXPLAIN EXECUTE k(nothing)",
+        "PREPARE wrong AS SELECT nothing",
+        "PREPARE wrong AS SELEC",
+        "PREPARE wrong (nothing) AS SELECT $1",
+        "PREPARE wrong AS SELECT 1 FROM nothing",
+        "PREPARE k AS SELECT nothing",
+        "PREPARE k (nothing) AS SELECT 1",
+        "EXECUTE wrong",
+        "PREPARE käse AS SELECT 'ü', nothing",
+        "PREPARE käse AS SELECT 'ü'",
+        "EXECUTE käse",
+        "EXECUTE käse('ü', nothing)",
+    ] {
+        same.check(&query(text)).await;
+    }
+}
+
+#[tokio::test]
+async fn names_of_sql_and_of_the_protocol_are_the_same_names() {
+    let mut same = same().await;
+    same.check(&[parse("s", "SELECT $1::int, 's'", &[]), sync()].concat())
+        .await;
+    for text in [
+        "EXECUTE s(1)",
+        "EXECUTE s(2)",
+        "PREPARE s AS SELECT 1",
+        "EXPLAIN (COSTS OFF) EXECUTE s(3)",
+        "CREATE TEMP TABLE IF NOT EXISTS sql_prepare_made AS EXECUTE s(5)",
+        "DROP TABLE sql_prepare_made",
+    ] {
+        same.check(&query(text)).await;
+    }
+    same.check(&query("PREPARE q (int) AS SELECT $1, 'q'"))
+        .await;
+    for _ in 0..3 {
+        same.check(&run("q", &[Some("7")])).await;
+        same.check(&[describe(b'S', "q"), sync()].concat()).await;
+        same.check(&run("s", &[Some("7")])).await;
+    }
+    for text in ["SELECT 1", "SELEC", "SELECT nothing"] {
+        same.check(&[parse("q", text, &[]), sync()].concat()).await;
+    }
+    same.check(&[close(b'S', "q"), sync()].concat()).await;
+    same.check(&query("EXECUTE q(1)")).await;
+    same.check(&query("DEALLOCATE s")).await;
+    same.check(&run("s", &[Some("7")])).await;
+    // In one write, and before what the name means is confirmed.
+    let batch = [
+        parse("t", "SELECT 't'", &[]),
+        sync(),
+        query("EXECUTE t"),
+        query("DEALLOCATE t"),
+        run("t", &[]),
+        query("PREPARE t AS SELECT 'again'"),
+        run("t", &[]),
+        query("EXECUTE t"),
+        query("PREPARE t AS SELECT 'once more'"),
+        query("EXECUTE t"),
+    ];
+    same.check(&batch.concat()).await;
+}
+
+#[tokio::test]
+async fn what_is_prepared_stays_when_the_transaction_does_not() {
+    let mut same = same().await;
+    for text in [
+        "BEGIN",
+        "PREPARE r AS SELECT 'r'",
+        "EXECUTE r",
+        "ROLLBACK",
+        "EXECUTE r",
+        "BEGIN",
+        "DEALLOCATE r",
+        "ROLLBACK",
+        "EXECUTE r",
+        "BEGIN",
+        "PREPARE r AS SELECT 'r'",
+        "SELECT 1/0",
+        "EXECUTE r",
+        "PREPARE u AS SELECT 'u'",
+        "DEALLOCATE r",
+        "COMMIT",
+        "EXECUTE r",
+        "EXECUTE u",
+        "DEALLOCATE ALL",
+    ] {
+        same.check(&query(text)).await;
+    }
+    let whole = |text| {
+        [
+            parse("", text, &[]),
+            bind("", "", &[]),
+            describe(b'P', ""),
+            execute("", 0),
+            sync(),
+        ]
+        .concat()
+    };
+    // Of the extended protocol, and several in one text.
+    for text in [
+        "PREPARE e AS SELECT 'e'",
+        "EXECUTE e",
+        "DEALLOCATE e",
+        "EXECUTE e",
+    ] {
+        same.check(&whole(text)).await;
+    }
+    for text in [
+        "PREPARE a AS SELECT 'a'; EXECUTE a; PREPARE b AS SELECT 'b'",
+        "EXECUTE a; EXECUTE b",
+        "DEALLOCATE a; PREPARE a AS SELECT 'new'; EXECUTE a",
+        "EXECUTE a",
+        "PREPARE c AS SELECT 'c'; SELECT 1/0",
+        "EXECUTE c",
+        "PREPARE d AS SELECT 'd'",
+        "EXECUTE d",
+        "DEALLOCATE d",
+        "EXECUTE d",
+    ] {
+        same.check(&query(text)).await;
+    }
+    same.check(&run("a", &[])).await;
+    same.check(&[parse("a", "SELECT 1", &[]), sync()].concat())
+        .await;
+    same.check(&[parse("x", "SELECT 'x'", &[]), sync()].concat())
+        .await;
+    same.check(&query("EXECUTE x")).await;
+    same.check(&run("x", &[])).await;
+}
+
+#[tokio::test]
+async fn the_view_of_prepared_statements_shows_the_sessions_own() {
+    let mut same = same().await;
+    let list = "SELECT name, statement, parameter_types, from_sql FROM pg_prepared_statements ORDER BY name";
+    same.check(&query(list)).await;
+    same.check(&query("PREPARE one (int) AS SELECT $1 ;")).await;
+    same.check(&[parse("two", "SELECT $1::text", &[]), sync()].concat())
+        .await;
+    same.check(&query("EXECUTE two('x')")).await;
+    same.check(&query(list)).await;
+    same.check(&query("DEALLOCATE one")).await;
+    same.check(&query("PREPARE three AS SELECT 3")).await;
+    same.check(&query(list)).await;
+    same.check(&run("two", &[Some("y")])).await;
+    same.check(&query("EXECUTE three")).await;
+    same.check(&query("DEALLOCATE ALL")).await;
+    same.check(&query(list)).await;
+}
+
+#[tokio::test]
+async fn sql_prepared_statements_keep_no_backend() {
+    let mut role = shared::role("sql_prepare").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let mut one = role.client(&pgweir).await;
+    let mut two = role.client(&pgweir).await;
+    one.query("PREPARE p AS SELECT 'one'").await.ok();
+    two.query("PREPARE p AS SELECT 'two'").await.ok();
+    assert_eq!(one.value("EXECUTE p").await, "one");
+    assert_eq!(two.value("EXECUTE p").await, "two");
+    // What a prepared statement does to its session counts when it is executed.
+    one.query("PREPARE s AS SELECT set_config('work_mem', '7MB', false)")
+        .await
+        .ok();
+    one.query("EXECUTE s").await.ok();
+    assert_ne!(two.value("SHOW work_mem").await, "7MB");
+    assert_eq!(one.value("SHOW work_mem").await, "7MB");
+    assert_eq!(role.pids().await.len(), 1);
+}
