@@ -231,7 +231,6 @@ impl Session {
             self.lease = None;
         }
         let keeps = !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session;
-        self.entry.activity.set_pins(self.pins.bits());
         if keeps {
             self.since = self.now;
             return;

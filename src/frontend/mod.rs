@@ -7,16 +7,17 @@
 pub mod authenticate;
 mod checkout;
 mod deadline;
+mod ending;
 mod exchange;
 mod extended;
 pub mod failover;
-mod farewell;
 mod inbound;
 mod kept;
 pub mod login;
 mod metering;
 mod moving;
 mod outbound;
+mod pinning;
 mod prepare;
 mod reading;
 mod refusal;

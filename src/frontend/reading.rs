@@ -280,7 +280,7 @@ impl Session {
             server = %reading.node.name, reasons = %self.pins,
             "a read left session state on a replica; it is dropped"
         );
-        self.pins = crate::sql::state::PinSet::EMPTY;
+        self.set_pins(crate::sql::state::PinSet::EMPTY);
         true
     }
 }

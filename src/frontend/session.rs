@@ -29,6 +29,7 @@ use crate::net::buffer::{Held, Outbox, ReadBuffer};
 use crate::net::stream::Stream;
 use crate::pool::effective::Effective;
 use crate::pool::lane::Short;
+use crate::pool::pins::Pinned;
 use crate::pool::{ClientPlace, Lease, Pool};
 use crate::registry::{ClientState, Order, Registered};
 use crate::session::mirror::Reported;
@@ -118,6 +119,8 @@ pub struct Session {
     pub(super) told: Arc<Reported>,
     pub(super) names: Names<Arc<Known>>,
     pub(super) pins: PinSet,
+    /// Its line in the pool's list of pins.
+    pub(super) pinned: Option<Pinned>,
     /// The last pin has just gone: the backend is cleaned before anybody else gets it.
     pub(super) unpinned: bool,
     /// A DEALLOCATE ALL is under way: which names there are is not known until it is answered.
@@ -201,6 +204,7 @@ impl Session {
             told: start.told,
             names: Names::default(),
             pins: PinSet::EMPTY,
+            pinned: None,
             unpinned: false,
             deallocates: false,
             discards: false,

@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::inbound::Frame;
+use super::refusal::Refusal;
 use super::session::{End, Session};
 use crate::net::buffer::Gather;
 use crate::pool::Lease;
@@ -29,7 +30,6 @@ use crate::sql::classify::{PreparedAction, PreparedRef, details};
 use crate::sql::known::Known;
 use crate::sql::prepared::PreparedUse;
 use crate::sql::state::PinReason;
-use crate::telemetry;
 use crate::wire::backend::{self as b, TransactionStatus};
 use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frontend as f;
@@ -93,12 +93,13 @@ impl Session {
         let refs = details(text, self.lex_options()).prepared;
         let is_renamed =
             known.prepared == PreparedUse::Renamed && !self.pins.contains(PinReason::SqlPrepare);
-        if !is_renamed && let Some(refusal) = self.refuses(PinReason::SqlPrepare.into()) {
+        if !is_renamed && let Some(refusal) = self.keep_names(known) {
             self.refuse_query(frame, Some(Arc::clone(known)), refusal, gather);
             return Ok(true);
         }
         for named in self.executed(&refs) {
-            if let Some(refusal) = self.refuses(named.statement.known.pins) {
+            let executed = &named.statement.known;
+            if let Some(refusal) = self.pin(executed.pins, Some(executed)) {
                 self.refuse_query(frame, Some(Arc::clone(known)), refusal, gather);
                 return Ok(true);
             }
@@ -118,6 +119,17 @@ impl Session {
         self.unlist(gather);
         self.probe(gather);
         Ok(true)
+    }
+
+    /// The backend is to have the client's own names, for this text or, unless it only lists them, for good: notes that,
+    /// or tells why it may not be.
+    pub(super) fn keep_names(&mut self, known: &Known) -> Option<Refusal> {
+        let pins = PinReason::SqlPrepare.into();
+        if known.prepared == PreparedUse::Listed {
+            self.rejects(pins)
+        } else {
+            self.pin(pins, Some(known))
+        }
     }
 
     /// What the text executes, of what the session has.
@@ -318,11 +330,6 @@ impl Session {
             return false;
         };
         let lists = known.prepared == PreparedUse::Listed;
-        if !lists && !self.pins.contains(PinReason::SqlPrepare) {
-            known.query.pinned();
-            telemetry::metrics::pinned(std::iter::once(PinReason::SqlPrepare.as_str()));
-            self.pins.insert(PinReason::SqlPrepare);
-        }
         if self.has_failed() {
             return false;
         }

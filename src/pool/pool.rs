@@ -19,6 +19,7 @@ use super::live::Live;
 use super::manager::{Manager, Pooled};
 use super::open::{Gate, OpenError};
 use super::passthrough::{Learnt, Tries};
+use super::pins::Pins;
 use super::replica::Kin;
 use super::startups::Startups;
 use super::waiter::{CheckoutError, Waiter};
@@ -88,6 +89,8 @@ pub struct Pool {
     pub(super) tries: Tries,
     pub startups: Startups,
     pub(super) kin: Kin,
+    /// The sessions that keep a connection.
+    pub pins: Pins,
     pub lanes: Lanes,
     /// Clients logged in; kept by their [`ClientPlace`]s.
     pub clients: AtomicUsize,
@@ -182,6 +185,7 @@ impl Pool {
             tries: Tries::default(),
             startups: Startups::default(),
             kin,
+            pins: Pins::default(),
             lanes: Lanes::default(),
             clients: AtomicUsize::new(0),
             counters: Counters::default(),
@@ -378,7 +382,7 @@ impl Pool {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let (open, waiting) = (self.open(), self.waiting());
-        match blocked {
+        let why = match blocked {
             Some(cap) => format!(
                 "{} is reached; {open} connections here, {waiting} clients waiting",
                 cap.setting()
@@ -387,6 +391,10 @@ impl Pool {
                 "{open} of {} connections in use, {waiting} clients waiting",
                 effective.pool.max_size
             ),
+        };
+        match self.pins.summary() {
+            Some(pins) => format!("{why}; {pins}"),
+            None => why,
         }
     }
 
@@ -473,7 +481,7 @@ impl Pool {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::config::model::{OnSessionState, PoolMode, PoolSettings};
+    use crate::config::model::{OnSessionState, Percent, PoolMode, PoolSettings};
 
     pub(in crate::pool) fn settings() -> PoolSettings {
         PoolSettings {
@@ -490,6 +498,7 @@ pub(super) mod tests {
             max_prepared_statements: 10,
             lanes: 2,
             on_session_state: OnSessionState::Pin,
+            max_pinned: Percent(100),
             connect_query: None,
         }
     }

@@ -1,11 +1,13 @@
-//! The end of a session: its last words, what becomes of its backend, and a line in the log.
+//! The end of a session: what the client is told, and what becomes of its backend.
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::task::ready;
 use std::time::Duration;
 
 use tokio::io::AsyncWrite;
 
+use super::reply;
 use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
 use crate::pool::Lease;
@@ -41,6 +43,7 @@ impl Session {
         self.note_torn();
         self.leave_lane();
         self.log_end(&end);
+        self.pinned = None;
         if let Some(lease) = self.lease.take() {
             self.part_with(lease, &end);
         }
@@ -52,13 +55,13 @@ impl Session {
                     tracing::warn!(%user, %database, code = report.code.as_str(), "closing a client: {}", report.message);
                 }
                 if !self.torn {
-                    super::reply::report(&mut self.outbox, &report);
+                    reply::report(&mut self.outbox, &report);
                 }
             }
             End::ServerGone => {}
         }
         let farewell = poll_fn(|cx| {
-            std::task::ready!(self.outbox.poll_send(&mut self.stream, cx))?;
+            ready!(self.outbox.poll_send(&mut self.stream, cx))?;
             Pin::new(&mut self.stream).poll_shutdown(cx)
         });
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
