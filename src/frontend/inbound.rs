@@ -470,6 +470,9 @@ impl Session {
         if is_all {
             self.pins = self.pins.without(leftovers::settled());
         }
+        if self.names.is_own() {
+            self.pins.insert(PinReason::SqlPrepare);
+        }
         self.pins = self.pins.union(left);
         self.unpinned = was_pinned && self.pins.is_empty();
     }
