@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: soak show-exporter show-pgbench show-primary-alone show-never-cross show-demo show-import conformance help setup rust packages drivers build test fuzz demo check clean
+.PHONY: rust packages drivers $(shell awk -F ':.*\#\# ' '/^[a-z-]+:.*\#\# / { print $$1 }' $(MAKEFILE_LIST))
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
@@ -120,3 +120,12 @@ show-exporter: rust packages ## Debian's prometheus-pgbouncer-exporter scrapes p
 
 show-import: build packages ## A pgbouncer.ini with its userlist, imported and served
 	tests/show.sh import
+
+show-speed: build packages ## pgweir beside a direct connection and PgBouncer: throughput, p99, CPU and memory, as ratios
+	$(PYTHON) benches/compare.py --idle 10000 $(SPEED)
+
+show-allocations: rust packages ## Allocations for each transaction in steady state
+	PATH="$$PATH:$$(ls -d /usr/lib/postgresql/*/bin 2> /dev/null | tail -n 1)" cargo bench --bench allocations
+
+bench: rust ## Micro-benchmarks of the hot path
+	cargo bench --bench pieces

@@ -31,6 +31,7 @@ impl SqlState {
     pub const SERIALIZATION_FAILURE: Self = Self(*b"40001");
     pub const STATEMENT_COMPLETION_UNKNOWN: Self = Self(*b"40003");
     pub const DEADLOCK_DETECTED: Self = Self(*b"40P01");
+    pub const DUPLICATE_PREPARED_STATEMENT: Self = Self(*b"42P05");
     pub const SYNTAX_ERROR: Self = Self(*b"42601");
     pub const UNDEFINED_OBJECT: Self = Self(*b"42704");
     pub const INSUFFICIENT_PRIVILEGE: Self = Self(*b"42501");

@@ -53,6 +53,26 @@ impl ClientState {
     }
 }
 
+/// What a client's connection is for, in PgBouncer's words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Replication {
+    #[default]
+    None,
+    /// Of one database (`replication=database`), which also runs SQL.
+    Logical,
+    Physical,
+}
+
+impl Replication {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Logical => "logical",
+            Self::Physical => "physical",
+        }
+    }
+}
+
 /// What an operator wants of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -90,6 +110,7 @@ pub struct ClientEntry {
     pub tls: bool,
     /// `application_name` as given at startup.
     pub application_name: Box<str>,
+    pub replication: Replication,
     /// Where it connected to; `None` on a Unix socket.
     pub local: Option<SocketAddr>,
     pub connected: Instant,
@@ -207,6 +228,7 @@ pub struct NewClient {
     pub peer: Box<str>,
     pub tls: bool,
     pub application_name: Box<str>,
+    pub replication: Replication,
     pub local: Option<SocketAddr>,
 }
 
@@ -254,6 +276,7 @@ impl Registry {
             peer: new.peer,
             tls: new.tls,
             application_name: new.application_name,
+            replication: new.replication,
             local: new.local,
             connected,
             waiter: Arc::default(),

@@ -5,6 +5,7 @@
 //! other, not at one instant: a client may have moved on between two of them.
 
 pub mod nodes;
+pub mod pins;
 pub mod stats;
 pub mod timeline;
 pub mod trends;
@@ -17,15 +18,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::nodes::{ClusterStatus, NodeStatus};
+use self::pins::PinStatus;
 use crate::cluster::Clusters;
 use crate::config::model::{Config, PoolMode};
 use crate::meter::{Doing, Queries, QueriesSample, QueryId, Recent, RecentSample};
 use crate::pool::effective::Effective;
 use crate::pool::live::LiveBackend;
 use crate::pool::{Pool, Pools};
-use crate::registry::{ClientEntry, ClientState, Registry};
+use crate::registry::{ClientEntry, ClientState, Registry, Replication};
 use crate::shared::Shared;
-use crate::sql::state::PinSet;
 
 /// What a server connection is doing, in PgBouncer's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,7 @@ pub struct ServerStatus {
     pub close_needed: bool,
     /// Process id of the client that runs on it.
     pub client: Option<u32>,
+    pub replication: Replication,
 }
 
 /// A client.
@@ -76,8 +78,6 @@ pub struct ClientStatus {
     pub running: Option<Doing>,
     /// When its last statement began.
     pub last_began: Option<Instant>,
-    /// Why it keeps its server connection, and through which statement.
-    pub pinned: Option<(PinSet, Doing)>,
 }
 
 /// The pool of one database and user, those of its replicas included, in the columns of `SHOW POOLS`.
@@ -129,6 +129,7 @@ pub struct Snapshot {
     pub pools: Vec<PoolStatus>,
     pub clients: Vec<ClientStatus>,
     pub servers: Vec<ServerStatus>,
+    pub pins: Vec<PinStatus>,
     pub nodes: Vec<NodeStatus>,
     pub clusters: Vec<ClusterStatus>,
     pub databases: Vec<DatabaseStatus>,
@@ -177,6 +178,7 @@ impl Snapshot {
         all.sort_by(|a, b| a.key.cmp(&b.key));
         let mut clients = clients(registry);
         let servers = servers(&all, &mut clients);
+        let pins = pins::pins(&all, &clients);
         let pool_rows = pool_rows(all, &clients, &servers);
         Self {
             databases: databases(&config, pools, &pool_rows),
@@ -191,6 +193,7 @@ impl Snapshot {
             config,
             clients,
             servers,
+            pins,
         }
     }
 }
@@ -219,10 +222,6 @@ fn clients(registry: &Registry) -> Vec<ClientStatus> {
             server: None,
             running: entry.activity.running(),
             last_began: entry.activity.last_began(),
-            pinned: entry
-                .activity
-                .pinned()
-                .map(|(pins, doing)| (PinSet::from_bits(pins), doing)),
             entry,
         })
         .collect();
@@ -251,6 +250,7 @@ fn servers(pools: &[Arc<Pool>], clients: &mut [ClientStatus]) -> Vec<ServerStatu
                 None if backend.identity.is_being_cancelled() => ServerState::BeingCanceled,
                 None => ServerState::Tested,
             };
+            let replication = client.as_ref().map(|client| client.entry.replication);
             let client = client.map(|client| {
                 client.server = Some(backend.id);
                 client.entry.pid.0
@@ -261,6 +261,7 @@ fn servers(pools: &[Arc<Pool>], clients: &mut [ClientStatus]) -> Vec<ServerStatu
                 state,
                 close_needed: backend.generation < generation,
                 client,
+                replication: replication.unwrap_or_default(),
                 backend,
             });
         }

@@ -41,7 +41,15 @@ const ALLOWED: [(&str, &[&str]); 30] = [
     ("backend", &["wire", "net", "auth", "session::mirror"]),
     (
         "pool",
-        &["wire", "net::buffer", "meter", "session", "auth", "backend"],
+        &[
+            "wire",
+            "net::buffer",
+            "meter",
+            "session",
+            "sql::state",
+            "auth",
+            "backend",
+        ],
     ),
     ("cluster", &["wire", "backend", "pool"]),
     ("routing", &["sql", "session", "cluster::topology"]),

@@ -14,7 +14,7 @@ use super::table::Row;
 use crate::config::model::AuthMethod;
 use crate::error::{Report, SqlState};
 use crate::net::stream::Stream;
-use crate::registry::{ClientState, NewClient, Registered};
+use crate::registry::{ClientState, NewClient, Registered, Replication};
 use crate::reload::Reloader;
 use crate::shared::Shared;
 use crate::status::Snapshot;
@@ -75,6 +75,7 @@ impl Console {
             peer: peer.unwrap_or_else(|| "unix".to_owned()).into(),
             tls: stream.is_tls(),
             application_name: message.application_name(),
+            replication: Replication::None,
             local: stream.local_addr(),
         });
         entry.set_state(ClientState::Idle);

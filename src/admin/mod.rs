@@ -13,6 +13,7 @@ mod dialogue;
 pub mod extended;
 mod nodes;
 pub mod parse;
+mod pins;
 mod queries;
 pub mod refine;
 pub mod rows;

@@ -1,17 +1,15 @@
-//! The tables about statements: `SHOW QUERIES`, `SLOW`, `ERRORS`, `WAITS`, `LOCKS`, `PINS`.
+//! The tables about statements: `SHOW QUERIES`, `SLOW`, `ERRORS`, `WAITS`, `LOCKS`.
 //!
 //! Columns are named after `pg_stat_statements`, `pg_stat_activity` and `pg_locks` where they mean the same; times are
 //! in milliseconds. Texts hold no constants, and are still shown to admin users only.
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
-
 use super::command::Role;
-use super::rows::{server_pointer, utc_of};
+use super::rows::utc_of;
 use super::table::{Column, Row, Value, float8, int4, int8, text};
 use crate::meter::{Blocker, Client, Incident, QueryId, QuerySample, Wait};
-use crate::status::{ClientStatus, Snapshot};
+use crate::status::Snapshot;
 
 /// What `pg_stat_statements` shows in place of a text that is not for everybody.
 const HIDDEN: &str = "<insufficient privilege>";
@@ -106,19 +104,6 @@ pub(super) const LOCKS: [Column; 15] = [
     text("blocking_query"),
 ];
 
-pub(super) const PINS: [Column; 10] = [
-    int4("pid"),
-    text("user"),
-    text("database"),
-    text("application_name"),
-    text("addr"),
-    text("reasons"),
-    float8("pinned_time"),
-    text("queryid"),
-    text("query"),
-    text("link"),
-];
-
 /// What the tables are made from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen<'a> {
@@ -135,7 +120,7 @@ impl Seen<'_> {
     }
 
     /// Number and text of a statement.
-    fn query(self, id: QueryId) -> [Value; 2] {
+    pub(super) fn query(self, id: QueryId) -> [Value; 2] {
         if id == QueryId::default() {
             return [Value::Null, Value::Null];
         }
@@ -289,34 +274,6 @@ impl Seen<'_> {
             blocking_id,
             blocking_text,
         ]
-    }
-
-    /// Sessions that keep their server connection.
-    pub(super) fn pins(self) -> Vec<Row> {
-        let clients = self.snapshot.clients.iter();
-        clients.filter_map(|client| self.pin(client)).collect()
-    }
-
-    fn pin(self, client: &ClientStatus) -> Option<Row> {
-        let (reasons, by) = client.pinned?;
-        let entry = &client.entry;
-        let [id, text] = self.query(by.query);
-        let now = Instant::now();
-        Some(vec![
-            u64::from(entry.pid.0).into(),
-            (&*entry.user).into(),
-            (&*entry.database).into(),
-            (&*entry.application_name).into(),
-            (&*entry.peer).into(),
-            reasons.to_string().into(),
-            now.saturating_duration_since(by.since).into(),
-            id,
-            text,
-            client
-                .server
-                .map_or_else(String::new, server_pointer)
-                .into(),
-        ])
     }
 }
 

@@ -257,7 +257,7 @@ fn client(client: &ClientStatus) -> Row {
         "C".into(),
         (&*entry.user).into(),
         (&*entry.database).into(),
-        "none".into(),
+        entry.replication.as_str().into(),
         client.state.as_str().into(),
         address,
         port,
@@ -289,7 +289,7 @@ fn server(server: &ServerStatus) -> Row {
         "S".into(),
         (&*server.user).into(),
         (&*server.database).into(),
-        "none".into(),
+        server.replication.as_str().into(),
         server.state.as_str().into(),
         address,
         port,
@@ -370,7 +370,7 @@ fn memory() -> Option<Row> {
 }
 
 /// When `instant` was, as PgBouncer writes it.
-fn time_of(instant: Instant) -> String {
+pub(super) fn time_of(instant: Instant) -> String {
     let at = SystemTime::now().checked_sub(instant.elapsed());
     utc_of(at.unwrap_or(SystemTime::UNIX_EPOCH))
 }
@@ -410,7 +410,7 @@ mod tests {
     use crate::config::{Overrides, load};
     use crate::meter::{Queries, Recent};
     use crate::pool::Pools;
-    use crate::registry::{NewClient, Registry};
+    use crate::registry::{NewClient, Registry, Replication};
     use crate::status::Counted;
 
     #[test]
@@ -440,6 +440,7 @@ mod tests {
             peer: "127.0.0.1:5000".into(),
             tls: false,
             application_name: "test".into(),
+            replication: Replication::None,
             local: None,
         });
         entry.set_state(ClientState::Idle);
@@ -477,6 +478,7 @@ mod tests {
                 "databases",
                 "lists",
                 "mem",
+                "pins",
                 "pools",
                 "servers",
                 "sockets",

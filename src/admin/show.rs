@@ -2,6 +2,7 @@
 //! Describe can be answered before anything is run.
 
 use super::nodes::NODES;
+use super::pins::PINS;
 use super::queries;
 use super::table::{Column, int4, int8, numeric, text};
 
@@ -333,7 +334,7 @@ impl Show {
             Self::Slow | Self::Errors => &queries::INCIDENTS,
             Self::Waits => &queries::WAITS,
             Self::Locks => &queries::LOCKS,
-            Self::Pins => &queries::PINS,
+            Self::Pins => &PINS,
             Self::State => const { &[text("key"), text("value")] },
             Self::Stats => &STATS,
             Self::StatsAverages => &STATS_AVERAGES,

@@ -149,14 +149,14 @@ impl Changes {
         compare!(self, "pool" at path, old, new, PoolSettings {
             pool_mode, max_size, min_idle, reserve_size, reserve_timeout, max_db_connections, max_user_connections,
             max_server_connections, max_db_client_connections, max_user_client_connections, max_prepared_statements,
-            lanes, on_session_state, connect_query,
+            lanes, on_session_state, max_pinned, connect_query,
         });
     }
 
     fn timeouts(&mut self, path: &str, old: &Timeouts, new: &Timeouts) {
         compare!(self, "timeouts" at path, old, new, Timeouts {
             query_wait_timeout, query_wait_notify, server_connect_timeout, server_login_retry, client_login_timeout,
-            idle_transaction_timeout, transaction_timeout, query_timeout, client_idle_timeout, client_write_timeout,
+            idle_transaction_timeout, transaction_timeout, query_timeout, client_idle_timeout, pin_idle_timeout, client_write_timeout,
             server_idle_timeout, server_lifetime, cancel_wait_timeout,
         });
     }
@@ -233,7 +233,7 @@ impl Changes {
     fn user(&mut self, at: &str, old: &User, new: &User) {
         compare!(self, "users.NAME" at at, old, new, User {
             reads, consistency, replica_wait, pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
-            query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout, retry_statements,
+            query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout, max_pinned, pin_idle_timeout, retry_statements,
             retry_replay, retry_settle_commit, retry_attempts, retry_deadline,
         });
     }

@@ -301,6 +301,17 @@ pub enum OnSessionState {
     Reject,
 }
 
+/// A share of something, in percent: at most 100.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Percent(pub u8);
+
+impl Percent {
+    /// The share of `whole`, rounded up.
+    pub fn of(self, whole: usize) -> usize {
+        whole.saturating_mul(usize::from(self.0)).div_ceil(100)
+    }
+}
+
 /// Sizes and rules of a pool. A limit of `None` is unlimited.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PoolSettings {
@@ -325,6 +336,8 @@ pub struct PoolSettings {
     /// Server connections that run short reads of many clients back to back.
     pub lanes: usize,
     pub on_session_state: OnSessionState,
+    /// Share of `max_size` that pinned sessions may hold.
+    pub max_pinned: Percent,
     /// Run once on each new server connection.
     pub connect_query: Option<String>,
 }
@@ -346,6 +359,8 @@ pub struct Timeouts {
     pub transaction_timeout: Option<Duration>,
     pub query_timeout: Option<Duration>,
     pub client_idle_timeout: Option<Duration>,
+    /// Longest time a pinned session may be idle outside a transaction.
+    pub pin_idle_timeout: Option<Duration>,
     /// A client that does not take its reply for this long is cut off.
     pub client_write_timeout: Option<Duration>,
     /// Unused server connections are closed after this long (STYLE: `idle_timeout`).
@@ -417,6 +432,8 @@ pub struct User {
     pub idle_transaction_timeout: Option<Duration>,
     pub transaction_timeout: Option<Duration>,
     pub client_idle_timeout: Option<Duration>,
+    pub max_pinned: Option<Percent>,
+    pub pin_idle_timeout: Option<Duration>,
     pub retry_statements: Option<bool>,
     pub retry_replay: Option<bool>,
     pub retry_settle_commit: Option<bool>,

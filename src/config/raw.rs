@@ -13,8 +13,8 @@ use std::time::Duration;
 use super::decode::{Reader, Setting, Value};
 use super::document::Table;
 use super::model::{
-    AuthMethod, Consistency, HttpScope, LogFormat, Node, OnSessionState, PoolMode, Reads, Secret,
-    SslMode,
+    AuthMethod, Consistency, HttpScope, LogFormat, Node, OnSessionState, Percent, PoolMode, Reads,
+    Secret, SslMode,
 };
 use super::types::{Address, Cap, FileMode, HttpAddress, Limit, Size};
 
@@ -318,6 +318,9 @@ sections! {
         /// connection until the state is gone, `reject` refuses the statement with 0A000. What functions do unseen pins
         /// in either case.
         on_session_state: OnSessionState = OnSessionState::Pin, NewConnections;
+        /// Share of `max_size` that sessions may hold that keep their server connection (`SHOW PINS`), rounded up; a
+        /// statement that would need one more is refused with 53300.
+        max_pinned: Percent = Percent(100), Live;
         /// Statement run once on each new server connection.
         connect_query: Option<String> = None, NewConnections;
     }
@@ -343,6 +346,8 @@ sections! {
         query_timeout: Limit = NO_LIMIT, Live;
         /// Longest time a client may be idle outside a transaction.
         client_idle_timeout: Limit = NO_LIMIT, Live;
+        /// The same for one whose session keeps its server connection (`SHOW PINS`).
+        pin_idle_timeout: Limit = NO_LIMIT, Live;
         /// A client that does not take its reply for this long is cut off.
         client_write_timeout: Limit = NO_LIMIT, Live;
         /// Unused server connections are closed after this long.
@@ -441,6 +446,10 @@ sections! {
         transaction_timeout: Option<Duration> = None, Live;
         /// As in `[timeouts]`.
         client_idle_timeout: Option<Duration> = None, Live;
+        /// As in `[pool]`.
+        max_pinned: Option<Percent> = None, Live;
+        /// As in `[timeouts]`.
+        pin_idle_timeout: Option<Duration> = None, Live;
         /// As `statements` in `[retry]`.
         retry_statements: Option<bool> = None, Live;
         /// As `replay` in `[retry]`.

@@ -8,8 +8,8 @@ use super::decode::Value;
 use super::document::dotted;
 use super::model::{
     Auth, AuthMethod, ClientTls, Cluster, Config, Consistency, Database, General, Http, HttpScope,
-    Log, LogFormat, Metrics, Node, OnSessionState, PoolMode, PoolSettings, Probe, Reads, Retry,
-    Routing, Secret, ServerTls, SlowLog, SslMode, Timeouts, User,
+    Log, LogFormat, Metrics, Node, OnSessionState, Percent, PoolMode, PoolSettings, Probe, Reads,
+    Retry, Routing, Secret, ServerTls, SlowLog, SslMode, Timeouts, User,
 };
 use super::raw::{Effect, SectionDocs, sections};
 use super::units::show_duration;
@@ -86,6 +86,7 @@ show_as! {
     SslMode: value => word(Value::show(value));
     PoolMode: value => value.as_str().to_owned();
     OnSessionState: value => word(Value::show(value));
+    Percent: value => word(Value::show(value));
     HttpScope: value => word(Value::show(value));
     LogFormat: value => word(Value::show(value));
     Reads: value => word(Value::show(value));
@@ -237,14 +238,14 @@ impl Shown {
         list!(self, "pool" at path, of, PoolSettings {
             pool_mode, max_size, min_idle, reserve_size, reserve_timeout, max_db_connections, max_user_connections,
             max_server_connections, max_db_client_connections, max_user_client_connections, max_prepared_statements,
-            lanes, on_session_state, connect_query,
+            lanes, on_session_state, max_pinned, connect_query,
         });
     }
 
     fn timeouts(&mut self, path: &str, of: &Timeouts) {
         list!(self, "timeouts" at path, of, Timeouts {
             query_wait_timeout, query_wait_notify, server_connect_timeout, server_login_retry, client_login_timeout,
-            idle_transaction_timeout, transaction_timeout, query_timeout, client_idle_timeout, client_write_timeout,
+            idle_transaction_timeout, transaction_timeout, query_timeout, client_idle_timeout, pin_idle_timeout, client_write_timeout,
             server_idle_timeout, server_lifetime, cancel_wait_timeout,
         });
     }
@@ -287,7 +288,7 @@ impl Shown {
     fn user(&mut self, path: &str, of: &User) {
         list!(self, "users.NAME" at path, of, User {
             reads, consistency, replica_wait, pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
-            query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout, retry_statements,
+            query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout, max_pinned, pin_idle_timeout, retry_statements,
             retry_replay, retry_settle_commit, retry_attempts, retry_deadline,
         });
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::decode::{Reader, Value};
 use super::document::{Item, Node, show_string};
 use super::model::{
-    AuthMethod, Consistency, HttpScope, LogFormat, Node as Server, OnSessionState, PoolMode, Reads,
-    SslMode,
+    AuthMethod, Consistency, HttpScope, LogFormat, Node as Server, OnSessionState, Percent,
+    PoolMode, Reads, SslMode,
 };
 use super::server_url;
 use super::units::{
@@ -68,6 +68,30 @@ impl Value for Limit {
 
     fn show(&self) -> Option<String> {
         self.0.unwrap_or(Duration::ZERO).show()
+    }
+}
+
+/// A share, `"N%"`.
+impl Value for Percent {
+    fn kind() -> String {
+        "percentage".to_owned()
+    }
+
+    fn decode(item: &Item, key: &str, reader: &mut Reader<'_>) -> Option<Self> {
+        const WANTED: &str = "a percentage such as \"80%\"";
+        reader.parsed(item, key, WANTED, |text| {
+            let number = text
+                .strip_suffix('%')
+                .and_then(|number| number.parse().ok());
+            match number {
+                Some(number @ 0..=100) => Ok(Self(number)),
+                _ => Err(format!("expected {WANTED}, at most 100%")),
+            }
+        })
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(show_string(&format!("{}%", self.0)))
     }
 }
 

@@ -201,6 +201,7 @@ pub(super) fn pool(raw: &raw::Pool, path: &str, reader: &mut Reader<'_>) -> Pool
         max_prepared_statements: raw.max_prepared_statements.value,
         lanes: raw.lanes.value,
         on_session_state: raw.on_session_state.value,
+        max_pinned: raw.max_pinned.value,
         connect_query: raw
             .connect_query
             .value
@@ -230,6 +231,7 @@ pub(super) fn timeouts(raw: &raw::Timeouts, path: &str, reader: &mut Reader<'_>)
         transaction_timeout: raw.transaction_timeout.value.0,
         query_timeout: raw.query_timeout.value.0,
         client_idle_timeout: raw.client_idle_timeout.value.0,
+        pin_idle_timeout: raw.pin_idle_timeout.value.0,
         client_write_timeout: raw.client_write_timeout.value.0,
         server_idle_timeout: raw.server_idle_timeout.value.0,
         server_lifetime: raw.server_lifetime.value.0,
@@ -299,6 +301,7 @@ fn user(raw: &raw::User, path: &str, reader: &mut Reader<'_>) -> User {
         (&raw.idle_transaction_timeout, "idle_transaction_timeout"),
         (&raw.transaction_timeout, "transaction_timeout"),
         (&raw.client_idle_timeout, "client_idle_timeout"),
+        (&raw.pin_idle_timeout, "pin_idle_timeout"),
     ] {
         if setting.value == Some(Duration::ZERO) {
             reader.problem(setting.at.as_ref(), &format!("{path}.{name}"), ZERO);
@@ -318,6 +321,8 @@ fn user(raw: &raw::User, path: &str, reader: &mut Reader<'_>) -> User {
         idle_transaction_timeout: raw.idle_transaction_timeout.value,
         transaction_timeout: raw.transaction_timeout.value,
         client_idle_timeout: raw.client_idle_timeout.value,
+        max_pinned: raw.max_pinned.value,
+        pin_idle_timeout: raw.pin_idle_timeout.value,
         retry_statements: raw.retry_statements.value,
         retry_replay: raw.retry_replay.value,
         retry_settle_commit: raw.retry_settle_commit.value,

@@ -182,7 +182,6 @@ impl Session {
     /// Gives the backend back, unless the session keeps it.
     fn release(&mut self) {
         let keeps = !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session;
-        self.entry.activity.set_pins(self.pins.bits());
         if keeps {
             self.since = self.now;
             return;

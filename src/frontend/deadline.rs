@@ -25,6 +25,7 @@ pub(super) enum Limit {
     Transaction,
     IdleTransaction,
     ClientIdle,
+    PinIdle,
     ClientWrite,
 }
 
@@ -64,7 +65,11 @@ impl Session {
             ),
             Phase::Planning => at(self.since, timeouts.query_timeout, Limit::Query),
             Phase::Active if self.is_awaiting_client() && !self.holds_transaction() => {
-                at(self.since, timeouts.client_idle_timeout, Limit::ClientIdle)
+                let limit = timeouts.pin_idle_timeout.filter(|_| !self.pins.is_empty());
+                earlier(
+                    at(self.since, limit, Limit::PinIdle),
+                    at(self.since, timeouts.client_idle_timeout, Limit::ClientIdle),
+                )
             }
             Phase::Active if self.is_awaiting_client() => earlier(
                 at(
@@ -148,6 +153,15 @@ impl Session {
                 "idle-session",
                 "client_idle_timeout",
             ),
+            Limit::PinIdle => {
+                let report = Report::fatal(
+                    SqlState::IDLE_SESSION_TIMEOUT,
+                    "terminating connection due to idle-session timeout of a session that keeps its server connection",
+                )
+                .detail(format!("It kept it for: {}.", self.pins))
+                .hint("The limit is pgweir's timeouts.pin_idle_timeout.");
+                Err(End::Fatal(Box::new(report)))
+            }
             Limit::ClientWrite => Self::cut(
                 SqlState::CONNECTION_FAILURE,
                 "client write",

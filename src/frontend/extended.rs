@@ -108,11 +108,10 @@ impl Session {
     pub(super) fn parse(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         if frame.missing > 0 {
             let pins = PinReason::Unclassifiable.into();
-            if let Some(refusal) = self.refuses(pins) {
+            if let Some(refusal) = self.pin(pins, None) {
                 self.refuse_step(frame, refusal, gather);
                 return Ok(true);
             }
-            self.pins = self.pins.union(pins);
             // It goes to the server under the client's own name, and stays there.
             if frame.payload.first() == Some(&0) {
                 self.names.forget_unnamed();
@@ -145,7 +144,7 @@ impl Session {
                 known.lookup(parse.text, options)
             });
         if statement.known.prepared != PreparedUse::None {
-            if let Some(refusal) = self.refuses(PinReason::SqlPrepare.into()) {
+            if let Some(refusal) = self.keep_names(&statement.known) {
                 self.refuse_step(frame, refusal, gather);
                 return Ok(true);
             }
@@ -163,9 +162,9 @@ impl Session {
         } else if let Some(taken) = self.names.get(parse.name).cloned()
             && !self.is_own(&taken)
         {
-            self.parse_again(parse, &taken.statement, gather);
-        } else if self.names.get(parse.name).is_some() || self.pins.contains(PinReason::SqlPrepare)
-        {
+            self.parse_again(frame, parse, gather);
+            return Ok(true);
+        } else if self.names.get(parse.name).is_some() || self.has_own_names() {
             // The backend may have the name, too.
             named.own_on = self.lease.as_ref().map_or(0, |lease| lease.id);
             self.owe(renames(Request::Parse, For::Client, 0));
@@ -177,12 +176,15 @@ impl Session {
         Ok(true)
     }
 
-    /// The name is taken, and only the server says so at the right place and with the right effect on the
-    /// transaction: it is given the name of the statement that has it.
-    fn parse_again(&mut self, parse: Parse<'_>, taken: &Arc<Prepared>, gather: &mut Gather) {
-        self.ensure(parse.name, Some(taken), gather);
-        gather.own(|out| f::put_parse(out, &taken.name, parse.body));
-        self.owe(renames(Request::Parse, For::Client, 0));
+    /// The name is taken, which the server says only of a text it could parse. It is given nothing under a global name:
+    /// if code of the session has deallocated the statement there, that name would get another meaning.
+    fn parse_again(&mut self, frame: Frame<'_>, parse: Parse<'_>, gather: &mut Gather) {
+        gather.own(|out| f::put_parse(out, b"", parse.body));
+        self.owe(Owed::new(Request::Parse, For::Reparse));
+        if let Some(lease) = &mut self.lease {
+            lease.mirror.unnamed = None;
+        }
+        self.refuse_step(frame, Refusal::NameTaken(parse.name.into()), gather);
     }
 
     /// Closes a statement under its global name.
@@ -302,7 +304,7 @@ impl Session {
         let rest = frame.start + HEADER + bind.head..frame.end;
         let rest_len = rest.len() + frame.missing;
         if let Some(statement) = &statement {
-            if let Some(refusal) = self.refuses(statement.known.pins) {
+            if let Some(refusal) = self.pin(statement.known.pins, Some(&statement.known)) {
                 self.bound = Some(Arc::clone(statement));
                 self.refuse_step(frame, refusal, gather);
                 return Ok(true);
@@ -397,7 +399,7 @@ impl Session {
                 gather.input(frame.range());
             }
             // The name may be one that SQL has prepared, or that was parsed twice: those are the backend's own.
-            Target::Statement(name) if self.pins.contains(PinReason::SqlPrepare) => {
+            Target::Statement(name) if self.has_own_names() => {
                 self.names.change(name, None);
                 self.owe(renames(Request::Close, For::Client, 0));
                 gather.input(frame.range());

@@ -9,13 +9,11 @@ use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
 use crate::error::{Report, Severity, SqlState};
 use crate::net::buffer::Gather;
-use crate::session::leftovers;
 use crate::session::plan::Pace;
 use crate::sql::LexOptions;
 use crate::sql::known::Known;
 use crate::sql::prepared::PreparedUse;
-use crate::sql::state::{Effect, PinReason, PinSet};
-use crate::telemetry;
+use crate::sql::state::{Effect, PinReason};
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frame::{FrameError, HEADER, Header};
@@ -306,11 +304,10 @@ impl Session {
             f::FUNCTION_CALL => {
                 if !f::calls_large_object_function(frame.payload) {
                     let pins = PinReason::OpaqueState.into();
-                    if let Some(refusal) = self.refuses(pins) {
+                    if let Some(refusal) = self.pin(pins, None) {
                         self.refuse_query(frame, None, refusal, gather);
                         return Ok(true);
                     }
-                    self.pins = self.pins.union(pins);
                 }
                 self.expect(Request::FunctionCall);
             }
@@ -350,7 +347,7 @@ impl Session {
         let pins = known
             .as_ref()
             .map_or(PinReason::Unclassifiable.into(), |known| known.pins);
-        if let Some(refusal) = self.refuses(pins) {
+        if let Some(refusal) = self.pin(pins, known.as_deref()) {
             self.refuse_query(frame, known, refusal, gather);
             return Ok(true);
         }
@@ -363,7 +360,6 @@ impl Session {
             self.guard_sequences(&known, gather);
             self.start(known);
         } else {
-            self.pins = self.pins.union(pins);
             self.start(Arc::clone(self.shared.known.unread()));
         }
         self.expect(Request::Query);
@@ -459,42 +455,6 @@ impl Session {
                 _ => {}
             }
         }
-        self.pin(known);
         Ok(())
-    }
-
-    /// The server has told what is left of what pins a session. `is_all` is false if statements were sent since it was
-    /// asked, which may have left more: then nothing is taken off.
-    pub(super) fn settle_pins(&mut self, left: PinSet, is_all: bool) {
-        let was_pinned = !self.pins.is_empty();
-        if is_all {
-            self.pins = self.pins.without(leftovers::settled());
-        }
-        if self.names.is_own() {
-            self.pins.insert(PinReason::SqlPrepare);
-        }
-        self.pins = self.pins.union(left);
-        self.unpinned = was_pinned && self.pins.is_empty();
-    }
-
-    fn pin(&mut self, known: &Known) {
-        if known.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
-            return;
-        }
-        let new = known.pins.without(self.pins);
-        if !new.is_empty() {
-            known.query.pinned();
-            self.entry.activity.is_pinned_by(known.query.id, self.now);
-            telemetry::metrics::pinned(new.iter().map(PinReason::as_str));
-            if known.pins_first_time() {
-                tracing::info!(
-                    pool = %self.pool.key,
-                    reasons = %new,
-                    statement = %known.query.text,
-                    "a statement makes clients keep their server connection; undo what it does when it is not needed, or give it a pool in session mode",
-                );
-            }
-        }
-        self.pins = self.pins.union(known.pins);
     }
 }

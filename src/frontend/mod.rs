@@ -7,12 +7,14 @@
 pub mod authenticate;
 mod checkout;
 mod deadline;
+mod ending;
 mod extended;
 pub mod failover;
 mod inbound;
 pub mod login;
 mod metering;
 mod outbound;
+mod pinning;
 mod prepare;
 mod refusal;
 pub mod replication;

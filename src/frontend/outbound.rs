@@ -126,6 +126,10 @@ impl Relay<'_> {
             .flatten();
         let code = refused.as_ref().map(|report| report.code);
         self.count_error(owed, code.or(b::sqlstate(payload)));
+        // What was to pin the session may not have come to be.
+        if owed.to == For::Client && !self.session.pins.is_empty() {
+            self.session.settings.ask_leftovers();
+        }
         if let Some(report) = refused {
             self.gather.own(|out| b::put_report(out, &report));
             return false;
@@ -162,7 +166,7 @@ impl Relay<'_> {
         match payload {
             b"DISCARD ALL\0" => {
                 self.session.names.forget_all();
-                self.session.pins = PinSet::EMPTY;
+                self.session.set_pins(PinSet::EMPTY);
             }
             b"DEALLOCATE ALL\0" => self.session.names.forget_all(),
             _ => {}
@@ -238,7 +242,8 @@ impl Relay<'_> {
         if refused || is_silent {
             // Nothing is known of what the session has left on this backend: it stays there.
             self.session.settings.give_up();
-            self.session.pins.insert(PinReason::SettingsUnknown);
+            let unknown = PinReason::SettingsUnknown.into();
+            self.session.set_pins(self.session.pins.union(unknown));
         } else if !rows.is_empty() {
             if let Some(left) = leftovers::take(&mut rows) {
                 self.session
@@ -333,6 +338,7 @@ impl Session {
             self.names.forget_all();
         }
         self.lease = Some(lease);
+        self.list_late_pin();
         if let Err(error) = received {
             return Err(self.server_gone(&error));
         }

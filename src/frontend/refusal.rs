@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use super::inbound::Frame;
 use super::session::Session;
-use crate::config::model::{OnSessionState, PoolMode};
 use crate::error::{Report, SqlState};
 use crate::net::buffer::Gather;
+use crate::pool::Pool;
 use crate::sql::known::Known;
 use crate::sql::state::{PinReason, PinSet};
 use crate::wire::expect::{For, Owed, Request};
@@ -33,6 +33,10 @@ const NAME: &[u8] = b"pgweir refused";
 pub(super) enum Refusal {
     /// `on_session_state = "reject"`.
     SessionState(PinSet),
+    /// `max_pinned`.
+    TooManyPins { limit: usize },
+    /// A Parse under the name of another statement of the session.
+    NameTaken(Box<[u8]>),
     /// DDL has changed what a prepared statement returns: see `stale`.
     Stale,
     /// A Bind with another number of parameters than its statement has, in a failed transaction, where the statement
@@ -46,8 +50,27 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    fn report(&self) -> Report {
+    fn report(&self, pool: &Pool) -> Report {
         match self {
+            Self::TooManyPins { limit } => {
+                let held = pool.pins.summary().unwrap_or_default();
+                Report::error(
+                    SqlState::TOO_MANY_CONNECTIONS,
+                    "too many sessions keep their server connection",
+                )
+                .detail(format!("Pool {}: {held}, and {limit} may be.", pool.key))
+                .hint(
+                    "Raise pgweir's pool.max_pinned or pool.max_size, set timeouts.pin_idle_timeout, or use a pool with \
+                     pool_mode = \"session\". SHOW PINS tells who they are.",
+                )
+            }
+            Self::NameTaken(name) => Report::error(
+                SqlState::DUPLICATE_PREPARED_STATEMENT,
+                format!(
+                    "prepared statement \"{}\" already exists",
+                    String::from_utf8_lossy(name)
+                ),
+            ),
             // PostgreSQL's own words.
             Self::Stale => Report::error(
                 SqlState::FEATURE_NOT_SUPPORTED,
@@ -86,15 +109,6 @@ impl Refusal {
 }
 
 impl Session {
-    /// Whether a statement with these reasons to pin is refused.
-    pub(super) fn refuses(&self, pins: PinSet) -> Option<Refusal> {
-        if pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
-            return None;
-        }
-        let rejects = self.effective.pool.on_session_state == OnSessionState::Reject;
-        rejects.then_some(Refusal::SessionState(pins))
-    }
-
     /// Has the server fail in place of a Query or `FunctionCall`.
     pub(super) fn refuse_query(
         &mut self,
@@ -144,8 +158,11 @@ impl Session {
         if code != Some(FAILURE) && !is_checked_first {
             return None;
         }
-        let report = refusal.report();
-        if matches!(refusal, Refusal::SessionState(_)) {
+        let report = refusal.report(&self.pool);
+        if matches!(
+            refusal,
+            Refusal::SessionState(_) | Refusal::TooManyPins { .. }
+        ) {
             self.log_error(&report);
         }
         Some(report)

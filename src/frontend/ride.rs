@@ -11,6 +11,7 @@ use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
 use crate::pool::lane::seat::{Outcome, Request, Seat};
 use crate::pool::lane::{Boarding, Short};
+use crate::shared::Prepared;
 use crate::sql::known::Known;
 use crate::wire::frame::{HEADER, Header};
 use crate::wire::frontend::{self as f, Bind, Target};
@@ -35,8 +36,8 @@ struct Exchange<'a> {
     known: Arc<Known>,
     /// The messages, a Bind without its head.
     rest: &'a [u8],
-    /// The name of the statement to bind on the server, and how many of the bytes belong to the Bind.
-    bind: Option<(Box<[u8]>, usize)>,
+    /// The statement to bind, and how many of the bytes belong to the Bind.
+    bind: Option<(Arc<Prepared>, usize)>,
     received: usize,
 }
 
@@ -57,14 +58,14 @@ impl Session {
         let (short, is_busy) = self.pool.lanes.begin_short();
         if is_busy && self.board(&exchange) {
             self.enter(Phase::Riding);
-            self.riding = Some(Box::new(Riding {
+            self.riding = Some(Riding {
                 seat: Arc::clone(self.entry.seat.get_or_init(Arc::default)),
                 known: exchange.known,
                 len: input.len(),
                 received: exchange.received,
                 sent: 0,
                 _short: short,
-            }));
+            });
             return true;
         }
         self.short = Some(short);
@@ -114,7 +115,7 @@ impl Session {
                     known: Arc::clone(&named.statement.known),
                     rest: &input[head..],
                     bind: Some((
-                        named.statement.name.clone(),
+                        Arc::clone(&named.statement),
                         first.payload.len() - bind.head,
                     )),
                     received: input.len() - f::SYNC_FRAME.len(),
@@ -134,8 +135,8 @@ impl Session {
             request: exchange.request.clone(),
         };
         self.pool.board(boarding, |out| {
-            if let Some((name, rest_len)) = &exchange.bind {
-                f::put_bind_head(out, b"", name, *rest_len);
+            if let Some((statement, rest_len)) = &exchange.bind {
+                f::put_bind_head(out, b"", &statement.name, *rest_len);
             }
             out.extend_from_slice(exchange.rest);
         })
@@ -149,7 +150,7 @@ impl Session {
         let Some(riding) = &mut self.riding else {
             return Ok(false);
         };
-        let Riding { seat, sent, .. } = &mut **riding;
+        let Riding { seat, sent, .. } = riding;
         let (outbox, before) = (&mut self.outbox, *sent);
         let outcome = seat.poll(cx, |bytes| {
             outbox.push(bytes);

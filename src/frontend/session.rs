@@ -15,9 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep};
 
 use super::metering::Metering;
@@ -25,13 +23,12 @@ use super::refusal::Refusal;
 use super::ride::Riding;
 use super::sql_prepare::Underway;
 use crate::backend::receive::ReceiveError;
-use crate::config::model::PoolMode;
 use crate::error::Report;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
 use crate::net::stream::Stream;
 use crate::pool::effective::Effective;
 use crate::pool::lane::Short;
-use crate::pool::reset::{self, Residue};
+use crate::pool::pins::Pinned;
 use crate::pool::{ClientPlace, Lease, Pool};
 use crate::registry::{ClientState, Order, Registered};
 use crate::session::mirror::Reported;
@@ -40,7 +37,6 @@ use crate::session::statements::Names;
 use crate::shared::{Prepared, Shared};
 use crate::sql::known::Known;
 use crate::sql::state::PinSet;
-use crate::wire::expect::For;
 use crate::wire::limits::{OUTBOX_MAX, WHOLE_FRAME_MAX};
 
 /// Turns taken in one poll before other tasks get theirs.
@@ -48,9 +44,6 @@ const TURNS_MAX: usize = 8;
 
 /// Answers owed to one client before it is not read any more.
 const OWED_MAX: usize = 100_000;
-
-/// How long the last words to a client may take.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Where a session is. Changed by [`Session::enter`] only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +118,8 @@ pub struct Session {
     pub(super) told: Arc<Reported>,
     pub(super) names: Names<Arc<Known>>,
     pub(super) pins: PinSet,
+    /// Its line in the pool's list of pins.
+    pub(super) pinned: Option<Pinned>,
     /// The last pin has just gone: the backend is cleaned before anybody else gets it.
     pub(super) unpinned: bool,
     /// A DEALLOCATE ALL is under way: which names there are is not known until it is answered.
@@ -148,7 +143,7 @@ pub struct Session {
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
     pub(super) metering: Metering,
-    pub(super) riding: Option<Box<Riding>>,
+    pub(super) riding: Option<Riding>,
     /// A lane has sent the statement in front elsewhere.
     pub(super) goes_alone: bool,
     /// The statement under way is known to be short.
@@ -206,6 +201,7 @@ impl Session {
             told: start.told,
             names: Names::default(),
             pins: PinSet::EMPTY,
+            pinned: None,
             unpinned: false,
             deallocates: false,
             discards: false,
@@ -414,84 +410,5 @@ impl Session {
                 cx.waker().wake_by_ref();
             }
         }
-    }
-
-    fn log_end(&self, end: &End) {
-        if !self.shared.config.load().log.log_disconnections {
-            return;
-        }
-        let reason = match end {
-            End::ClientGone => "client closed the connection",
-            End::Fatal(report) => report.message.as_ref(),
-            End::ServerGone => "the server ended the session",
-        };
-        let entry = &self.entry;
-        let (user, database, client) = (&entry.user, &entry.database, &entry.peer);
-        let seconds = entry.connected.elapsed().as_secs();
-        tracing::info!(%user, %database, %client, seconds, reason, "client disconnected");
-    }
-
-    /// Tells the client why, gives the backend back, and closes.
-    async fn finish(mut self, end: End) {
-        self.entry.clear_running();
-        self.abandon_statement(&end);
-        if self.phase == Phase::Waiting {
-            self.pool.withdraw(&self.entry.waiter);
-        }
-        self.note_torn();
-        self.leave_lane();
-        self.log_end(&end);
-        if let Some(lease) = self.lease.take() {
-            self.part_with(lease, &end);
-        }
-        match end {
-            End::ClientGone => return,
-            End::Fatal(report) => {
-                if self.shared.config.load().log.log_pooler_errors {
-                    let (user, database) = (&self.entry.user, &self.entry.database);
-                    tracing::warn!(%user, %database, code = report.code.as_str(), "closing a client: {}", report.message);
-                }
-                if !self.torn {
-                    super::reply::report(&mut self.outbox, &report);
-                }
-            }
-            End::ServerGone => {}
-        }
-        let farewell = poll_fn(|cx| {
-            std::task::ready!(self.outbox.poll_send(&mut self.stream, cx))?;
-            Pin::new(&mut self.stream).poll_shutdown(cx)
-        });
-        let _ = tokio::time::timeout(FAREWELL, farewell).await;
-    }
-
-    /// Notes whether the session parts with its backend amid a message to the client.
-    pub(super) fn note_torn(&mut self) {
-        self.torn |= self
-            .lease
-            .as_ref()
-            .is_some_and(|lease| lease.passing.remaining > 0 && lease.passing.to_client);
-    }
-
-    fn part_with(&self, lease: Lease, end: &End) {
-        if matches!(end, End::ServerGone) {
-            return;
-        }
-        let residue = if self.effective.pool.pool_mode == PoolMode::Session {
-            Residue::SessionState
-        } else if !self.pins.is_empty() {
-            Residue::Pinned
-        } else if self.settings.is_touched() || lease.expect.owes(For::Plan) {
-            // Settings a statement under way may have changed are not in the mirror yet; those of a plan under way are.
-            Residue::SessionState
-        } else {
-            Residue::None
-        };
-        let dialer = self.shared.pools.dialer.load();
-        reset::give_back(
-            lease,
-            residue,
-            &dialer,
-            self.effective.timeouts.cancel_wait_timeout,
-        );
     }
 }

@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::inbound::Frame;
+use super::refusal::Refusal;
 use super::session::{End, Session};
 use crate::net::buffer::Gather;
 use crate::pool::Lease;
@@ -29,7 +30,6 @@ use crate::sql::classify::{PreparedAction, PreparedRef, details};
 use crate::sql::known::Known;
 use crate::sql::prepared::PreparedUse;
 use crate::sql::state::PinReason;
-use crate::telemetry;
 use crate::wire::backend::{self as b, TransactionStatus};
 use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frontend as f;
@@ -97,15 +97,16 @@ impl Session {
         let names_more = |it: &Name| it.statement.known.prepared != PreparedUse::None;
         // What is executed may itself list, execute or change what is prepared.
         let inner = executed.iter().find(|it| names_more(it)).cloned();
-        let is_renamed = known.prepared == PreparedUse::Renamed
-            && inner.is_none()
-            && !self.pins.contains(PinReason::SqlPrepare);
-        if !is_renamed && let Some(refusal) = self.refuses(PinReason::SqlPrepare.into()) {
+        let is_renamed =
+            known.prepared == PreparedUse::Renamed && inner.is_none() && !self.has_own_names();
+        let outer = inner.as_ref().map_or(known, |inner| &inner.statement.known);
+        if !is_renamed && let Some(refusal) = self.keep_names(outer) {
             self.refuse_query(frame, Some(Arc::clone(known)), refusal, gather);
             return Ok(true);
         }
-        for named in executed {
-            if let Some(refusal) = self.refuses(named.statement.known.pins) {
+        for named in &executed {
+            let executed = &named.statement.known;
+            if let Some(refusal) = self.pin(executed.pins, Some(executed)) {
                 self.refuse_query(frame, Some(Arc::clone(known)), refusal, gather);
                 return Ok(true);
             }
@@ -118,14 +119,29 @@ impl Session {
         let rewritten = if is_renamed {
             self.rename(text, &refs, gather)
         } else {
-            let inner = inner.as_ref().map(|inner| &*inner.statement.known);
-            let ahead = self.use_own_names(inner.unwrap_or(known), &refs, gather);
+            let ahead = self.use_own_names(outer, &refs, gather);
             Rewritten::plain(text, ahead)
         };
         self.send_rewritten(rewritten, gather);
         self.unlist(gather);
         self.probe(gather);
         Ok(true)
+    }
+
+    /// Whether the backend is kept for the client's own names.
+    pub(super) fn has_own_names(&self) -> bool {
+        self.names.is_own() || self.pins.contains(PinReason::SqlPrepare)
+    }
+
+    /// The backend is to have the client's own names, for this text or, unless it only lists them, for good: notes that,
+    /// or tells why it may not be.
+    pub(super) fn keep_names(&mut self, known: &Known) -> Option<Refusal> {
+        let pins = PinReason::SqlPrepare.into();
+        if known.prepared == PreparedUse::Listed {
+            self.rejects(pins)
+        } else {
+            self.pin(pins, Some(known))
+        }
     }
 
     /// What the text executes, of what the session has.
@@ -326,11 +342,6 @@ impl Session {
             return false;
         };
         let lists = known.prepared == PreparedUse::Listed;
-        if !lists && !self.pins.contains(PinReason::SqlPrepare) {
-            known.query.pinned();
-            telemetry::metrics::pinned(std::iter::once(PinReason::SqlPrepare.as_str()));
-            self.pins.insert(PinReason::SqlPrepare);
-        }
         if self.has_failed() {
             return false;
         }
@@ -386,8 +397,7 @@ impl Session {
     /// Takes back the names that a list of the client's statements was given for, at the end of its exchange; a backend
     /// that is kept keeps them.
     pub(super) fn unlist(&mut self, gather: &mut Gather) {
-        if !std::mem::take(&mut self.prepared.unlists) || self.pins.contains(PinReason::SqlPrepare)
-        {
+        if !std::mem::take(&mut self.prepared.unlists) || self.has_own_names() {
             return;
         }
         let own = self.names.own_none();

@@ -21,7 +21,7 @@ use crate::pool::open::OpenError;
 use crate::pool::pools::NoPlace;
 use crate::pool::waiter::CheckoutError;
 use crate::pool::{ClientPlace, Pool};
-use crate::registry::{NewClient, Registered};
+use crate::registry::{NewClient, Registered, Replication};
 use crate::session::mirror::Reported;
 use crate::session::settings::Tracker;
 use crate::shared::{Shared, is_console};
@@ -308,6 +308,11 @@ impl Admitted {
             peer: self.peer.clone(),
             tls: self.stream.is_tls(),
             application_name: self.message.application_name(),
+            replication: match self.message.replication.as_deref() {
+                None => Replication::None,
+                Some(b"database") => Replication::Logical,
+                Some(_) => Replication::Physical,
+            },
             local: self.stream.local_addr(),
         })
     }

@@ -191,6 +191,13 @@ fn put_pools(page: &mut Page, pools: &[PoolStatus]) {
     put_each(
         page,
         pools,
+        "pgweir_pool_pinned",
+        "Server connections that sessions keep to themselves.",
+        |pool| pool.pool.pins.len(),
+    );
+    put_each(
+        page,
+        pools,
         "pgweir_pool_longest_wait_seconds",
         "How long the first client in the queue has waited.",
         |pool| pool.maxwait.as_secs_f64(),

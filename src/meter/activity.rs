@@ -3,7 +3,7 @@
 //! The parts are written one after the other; who looks in between may see the time of one statement with the number
 //! of the next.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -24,10 +24,6 @@ pub struct Activity {
     epoch: Instant,
     query: AtomicU64,
     since: AtomicU64,
-    /// Why the session keeps its server connection: a set in the terms of those who ask.
-    pins: AtomicU32,
-    pinned_by: AtomicU64,
-    pinned_since: AtomicU64,
 }
 
 impl Activity {
@@ -36,9 +32,6 @@ impl Activity {
             epoch,
             query: AtomicU64::new(0),
             since: AtomicU64::new(0),
-            pins: AtomicU32::new(0),
-            pinned_by: AtomicU64::new(0),
-            pinned_since: AtomicU64::new(0),
         }
     }
 
@@ -74,29 +67,6 @@ impl Activity {
     fn at(&self, stamp: &AtomicU64) -> Instant {
         self.epoch + Duration::from_nanos(stamp.load(Ordering::Relaxed))
     }
-
-    /// `query` ties the session to its server connection.
-    pub fn is_pinned_by(&self, query: QueryId, at: Instant) {
-        self.pinned_by.store(query.0, Ordering::Relaxed);
-        self.pinned_since.store(self.stamp(at), Ordering::Relaxed);
-    }
-
-    /// The reasons that tie it; 0 for none.
-    pub fn set_pins(&self, pins: u32) {
-        self.pins.store(pins, Ordering::Relaxed);
-    }
-
-    /// Reasons, the statement that was the last to add one, and when it did.
-    pub fn pinned(&self) -> Option<(u32, Doing)> {
-        let pins = self.pins.load(Ordering::Relaxed);
-        (pins != 0).then(|| {
-            let doing = Doing {
-                query: QueryId(self.pinned_by.load(Ordering::Relaxed)),
-                since: self.at(&self.pinned_since),
-            };
-            (pins, doing)
-        })
-    }
 }
 
 #[cfg(test)]
@@ -104,12 +74,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn others_see_what_runs_since_when_and_what_pins() {
+    fn others_see_what_runs_and_since_when() {
         let epoch = Instant::now();
         let activity = Activity::new(epoch);
         assert_eq!(activity.running(), None);
         assert_eq!(activity.last_began(), None);
-        assert_eq!(activity.pinned(), None);
         let at = epoch + Duration::from_millis(5);
         activity.runs(QueryId(7), at);
         let doing = Doing {
@@ -120,8 +89,5 @@ mod tests {
         activity.rests();
         assert_eq!(activity.running(), None);
         assert_eq!(activity.last_began(), Some(at));
-        activity.is_pinned_by(QueryId(7), at);
-        activity.set_pins(3);
-        assert_eq!(activity.pinned(), Some((3, doing)));
     }
 }

@@ -73,6 +73,8 @@ impl Effective {
                 user.transaction_timeout.or(timeouts.transaction_timeout);
             timeouts.client_idle_timeout =
                 user.client_idle_timeout.or(timeouts.client_idle_timeout);
+            timeouts.pin_idle_timeout = user.pin_idle_timeout.or(timeouts.pin_idle_timeout);
+            pool.max_pinned = user.max_pinned.unwrap_or(pool.max_pinned);
             retry.statements = user.retry_statements.unwrap_or(retry.statements);
             retry.replay = user.retry_replay.unwrap_or(retry.replay);
             retry.settle_commit = user.retry_settle_commit.unwrap_or(retry.settle_commit);

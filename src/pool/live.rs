@@ -40,7 +40,8 @@ pub struct Listed {
 }
 
 impl Live {
-    pub(super) fn list(self: &Arc<Self>, backend: &Backend) -> Listed {
+    /// Adds a connection of the pool, or one that counts among its own.
+    pub fn list(self: &Arc<Self>, backend: &Backend) -> Listed {
         let live = LiveBackend {
             id: backend.id,
             identity: Arc::clone(&backend.identity),

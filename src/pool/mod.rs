@@ -19,6 +19,7 @@ pub mod manager;
 pub mod open;
 pub mod orders;
 pub mod passthrough;
+pub mod pins;
 #[allow(
     clippy::module_inception,
     reason = "the type the module is named after"

@@ -19,6 +19,7 @@ use super::live::Live;
 use super::manager::{Manager, Pooled};
 use super::open::{Gate, OpenError};
 use super::passthrough::{Learnt, Tries};
+use super::pins::Pins;
 use super::startups::Startups;
 use super::waiter::{CheckoutError, Waiter};
 use crate::config::model::{Node, PoolSettings};
@@ -86,6 +87,8 @@ pub struct Pool {
     pub(super) learnt: Mutex<Option<(Instant, Learnt)>>,
     pub(super) tries: Tries,
     pub startups: Startups,
+    /// The sessions that keep a connection.
+    pub pins: Pins,
     pub lanes: Lanes,
     /// Clients logged in; kept by their [`ClientPlace`]s.
     pub clients: AtomicUsize,
@@ -170,6 +173,7 @@ impl Pool {
             learnt: Mutex::default(),
             tries: Tries::default(),
             startups: Startups::default(),
+            pins: Pins::default(),
             lanes: Lanes::default(),
             clients: AtomicUsize::new(0),
             counters: Counters::default(),
@@ -366,7 +370,7 @@ impl Pool {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let (open, waiting) = (self.open(), self.waiting());
-        match blocked {
+        let why = match blocked {
             Some(cap) => format!(
                 "{} is reached; {open} connections here, {waiting} clients waiting",
                 cap.setting()
@@ -375,6 +379,10 @@ impl Pool {
                 "{open} of {} connections in use, {waiting} clients waiting",
                 effective.pool.max_size
             ),
+        };
+        match self.pins.summary() {
+            Some(pins) => format!("{why}; {pins}"),
+            None => why,
         }
     }
 
@@ -461,7 +469,7 @@ impl Pool {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::config::model::{OnSessionState, PoolMode, PoolSettings};
+    use crate::config::model::{OnSessionState, Percent, PoolMode, PoolSettings};
 
     pub(in crate::pool) fn settings() -> PoolSettings {
         PoolSettings {
@@ -478,6 +486,7 @@ pub(super) mod tests {
             max_prepared_statements: 10,
             lanes: 2,
             on_session_state: OnSessionState::Pin,
+            max_pinned: Percent(100),
             connect_query: None,
         }
     }

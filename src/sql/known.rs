@@ -44,7 +44,8 @@ pub struct Known {
     pub class: Class,
     /// Why a session that runs it must keep its backend: the class's reasons and those found only in definitions.
     pub pins: PinSet,
-    /// It may end what pins a session: a table is dropped, a lock or cursor given up, a channel left.
+    /// It may end what pins a session: a table is dropped, a lock or cursor given up, a channel left, or all
+    /// of it taken back.
     pub may_unpin: bool,
     /// It is not proved to only read: it may advance a sequence, if only by a default or a trigger.
     pub writes: bool,
@@ -132,7 +133,8 @@ fn may_unpin(statement: &Statement) -> bool {
         StatementKind::Ddl {
             verb: DdlVerb::Drop,
             ..
-        }
+        } | StatementKind::Rollback { .. }
+            | StatementKind::RollbackTo(_)
     ) || statement.effects.iter().any(|effect| {
         matches!(
             effect,

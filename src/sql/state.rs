@@ -235,21 +235,6 @@ impl PinSet {
         self.0 == 0
     }
 
-    /// As a number, to be kept where no set can be.
-    pub fn bits(self) -> u32 {
-        self.0
-    }
-
-    /// The set that [`Self::bits`] gave.
-    pub fn from_bits(bits: u32) -> Self {
-        let all = PinReason::ALL.into_iter();
-        let mut set = Self::EMPTY;
-        for reason in all.filter(|reason| bits & Self::from(*reason).0 != 0) {
-            set.insert(reason);
-        }
-        set
-    }
-
     #[must_use]
     pub fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)

@@ -10,3 +10,4 @@ pub mod frame;
 pub mod frontend;
 pub mod limits;
 pub mod startup;
+pub mod walsender;

@@ -31,6 +31,7 @@ mod http;
 mod lanes;
 mod page_access;
 mod passthrough;
+mod pins;
 mod pooling;
 mod queries;
 mod refusals;

@@ -5,7 +5,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 use pgweir::demo::cluster::{Server, ServerOptions, binaries};
 
-use crate::support::client::{Client, Login};
+use crate::support::client::{Client, Login, cancel};
+use crate::support::messages::{ServerError, query};
 use crate::support::pgweir::{Options, Pgweir};
 use crate::support::wait::wait_until;
 
@@ -211,4 +212,82 @@ async fn a_replication_client_is_refused_in_the_servers_words() {
         let through = Client::connect_as(pgweir.address, &login).await;
         assert_eq!(through.err(), direct.err(), "{login:?}");
     }
+}
+
+/// What a table of the console says in the rows where `key_column` is `key`.
+async fn shown(pgweir: &Pgweir, table: &str, key: (&str, &str), column: &str) -> Vec<String> {
+    let mut console = pgweir.console().await;
+    let reply = console.query(&format!("SHOW {table}")).await.ok();
+    let place = |name: &str| reply.columns.iter().position(|of| of == name).unwrap();
+    let (key_place, place) = (place(key.0), place(column));
+    let rows = reply.rows.iter();
+    rows.filter(|row| row[key_place].as_deref() == Some(key.1))
+        .map(|row| row[place].clone().unwrap_or_default())
+        .collect()
+}
+
+fn replicates(value: &str) -> Login {
+    Login::new("postgres", "postgres").with("replication", value)
+}
+
+#[tokio::test]
+async fn a_walsender_is_shown_cancelled_and_ended_like_any_client() {
+    let server = server();
+    let mut pgweir = Options::new(&server).start();
+    let mut logical = pgweir.client_as(&replicates("database")).await;
+    let mut physical = pgweir.client_as(&replicates("true")).await;
+    let ordinary = pgweir.client().await;
+    for kind in ["logical", "physical"] {
+        let key = ("replication", kind);
+        let links = shown(&pgweir, "CLIENTS", key, "link").await;
+        assert_eq!(links.len(), 1, "{kind}");
+        let servers = shown(&pgweir, "SERVERS", key, "ptr").await;
+        assert_eq!(servers, links, "{kind}");
+        assert_eq!(shown(&pgweir, "SERVERS", key, "state").await, ["active"]);
+    }
+    // Its key is pgweir's own, and reaches its own server connection.
+    logical.send(&query("SELECT pg_sleep(600)")).await;
+    let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)' AND state = 'active'";
+    wait_until("the statement to run", || {
+        server.sql("postgres", sleeping).unwrap() == "1"
+    });
+    cancel(pgweir.address, &logical.key).await;
+    assert_eq!(logical.reply().await.sqlstate(), "57014");
+    // At the end one that streams is told at once, one that runs something once that is done.
+    physical
+        .send(&query("START_REPLICATION PHYSICAL 0/1000000"))
+        .await;
+    physical.expect(b'W').await;
+    logical.query("BEGIN").await.ok();
+    pgweir.signal("TERM");
+    let told = |errors: Vec<ServerError>| {
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert_eq!(errors[0].code, "57P01");
+    };
+    told(physical.expect_end().await);
+    drop(ordinary);
+    assert_eq!(logical.value("SELECT 1").await, "1");
+    logical.query("COMMIT").await.ok();
+    told(logical.expect_end().await);
+    assert!(pgweir.wait().success());
+    assert!(!pgweir.log_contains("shutdown_timeout is over"));
+}
+
+#[tokio::test]
+async fn a_walsender_is_ended_by_kill_client() {
+    let server = server();
+    let pgweir = Options::new(&server).start();
+    let mut client = pgweir.client_as(&replicates("true")).await;
+    client
+        .send(&query("START_REPLICATION PHYSICAL 0/1000000"))
+        .await;
+    client.expect(b'W').await;
+    let ids = shown(&pgweir, "CLIENTS", ("replication", "physical"), "id").await;
+    let mut console = pgweir.console().await;
+    console.query(&format!("KILL_CLIENT {}", ids[0])).await.ok();
+    assert_eq!(client.expect_end().await[0].code, "57P01");
+    wait_until("its server connection to be closed", || {
+        let left = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'";
+        server.sql("postgres", left).unwrap() == "0"
+    });
 }

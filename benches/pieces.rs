@@ -1,0 +1,184 @@
+//! What each piece of the hot path costs by itself: `cargo bench --bench pieces`.
+//!
+//! Times are of the machine they were measured on; compare those of one run. Allocations are exact.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use divan::counter::BytesCount;
+use divan::{AllocProfiler, Bencher, black_box};
+use pgweir::meter::{Execution, Queries};
+use pgweir::session::mirror::Mirror;
+use pgweir::session::plan;
+use pgweir::session::settings::Settings;
+use pgweir::sql::known::KnownStatements;
+use pgweir::sql::{LexOptions, classify, normalise};
+use pgweir::wire::expect::{Expect, For, Owed, Request};
+use pgweir::wire::frame::Header;
+use pgweir::wire::{backend, frontend};
+use tokio::time::Instant;
+
+#[global_allocator]
+static ALLOCATOR: AllocProfiler = AllocProfiler::system();
+
+const POINT_READ: &str = "SELECT abalance FROM pgbench_accounts WHERE aid = 4711;";
+const REPORT: &str = "WITH hot AS (SELECT user_id, sum(amount) AS total FROM balance_changes WHERE created_at > \
+    now() - interval '1 day' GROUP BY 1 HAVING sum(amount) > 100.5) SELECT u.name, h.total, count(o.id) FROM hot h JOIN \
+    users u ON u.id = h.user_id LEFT JOIN market_orders o ON o.user_id = u.id AND o.state IN ('open', 'partial', 'held') \
+    WHERE u.country <> 'XX' GROUP BY 1, 2 ORDER BY 2 DESC LIMIT 50";
+
+fn main() {
+    divan::main();
+}
+
+/// 200 rows as a server sends them.
+fn rows() -> Vec<u8> {
+    let mut out = Vec::new();
+    for row in 0..200_u32 {
+        out.push(backend::DATA_ROW);
+        out.extend_from_slice(&(4 + 2 + 4 + 4_u32).to_be_bytes());
+        out.extend_from_slice(&1_u16.to_be_bytes());
+        out.extend_from_slice(&4_u32.to_be_bytes());
+        out.extend_from_slice(&row.to_be_bytes());
+    }
+    out
+}
+
+#[divan::bench]
+fn frame_scan(bencher: Bencher<'_, '_>) {
+    let rows = rows();
+    bencher
+        .counter(BytesCount::new(rows.len()))
+        .bench_local(|| {
+            let (mut at, mut count) = (0, 0);
+            while let Ok(Some(header)) = Header::peek(&black_box(&rows)[at..], usize::MAX) {
+                at += header.len;
+                count += 1;
+            }
+            count
+        });
+}
+
+#[divan::bench(args = [POINT_READ, REPORT])]
+fn classify_text(text: &str) -> usize {
+    classify(black_box(text.as_bytes()), LexOptions::default())
+        .statements
+        .len()
+}
+
+#[divan::bench(args = [POINT_READ, REPORT])]
+fn normalise_text(text: &str) -> usize {
+    normalise(black_box(text.as_bytes()), LexOptions::default(), 2048).len()
+}
+
+/// What a simple query costs that was seen before: fingerprint and table.
+#[divan::bench(args = [POINT_READ, REPORT])]
+fn known_lookup(bencher: Bencher<'_, '_>, text: &str) {
+    let known = KnownStatements::default();
+    known.lookup(text.as_bytes(), LexOptions::default());
+    bencher.bench_local(|| known.lookup(black_box(text.as_bytes()), LexOptions::default()));
+}
+
+/// A Bind under its global name.
+#[divan::bench]
+fn statement_rewrite(bencher: Bencher<'_, '_>) {
+    let mut payload = b"\0client_name\0".to_vec();
+    payload.extend_from_slice(&[0; 20]);
+    let mut out = Vec::with_capacity(128);
+    bencher.bench_local(|| {
+        out.clear();
+        let bind = frontend::Bind::read(black_box(&payload));
+        if let Some(bind) = bind {
+            frontend::put_bind_head(
+                &mut out,
+                bind.portal,
+                b"pgweir_42",
+                payload.len() - bind.head,
+            );
+        }
+        out.len()
+    });
+}
+
+/// The queue of owed answers over one prepared statement.
+#[divan::bench]
+fn owed_answers(bencher: Bencher<'_, '_>) {
+    let requests = [
+        Request::Bind,
+        Request::DescribePortal,
+        Request::Execute,
+        Request::Sync,
+    ];
+    let answers = [
+        backend::BIND_COMPLETE,
+        backend::ROW_DESCRIPTION,
+        backend::DATA_ROW,
+        backend::COMMAND_COMPLETE,
+        backend::READY_FOR_QUERY,
+    ];
+    let mut expect = Expect::default();
+    bencher.bench_local(|| {
+        for request in requests {
+            expect.push(Owed::new(request, For::Client));
+        }
+        for tag in answers {
+            let _ = black_box(expect.receive(tag));
+        }
+        expect.is_at_rest()
+    });
+}
+
+fn settings(names: &[(&str, &str)]) -> Arc<Settings> {
+    let mut settings = Settings::default();
+    for (name, value) in names {
+        settings.set(name.as_bytes(), Some(value.as_bytes()));
+    }
+    Arc::new(settings)
+}
+
+/// The comparison at each checkout, where nothing differs.
+#[divan::bench]
+fn session_plan_of_equals(bencher: Bencher<'_, '_>) {
+    let want = settings(&[("application_name", "bench"), ("search_path", "app")]);
+    let have = Arc::clone(&want);
+    bencher.bench_local(|| pgweir::session::settings::same(black_box(&have), black_box(&want)));
+}
+
+/// And where two settings do.
+#[divan::bench]
+fn session_plan_of_two_settings(bencher: Bencher<'_, '_>) {
+    let one = settings(&[("application_name", "a"), ("search_path", "x")]);
+    let two = settings(&[("application_name", "b"), ("search_path", "y")]);
+    let mut mirror = Mirror::new(Arc::default(), 10);
+    let mut text = Vec::with_capacity(512);
+    let mut turn = false;
+    bencher.bench_local(|| {
+        turn = !turn;
+        text.clear();
+        let want = if turn { &one } else { &two };
+        plan::onto(&mut mirror, want, false, None, &mut text);
+        text.len()
+    });
+}
+
+/// What is counted of one statement.
+#[divan::bench]
+fn metrics_record(bencher: Bencher<'_, '_>) {
+    let known = KnownStatements::default();
+    let statement = known.lookup(POINT_READ.as_bytes(), LexOptions::default());
+    let queries: &Queries = &known.queries;
+    let execution = Execution {
+        origin: queries.origin("app", "exchange", "bench"),
+        node: queries.node("primary"),
+        at: Instant::now(),
+        queued: Duration::ZERO,
+        took: Duration::from_micros(140),
+        first: Duration::from_micros(130),
+        rows: 1,
+        received: 60,
+        sent: 90,
+        error: None,
+        continues: false,
+    };
+    bencher.bench_local(|| statement.query.finished(black_box(&execution)));
+}

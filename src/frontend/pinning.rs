@@ -1,0 +1,118 @@
+//! Why a session keeps its backend, and whether it may.
+//!
+//! # Invariant
+//! A session with a reason to pin is in its pool's list of pins, from the statement that gave the reason until the last
+//! one is gone; in a pool in session mode nobody is pinned.
+
+use tokio::time::Instant;
+
+use super::refusal::Refusal;
+use super::session::Session;
+use crate::config::model::{OnSessionState, PoolMode};
+use crate::pool::pins::Pin;
+use crate::session::leftovers;
+use crate::sql::known::Known;
+use crate::sql::state::{PinReason, PinSet};
+use crate::telemetry;
+
+impl Session {
+    /// Whether nothing may be pinned here at all.
+    pub(super) fn rejects(&self, pins: PinSet) -> Option<Refusal> {
+        let pool = &self.effective.pool;
+        let rejects = pool.on_session_state == OnSessionState::Reject
+            && pool.pool_mode != PoolMode::Session
+            && !pins.is_empty();
+        rejects.then_some(Refusal::SessionState(pins))
+    }
+
+    /// A statement with these reasons to pin is about to be sent: notes them, or tells why it may not be.
+    pub(super) fn pin(&mut self, pins: PinSet, known: Option<&Known>) -> Option<Refusal> {
+        let pool = &self.effective.pool;
+        if pins.without(self.pins).is_empty() || pool.pool_mode == PoolMode::Session {
+            return self.rejects(pins);
+        }
+        let limit = pool.max_pinned.of(pool.max_size);
+        let refusal = self.rejects(pins);
+        if refusal.is_some() {
+            return refusal;
+        }
+        if self.pinned.is_none() && !self.list_pin(pins, known, limit) {
+            return Some(Refusal::TooManyPins { limit });
+        }
+        let new = pins.without(self.pins);
+        self.set_pins(self.pins.union(pins));
+        telemetry::metrics::pinned(new.iter().map(PinReason::as_str));
+        if let Some(known) = known {
+            self.tell_of_pin(new, known);
+        }
+        None
+    }
+
+    fn tell_of_pin(&self, new: PinSet, known: &Known) {
+        known.query.pinned();
+        if known.pins_first_time() {
+            tracing::info!(
+                pool = %self.pool.key,
+                reasons = %new,
+                statement = %known.query.text,
+                "a statement makes clients keep their server connection; undo what it does when it is not needed, or give it a pool in session mode",
+            );
+        }
+    }
+
+    /// Puts the session among those that are pinned, unless there are `limit` others.
+    fn list_pin(&mut self, reasons: PinSet, known: Option<&Known>, limit: usize) -> bool {
+        let backend = self.lease.as_ref().map_or(0, |lease| lease.identity.pid);
+        let pin = Pin {
+            client: self.entry.pid.0,
+            backend,
+            reasons,
+            query: known.map(|known| known.query.id).unwrap_or_default(),
+            since: Instant::now(),
+        };
+        self.pinned = self.pool.pin(pin, limit);
+        self.pinned.is_some()
+    }
+
+    /// The reasons are these now.
+    pub(super) fn set_pins(&mut self, pins: PinSet) {
+        if pins == self.pins {
+            return;
+        }
+        self.pins = pins;
+        if pins.is_empty() {
+            self.pinned = None;
+        } else if let Some(pinned) = &self.pinned {
+            pinned.change(pins);
+        }
+    }
+
+    /// The server has told what is left of what pins a session. `is_all` is false if statements were sent since it was
+    /// asked, which may have left more: then nothing is taken off.
+    pub(super) fn settle_pins(&mut self, left: PinSet, is_all: bool) {
+        let was_pinned = !self.pins.is_empty();
+        let kept = if is_all {
+            self.pins.without(leftovers::settled())
+        } else {
+            self.pins
+        };
+        let names = if self.names.is_own() {
+            PinReason::SqlPrepare.into()
+        } else {
+            PinSet::EMPTY
+        };
+        self.set_pins(kept.union(left).union(names));
+        self.unpinned = was_pinned && self.pins.is_empty();
+    }
+
+    /// Lists a session that was found to be pinned after the fact: what is there can't be refused any more.
+    pub(super) fn list_late_pin(&mut self) {
+        if !self.pins.is_empty()
+            && self.pinned.is_none()
+            && self.effective.pool.pool_mode != PoolMode::Session
+        {
+            self.list_pin(self.pins, None, usize::MAX);
+            telemetry::metrics::pinned(self.pins.iter().map(PinReason::as_str));
+        }
+    }
+}
