@@ -23,6 +23,7 @@ use crate::admin::console::Console;
 use crate::auth::scram::MockSecret;
 use crate::cluster::Clusters;
 use crate::meter::Recent;
+use crate::net::descriptors;
 use crate::pool::auth_query::AuthQuery;
 use crate::pool::{Pools, steward};
 use crate::registry::Order;
@@ -108,6 +109,7 @@ pub async fn serve(
     let metrics = telemetry::metrics::install();
     let shared = share(parts);
     let reloader = Arc::new(Reloader::new(source));
+    check_descriptors(shared.config.load().general.max_client_conn);
     tasks::spawn("steward", steward::run(Arc::clone(&shared.pools)));
     let config = shared.config.load_full();
     shared.clusters.sync(&config);
@@ -130,6 +132,18 @@ pub async fn serve(
     until_stopped(&shared, &reloader).await?;
     drain(&shared, accepting).await;
     Ok(())
+}
+
+/// Clients beyond the descriptors would not be refused but wait to be accepted.
+fn check_descriptors(max_client_conn: usize) {
+    let limit = descriptors::raise();
+    if limit <= max_client_conn as u64 {
+        tracing::warn!(
+            limit,
+            max_client_conn,
+            "fewer file descriptors than clients are allowed; raise the limit (ulimit -n, LimitNOFILE) or lower general.max_client_conn"
+        );
+    }
 }
 
 fn share(parts: Parts) -> Arc<Shared> {

@@ -130,10 +130,7 @@ fn admit(stream: Stream, origin: Origin, shared: &Arc<Shared>, console: &Arc<Con
     tasks::spawn("login", async move {
         // Boxed, and gone before the session starts: an idle client's task holds the session only.
         if let Some(session) = Box::pin(log_in(stream, origin, &mut counted, &console)).await {
-            tasks::spawn("session", async move {
-                let _counted = counted;
-                session.run().await;
-            });
+            tasks::spawn("session", session.run(counted));
         }
     });
 }

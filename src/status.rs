@@ -4,6 +4,8 @@
 //! twice on the way of a statement, and two views of one snapshot can't disagree. The parts are read one after the
 //! other, not at one instant: a client may have moved on between two of them.
 
+pub mod advice;
+pub mod evidence;
 pub mod nodes;
 pub mod pins;
 pub mod stats;

@@ -115,16 +115,25 @@ impl Session {
         pace
     }
 
+    /// Puts startup values back that were reset, inside an exchange.
+    pub(super) fn restore(&mut self, to: For, gather: &mut Gather) {
+        for text in self.settings.restore_texts() {
+            self.run_own(&text, 0, to, gather);
+        }
+    }
+
     /// Adds the question what the transaction that ends here has set, if it may have set anything.
     pub(super) fn probe(&mut self, gather: &mut Gather) {
         // A question asked now would be read as the data of a COPY.
         if self.copies_in || !self.settings.is_touched() {
             return;
         }
-        if let (Some(text), Some(lease)) = (self.settings.take_restore(), &mut self.lease) {
-            gather.own(|out| frontend::put_query(out, &text));
-            lease.expect.push(Owed::new(Request::Query, For::Probe));
-            lease.mirror.unnamed = None;
+        if self.settings.restores() {
+            // Not by a simple query, which would end an unnamed portal that the client may go on with.
+            self.restore(For::Probe, gather);
+            self.settings.restored();
+            gather.own(|out| out.extend_from_slice(&frontend::SYNC_FRAME));
+            self.owe(Owed::new(Request::Sync, For::Probe));
         }
         if self.in_transaction {
             return;
@@ -183,6 +192,7 @@ impl Session {
     fn release(&mut self) {
         let keeps = !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session;
         if keeps {
+            self.short = None;
             self.since = self.now;
             return;
         }

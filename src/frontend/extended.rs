@@ -217,7 +217,7 @@ impl Session {
             self.evict(id, gather);
         }
         if let Some(text) = statement.prepare_text(&statement.name) {
-            self.run_own(&text, statement.id, gather);
+            self.run_own(&text, statement.id, For::Reparse, gather);
         } else {
             gather.own(|out| f::put_parse(out, &statement.name, &statement.body));
             self.owe(Owed {

@@ -293,7 +293,16 @@ impl Session {
             f::BIND => return self.bind(frame, gather),
             f::DESCRIBE => return self.describe(frame, gather).map(|()| true),
             f::CLOSE => return self.close(frame, gather).map(|()| true),
-            f::EXECUTE => self.execute(frame),
+            f::EXECUTE => {
+                self.execute(frame);
+                gather.input(frame.range());
+                // What follows in this exchange is to find startup values put back, not the server's own. Behind a COPY it
+                // would be read as data.
+                if self.settings.restores() && !self.discards && !self.copies_in {
+                    self.restore(For::Reparse, gather);
+                }
+                return Ok(true);
+            }
             f::SYNC => {
                 self.expect(Request::Sync);
                 gather.input(frame.range());

@@ -55,6 +55,7 @@ impl Session {
             self.looked_up = Some(exchange.known);
             return false;
         }
+        self.short = None;
         let (short, is_busy) = self.pool.lanes.begin_short();
         if is_busy && self.board(&exchange) {
             self.enter(Phase::Riding);

@@ -309,7 +309,7 @@ impl Session {
     }
 
     /// Runs `text` inside an exchange; `statement` is the global statement it prepares, or 0.
-    pub(super) fn run_own(&mut self, text: &[u8], statement: u64, gather: &mut Gather) {
+    pub(super) fn run_own(&mut self, text: &[u8], statement: u64, to: For, gather: &mut Gather) {
         let body = [text, b"\0\0\0"].concat();
         gather.own(|out| {
             f::put_statement_target(out, f::CLOSE, OWN);
@@ -321,11 +321,11 @@ impl Session {
             f::put_statement_target(out, f::CLOSE, OWN);
         });
         self.owe(Owed::new(Request::Close, For::Evict));
-        self.owe(Owed::new(Request::Parse, For::Reparse));
-        self.owe(Owed::new(Request::Bind, For::Reparse));
+        self.owe(Owed::new(Request::Parse, to));
+        self.owe(Owed::new(Request::Bind, to));
         self.owe(Owed {
             statement,
-            ..Owed::new(Request::Execute, For::Reparse)
+            ..Owed::new(Request::Execute, to)
         });
         self.owe(Owed::new(Request::Close, For::Evict));
         self.owe(Owed::new(Request::Close, For::Evict));
@@ -417,7 +417,7 @@ impl Session {
         gather.own(|out| f::put_statement_target(out, f::CLOSE, name));
         self.owe(Owed::new(Request::Close, For::Evict));
         if let Some(text) = named.statement.prepare_text(spelled) {
-            self.run_own(&text, 0, gather);
+            self.run_own(&text, 0, For::Reparse, gather);
         } else {
             gather.own(|out| f::put_parse(out, name, &named.statement.body));
             self.owe(Owed::new(Request::Parse, For::Reparse));

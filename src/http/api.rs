@@ -10,6 +10,13 @@ pub(super) enum Question {
     /// The points of the last 15 minutes: of the whole, or of one pool.
     History(Option<PoolName>),
     Pools,
+    Nodes,
+    Pins,
+    /// What waits for locks.
+    Waits,
+    Errors,
+    Slow,
+    Advice,
     /// Statements whose text or number contains this.
     Queries(String),
     /// One statement and how it fared over the last 15 minutes.
@@ -29,6 +36,12 @@ impl Question {
         Some(match path {
             "now" => Self::Now,
             "pools" => Self::Pools,
+            "nodes" => Self::Nodes,
+            "pins" => Self::Pins,
+            "waits" => Self::Waits,
+            "errors" => Self::Errors,
+            "slow" => Self::Slow,
+            "advice" => Self::Advice,
             "queries" => Self::Queries(parameter(query, "search").unwrap_or_default()),
             "history" => Self::History(pool_name(query)),
             _ => Self::Query(query_id(path.strip_prefix("query/")?)?),

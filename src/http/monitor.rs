@@ -84,11 +84,16 @@ impl Monitor {
         }
     }
 
+    fn now<'a>(&self, snapshot: &'a Snapshot, role: Role) -> Now<'a> {
+        let (timeline, trends) = (self.timeline(), self.trends());
+        Now::new(&self.shared, snapshot, (&timeline, &trends), role)
+    }
+
     /// What a reader is sent: the events of this second.
     fn frame(&self, role: Role, with_queries: bool) -> Bytes {
         let snapshot = Snapshot::of(&self.shared);
         let mut frame = Vec::new();
-        let now = Now::new(&self.shared, &snapshot, &self.timeline(), role);
+        let now = self.now(&snapshot, role);
         put_event(&mut frame, "now", &now);
         if with_queries {
             let queries = Queries::new(&snapshot, &self.trends(), role, "");
@@ -115,10 +120,16 @@ impl Monitor {
             return history.map_or_else(reply::not_found, |history| reply::json(&history));
         }
         let snapshot = Snapshot::of(&self.shared);
-        let now = || Now::new(&self.shared, &snapshot, &self.timeline(), role);
+        let now = || self.now(&snapshot, role);
         match question {
             Question::Now | Question::History(_) => reply::json(&now()),
             Question::Pools => reply::json(&now().pools),
+            Question::Nodes => reply::json(&now().nodes),
+            Question::Pins => reply::json(&now().pins),
+            Question::Waits => reply::json(&now().waits),
+            Question::Errors => reply::json(&now().errors),
+            Question::Slow => reply::json(&now().slow),
+            Question::Advice => reply::json(&now().advice),
             Question::Queries(search) => {
                 let queries = Queries::new(&snapshot, &self.trends(), role, search);
                 reply::json(&queries)

@@ -24,7 +24,16 @@ macro_rules! style {
 /// One module, in parts that are read after each other.
 macro_rules! script {
     () => {
-        part!("main.js")
+        concat!(
+            part!("format.js"),
+            part!("dom.js"),
+            part!("table.js"),
+            part!("chart.js"),
+            part!("overview.js"),
+            part!("statements.js"),
+            part!("live.js"),
+            part!("main.js"),
+        )
     };
 }
 
@@ -54,4 +63,50 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 
 pub(super) fn reply() -> Reply {
     reply::page(DOCUMENT, &POLICY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_loads_nothing_and_runs_nothing_but_its_own() {
+        for outside in [
+            " src=",
+            "<link rel=\"stylesheet",
+            "@import",
+            "url(",
+            "import ",
+        ] {
+            assert!(!DOCUMENT.contains(outside), "{outside}");
+        }
+        for inline in [
+            " style=\"",
+            " onclick=",
+            " onload=",
+            "javascript:",
+            "innerHTML",
+        ] {
+            assert!(!DOCUMENT.contains(inline), "{inline}");
+        }
+        assert_eq!(DOCUMENT.matches("<script").count(), 1);
+        assert_eq!(DOCUMENT.matches("</script").count(), 1);
+        assert_eq!(DOCUMENT.matches("</style").count(), 1);
+        assert!(
+            !DOCUMENT.contains('\r'),
+            "browsers hash what they read, without carriage returns"
+        );
+    }
+
+    #[test]
+    fn the_policy_names_what_is_inside_by_its_hash() {
+        let policy = POLICY.to_str().unwrap();
+        assert_eq!(policy.matches("'sha256-").count(), 2);
+        assert!(policy.starts_with("default-src 'none';") && !policy.contains("unsafe"));
+    }
+
+    #[test]
+    fn the_page_is_small() {
+        assert!(DOCUMENT.len() < 100 * 1024, "{} bytes", DOCUMENT.len());
+    }
 }

@@ -6,6 +6,7 @@ pub mod buffer;
 pub mod certificate;
 pub mod connect;
 pub mod departure;
+pub mod descriptors;
 pub mod frame;
 pub mod https;
 pub mod stream;

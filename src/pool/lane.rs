@@ -8,14 +8,21 @@
 //! # Protocol
 //! A session boards with the frames of one exchange in its [`seat::Seat`] and keeps its copy until the ride has ended:
 //! - [`Outcome::Answered`]: the answer is complete, and the session drops its copy;
-//! - [`Outcome::Elsewhere`]: nothing of an answer was handed over, and the session runs its copy the ordinary way. That
-//!   is sound because only reads ride, and it keeps the lane simple: whatever is unusual (an error, a lost connection,
-//!   a statement the connection lacks, a slow statement in front) ends in it;
+//! - [`Outcome::Elsewhere`]: nothing of an answer was handed over, and the session runs its copy the ordinary way. It
+//!   keeps the lane simple: whatever is unusual (an error, a statement the connection lacks, a connection that the
+//!   server ends, a slow statement in front) ends in it;
 //! - [`Outcome::Canceled`], [`Outcome::Broken`]: as in the ordinary way.
+//!
+//! # Why a statement is not simply run again
+//! What looks like a read may hide a write: a view or an operator may call a function that writes. So a statement is
+//! sent elsewhere only if it was not sent here, or if the server said that it failed and so undid it. A slow one in front
+//! is made to fail, by a cancel request; if that comes late, it hits one behind it, which then fails and is run again
+//! itself. After a connection is lost without a word, nobody knows, and the riders are told so.
 //!
 //! # Invariants
 //! - Only riders with equal settings, of one pool and so of one user, share a lane at a time.
-//! - A cancel request never reaches the server for a rider who is not alone with the lane's connection.
+//! - A cancel request may hit another rider than the one it is for, who then runs the ordinary way and does not notice;
+//!   after one, nobody boards until the lane is empty, and the connection is at nobody's disposal until it is settled.
 //! - An answer is handed to the rider whose request is in front; what a rider who left would have got is dropped.
 //! - The connection goes back to the pool whenever the lane is empty, and after [`task::TENURE`] if others wait for one.
 //! - Bound: [`seat`] names how many bytes wait for a rider; riders are bounded by the number of clients.
@@ -90,7 +97,7 @@ struct Queue {
     waiting: VecDeque<Ticket>,
     /// What all riders have set.
     settings: Arc<Settings>,
-    /// A rider in front is slow: nobody else is let in.
+    /// A rider in front was slow or long: nobody else is let in.
     is_shut: bool,
     waker: Option<Waker>,
     /// The pool is gone.
@@ -147,25 +154,29 @@ impl Pool {
         let usable = self.lanes.each[..count]
             .iter()
             .map(|lane| lane.get_or_init(Arc::default))
-            .filter(|lane| lane.is_open_for(boarding.settings))
+            .filter(|lane| lane.with(|queue| lane.is_open_for(queue, boarding.settings)))
             .min_by_key(|lane| lane.load.load(Ordering::Relaxed));
         let Some(lane) = usable else {
             return false;
         };
-        lane.load.fetch_add(1, Ordering::Relaxed);
-        let ticket = boarding
-            .seat
-            .start(lane, boarding.request, boarding.told, write);
-        let (waker, needs_task) = lane.with(|queue| {
+        let entered = lane.with(|queue| {
+            // Another thread may have been faster since it was chosen.
+            if !lane.is_open_for(queue, boarding.settings) {
+                return None;
+            }
+            lane.load.fetch_add(1, Ordering::Relaxed);
             if !same(&queue.settings, boarding.settings) {
                 queue.settings = Arc::clone(boarding.settings);
             }
+            let session = (boarding.told, boarding.settings);
+            let ticket = boarding.seat.start(lane, boarding.request, session, write);
             queue.waiting.push_back(ticket);
-            (
-                queue.waker.take(),
-                !std::mem::replace(&mut queue.has_task, true),
-            )
+            let needs_task = !std::mem::replace(&mut queue.has_task, true);
+            Some((queue.waker.take(), needs_task))
         });
+        let Some((waker, needs_task)) = entered else {
+            return false;
+        };
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -182,11 +193,9 @@ impl Lane {
         change(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn is_open_for(&self, settings: &Arc<Settings>) -> bool {
-        self.with(|queue| {
-            let is_free = self.load.load(Ordering::Relaxed) == 0;
-            !queue.is_shut && (is_free || same(&queue.settings, settings))
-        })
+    fn is_open_for(&self, queue: &Queue, settings: &Arc<Settings>) -> bool {
+        let is_free = self.load.load(Ordering::Relaxed) == 0;
+        !queue.is_shut && (is_free || same(&queue.settings, settings))
     }
 
     /// Has the lane look at what has changed.

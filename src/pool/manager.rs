@@ -106,7 +106,11 @@ impl managed::Manager for Manager {
     type Error = NotReady;
 
     async fn create(&self) -> Result<Self::Type, Self::Error> {
-        self.take_ready().ok_or(NotReady)
+        // A RECONNECT may have come since it was opened.
+        let mut ready = std::iter::from_fn(|| self.take_ready());
+        ready
+            .find(|pooled| !self.is_before_reconnect(&pooled.backend))
+            .ok_or(NotReady)
     }
 
     async fn recycle(&self, pooled: &mut Self::Type, _: &Metrics) -> RecycleResult<Self::Error> {

@@ -16,6 +16,7 @@ pub mod lease;
 pub mod limits;
 pub mod live;
 pub mod manager;
+pub mod obstacle;
 pub mod open;
 pub mod orders;
 pub mod passthrough;

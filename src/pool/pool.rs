@@ -353,39 +353,6 @@ impl Pool {
         }
     }
 
-    /// Why a client waits, for the DETAIL of its timeout.
-    pub fn why_waiting(&self) -> String {
-        if self.orders.paused.load(Ordering::Relaxed) {
-            return "paused by PAUSE or KILL".to_owned();
-        }
-        if self.is_headless() {
-            return "there is no primary".to_owned();
-        }
-        if let Some(error) = self.with_gate(|gate| gate.last_error.clone()) {
-            return format!("the last attempt to open a server connection failed: {error}");
-        }
-        let effective = self.effective.load();
-        let blocked = *self
-            .blocked_by
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let (open, waiting) = (self.open(), self.waiting());
-        let why = match blocked {
-            Some(cap) => format!(
-                "{} is reached; {open} connections here, {waiting} clients waiting",
-                cap.setting()
-            ),
-            None => format!(
-                "{open} of {} connections in use, {waiting} clients waiting",
-                effective.pool.max_size
-            ),
-        };
-        match self.pins.summary() {
-            Some(pins) => format!("{why}; {pins}"),
-            None => why,
-        }
-    }
-
     pub(super) fn with_gate<R>(&self, change: impl FnOnce(&mut Gate) -> R) -> R {
         change(&mut self.gate.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -463,6 +430,13 @@ impl Pool {
                 Poll::Ready(Err(_)) | Poll::Pending => return,
             }
         }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let left = self.with_waiters(|waiters| waiters.len());
+        self.limits.waiting.fetch_sub(left, Ordering::SeqCst);
     }
 }
 

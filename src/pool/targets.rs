@@ -82,12 +82,17 @@ impl Pools {
     fn retarget(&self, pool: &Arc<Pool>) {
         let before = pool.effective.load_full();
         let mut next = Effective::clone(&before);
-        pool.set_headless(self.targets.apply(&mut next));
+        let is_headless = self.targets.apply(&mut next);
+        // A pool that held its clients back lets them go only once no connection to the old primary can be had.
+        if is_headless {
+            pool.set_headless(true);
+        }
         if !before.primary.is_same_server(&next.primary) {
             pool.effective.store(Arc::new(next));
             pool.forget_failures();
             pool.reconnect();
         }
+        pool.set_headless(is_headless);
         pool.serve();
     }
 

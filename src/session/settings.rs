@@ -204,26 +204,34 @@ impl Tracker {
             .map(|(name, _)| name)
     }
 
-    /// The statements that put startup values back where they were reset, once. Their rows have one column, which tells
-    /// them from the answers to a [`Probe`]. A setting with a session value was not reset: the statement failed.
-    pub fn take_restore(&mut self) -> Option<Vec<u8>> {
-        if self.restore.is_empty() {
-            return None;
-        }
-        let mut text = Vec::new();
-        for name in std::mem::take(&mut self.restore) {
-            text.extend_from_slice(b"SELECT pg_catalog.set_config(");
-            put_literal(&mut text, &name);
+    /// Whether a startup value may have to be put back.
+    pub fn restores(&self) -> bool {
+        !self.restore.is_empty()
+    }
+
+    /// The statements that put startup values back where they were reset. Their rows have one column, which tells them
+    /// from the answers to a [`Probe`]. A setting with a session value was not reset: the statement failed, or has not
+    /// run yet.
+    pub fn restore_texts(&self) -> Vec<Vec<u8>> {
+        let text = |name: &[u8]| {
+            let mut text = b"SELECT pg_catalog.set_config(".to_vec();
+            put_literal(&mut text, name);
             text.push(b',');
-            put_literal(&mut text, self.startup.get(&name).unwrap_or_default());
+            put_literal(&mut text, self.startup.get(name).unwrap_or_default());
             text.extend_from_slice(
                 b",false) WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_settings ",
             );
             text.extend_from_slice(b"WHERE source = 'session' AND pg_catalog.lower(name) = ");
-            put_literal(&mut text, &name);
-            text.extend_from_slice(b");");
-        }
-        Some(text)
+            put_literal(&mut text, name);
+            text.push(b')');
+            text
+        };
+        self.restore.iter().map(|name| text(name)).collect()
+    }
+
+    /// They have been put back.
+    pub fn restored(&mut self) {
+        self.restore = NameSet::new();
     }
 
     /// The present transaction runs code whose doings nobody can tell from its text.
@@ -431,9 +439,10 @@ mod tests {
         tracker.touch(b"work_mem");
         tracker.learn(&[pair("work_mem", "1MB")], b"app");
         tracker.reset_known();
-        let restore = String::from_utf8(tracker.take_restore().unwrap()).unwrap();
+        let restore = String::from_utf8(tracker.restore_texts().concat()).unwrap();
         assert!(restore.contains("'timezone','UTC'") && !restore.contains("work_mem"));
-        assert_eq!(tracker.take_restore(), None);
+        tracker.restored();
+        assert!(!tracker.restores());
         let probe = String::from_utf8(tracker.probe().unwrap().text).unwrap();
         assert!(probe.ends_with("IN ('timezone','work_mem')"), "{probe}");
         let rows = [

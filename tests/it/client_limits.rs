@@ -136,6 +136,105 @@ async fn a_stampede_fills_every_place_and_no_more() {
     }
 }
 
+/// How one of many connections that should be refused ends; its socket, which stays open as long as it is kept.
+async fn knock(address: std::net::SocketAddr) -> (Refused, Option<TcpStream>) {
+    let Ok(mut stream) = TcpStream::connect(address).await else {
+        return (Refused::Closed, None);
+    };
+    let parameters = [("user", "postgres"), ("database", "postgres")];
+    let startup = messages::startup(messages::PROTOCOL_3_0, &parameters);
+    let mut answer = Vec::new();
+    // It may be closed before it has said anything, which can be a reset.
+    let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, &startup).await;
+    let _ = stream.read_to_end(&mut answer).await;
+    let outcome = match answer.first() {
+        None => Refused::Closed,
+        Some(b'E') if answer.windows(6).any(|field| field == b"C53300") => Refused::Told,
+        Some(_) => panic!("let in, or told {:?}", String::from_utf8_lossy(&answer)),
+    };
+    (outcome, Some(stream))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    Told,
+    Closed,
+}
+
+/// Kilobytes of memory that a process has.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+        .expect("a size")
+}
+
+#[tokio::test]
+async fn ten_thousand_connections_at_a_limit_of_a_hundred_disturb_nobody() {
+    // Other tests of this process need some, too.
+    let descriptors = usize::try_from(pgweir::net::descriptors::raise()).unwrap_or(usize::MAX);
+    let count = descriptors.saturating_sub(2_000).min(10_000);
+    let mut log = std::io::stderr();
+    if count < 10_000 {
+        let why = format!("only {count} connections: the limit is {descriptors} descriptors\n");
+        std::io::Write::write_all(&mut log, why.as_bytes()).unwrap();
+    }
+    let pgweir = Options::new(shared::server())
+        .set("general.max_client_conn", "100")
+        .set("log.log_pooler_errors", "false")
+        .start();
+    let mut clients = Vec::new();
+    for _ in 0..100 {
+        clients.push(pgweir.client().await);
+    }
+    let before = resident(pgweir.pid());
+    let begun = Instant::now();
+    let mut knocking = JoinSet::new();
+    for _ in 0..count {
+        knocking.spawn(knock(pgweir.address));
+    }
+    let over = std::cell::Cell::new(false);
+    let stampede = async {
+        let (mut told, mut kept) = (0, Vec::with_capacity(count));
+        while let Some(outcome) = knocking.join_next().await {
+            let (refused, stream) = outcome.unwrap();
+            told += usize::from(refused == Refused::Told);
+            kept.push(stream);
+        }
+        over.set(true);
+        (told, kept)
+    };
+    let mut longest = Duration::ZERO;
+    let mut answered = 0;
+    let unaffected = async {
+        while !over.get() {
+            for (number, client) in clients.iter_mut().enumerate() {
+                let asked = Instant::now();
+                let answer = client.value(&format!("SELECT {number}")).await;
+                assert_eq!(answer, number.to_string());
+                longest = longest.max(asked.elapsed());
+                answered += 1;
+            }
+        }
+    };
+    let stampede = within_limit("the end of the stampede", stampede);
+    let ((told, kept), ()) = tokio::join!(stampede, unaffected);
+    let took = begun.elapsed();
+    let grown = resident(pgweir.pid()).saturating_sub(before);
+    let closed = count - told;
+    let line = format!(
+        "{count} connections at max_client_conn = 100 in {took:.1?}: {told} told 53300, {closed} closed; memory {before} kB \
+         and {grown} kB more; {answered} answers to the 100 meanwhile, the slowest in {longest:.0?}\n"
+    );
+    std::io::Write::write_all(&mut log, line.as_bytes()).unwrap();
+    assert_eq!(kept.len(), count);
+    assert!(told > 0 && grown < 16 * 1024, "{line}");
+    assert!(answered >= 100, "{line}");
+    for client in &mut clients {
+        assert_eq!(client.value("SELECT 1").await, "1");
+    }
+}
+
 #[tokio::test]
 async fn a_stampede_on_one_database_stays_within_its_limit() {
     let pgweir = Options::new(shared::server())

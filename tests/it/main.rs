@@ -29,6 +29,7 @@ mod extended;
 mod failover;
 mod http;
 mod lanes;
+mod page;
 mod page_access;
 mod passthrough;
 mod pins;

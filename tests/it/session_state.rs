@@ -550,3 +550,102 @@ async fn state_made_inside_code_does_not_reach_the_next_client() {
         assert_eq!(other.value(tenant).await, "", "{sql}");
     }
 }
+
+/// A step of the extended protocol without its Sync.
+fn step(portal: &str, sql: &str, rows: u32) -> Vec<u8> {
+    [
+        messages::parse("", sql, &[]),
+        messages::bind(portal, "", &[]),
+        messages::execute(portal, rows),
+    ]
+    .concat()
+}
+
+#[tokio::test]
+async fn what_is_reset_in_an_exchange_is_the_startup_value_for_the_rest_of_it() {
+    let startup = [("application_name", "mine"), ("options", "-c work_mem=1MB")];
+    let mut pair = pair_with("reset_inside", &startup, &[]).await;
+    for (reset, set) in [
+        ("RESET application_name", "SET application_name = 'other'"),
+        (
+            "SET application_name TO DEFAULT",
+            "SET application_name = 'other'",
+        ),
+        ("RESET ALL", "SET application_name = 'other'"),
+        ("RESET work_mem", "SET work_mem = '9MB'"),
+    ] {
+        for transaction in [false, true] {
+            if transaction {
+                pair.one.query("BEGIN").await.ok();
+            }
+            pair.one.query(set).await.ok();
+            let batch = [
+                step("", reset, 0),
+                step(
+                    "",
+                    "SELECT current_setting('application_name') || current_setting('work_mem')",
+                    0,
+                ),
+                messages::sync(),
+            ];
+            pair.one.send(&batch.concat()).await;
+            let reply = pair.one.reply().await.ok();
+            assert_eq!(reply.value(), "mine1MB", "{reset} {transaction}");
+            let tag = reset.split(' ').next().unwrap();
+            assert_eq!(reply.tags, [tag, "SELECT 1"], "{reset}");
+            if transaction {
+                pair.one.query("ROLLBACK").await.ok();
+            }
+            pair.one.query(reset).await.ok();
+        }
+        assert_eq!(
+            pair.show("application_name").await,
+            values("mine", ""),
+            "{reset}"
+        );
+    }
+    // One that failed resets nothing, nor does one that is still to run.
+    pair.one.query("SET work_mem = '9MB'").await.ok();
+    let batch = [
+        messages::parse("", "RESET work_mem", &[]),
+        messages::bind("later", "", &[]),
+        step("", "SHOW work_mem", 0),
+        messages::execute("later", 0),
+        step("", "SHOW work_mem", 0),
+        messages::sync(),
+    ];
+    pair.one.send(&batch.concat()).await;
+    assert_eq!(pair.one.reply().await.ok().column(), ["9MB", "1MB"]);
+    pair.assert_one_backend().await;
+}
+
+#[tokio::test]
+async fn a_reset_leaves_an_open_portal_alone() {
+    let mut pair = pair_with("reset_portal", &[("application_name", "mine")], &[]).await;
+    let client = &mut pair.one;
+    client
+        .query("BEGIN; SET application_name = 'other'")
+        .await
+        .ok();
+    let batch = [
+        messages::parse("reset", "RESET application_name", &[]),
+        step("", "SELECT generate_series(1, 3)", 1),
+        messages::sync(),
+    ];
+    client.send(&batch.concat()).await;
+    assert_eq!(client.reply().await.ok().column(), ["1"]);
+    let batch = [
+        messages::bind("p", "reset", &[]),
+        messages::execute("p", 0),
+        messages::sync(),
+    ];
+    client.send(&batch.concat()).await;
+    client.reply().await.ok();
+    client
+        .send(&[messages::execute("", 0), messages::sync()].concat())
+        .await;
+    assert_eq!(client.reply().await.ok().column(), ["2", "3"]);
+    assert_eq!(client.value("SHOW application_name").await, "mine");
+    client.query("COMMIT").await.ok();
+    assert_eq!(pair.show("application_name").await, values("mine", ""));
+}

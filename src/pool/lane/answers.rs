@@ -16,7 +16,7 @@ pub(super) struct Flight {
     /// The server answered with an error; unless parts of the answer are out, it is run again elsewhere.
     pub failed: bool,
     pub streams: bool,
-    /// It kept others waiting.
+    /// It kept others waiting, and the server was asked to cancel it.
     pub was_slow: bool,
     pub rows: u64,
 }
@@ -125,10 +125,11 @@ impl Receiver for Answers<'_> {
                 }
             }
             b::PARAMETER_STATUS | b::NOTIFICATION_RESPONSE if is_riders => {
+                // None of those under way has been told of it.
                 self.brought.is_odd = true;
-                if let Some(front) = self.flights.front_mut() {
-                    front.failed = true;
-                }
+                self.flights
+                    .iter_mut()
+                    .for_each(|flight| flight.failed = true);
             }
             b::READY_FOR_QUERY => {
                 self.ends = is_riders;

@@ -9,13 +9,15 @@ use std::task::{Context, Poll, Waker};
 use super::Lane;
 use crate::net::buffer::{give_storage, take_storage};
 use crate::session::mirror::Reported;
+use crate::session::settings::Settings;
 use crate::session::shape::Shape;
 
-/// Bytes of an answer that is still growing from which on it is passed on in pieces.
-const STREAM_AT: usize = 16 * 1024;
+/// Bytes of an answer that is still growing from which on it is passed on in pieces. Up to there a client that reads
+/// slowly delays nobody.
+const STREAM_AT: usize = 256 * 1024;
 
 /// Bytes of an answer that wait for its client; the lane is not read meanwhile. One read may exceed it by its size.
-const FULL_AT: usize = 64 * 1024;
+const FULL_AT: usize = STREAM_AT + 64 * 1024;
 
 /// What is sent.
 #[derive(Clone, Debug)]
@@ -66,6 +68,7 @@ struct Ride {
     request: Option<Request>,
     frames: Vec<u8>,
     told: Option<Arc<Reported>>,
+    settings: Option<Arc<Settings>>,
     answer: Vec<u8>,
     waker: Option<Waker>,
     lane: Weak<Lane>,
@@ -107,7 +110,7 @@ impl Seat {
         self: &Arc<Self>,
         lane: &Arc<Lane>,
         request: Request,
-        told: &Arc<Reported>,
+        (told, settings): (&Arc<Reported>, &Arc<Settings>),
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Ticket {
         let number = self.with(|ride| {
@@ -117,6 +120,7 @@ impl Seat {
             ride.frames = take_storage();
             write(&mut ride.frames);
             ride.told = Some(Arc::clone(told));
+            ride.settings = Some(Arc::clone(settings));
             ride.lane = Arc::downgrade(lane);
             ride.is_cancel_wanted = false;
             ride.number
@@ -171,7 +175,7 @@ impl Seat {
     /// A cancel request; false if nobody rides.
     pub fn cancel(&self) -> bool {
         let (found, woken, lane) = self.with(|ride| match ride.stage {
-            Stage::Queued | Stage::Sent => {
+            Stage::Queued | Stage::Sent | Stage::Ended(Outcome::Elsewhere { .. }) => {
                 // What the lane does with the old ticket is without effect from here on.
                 ride.number += 1;
                 ride.stage = Stage::Ended(Outcome::Canceled);
@@ -199,6 +203,7 @@ impl Ride {
         self.number += 1;
         self.request = None;
         self.told = None;
+        self.settings = None;
         give_storage(std::mem::take(&mut self.frames));
         give_storage(std::mem::take(&mut self.answer));
     }
@@ -210,11 +215,6 @@ impl Ticket {
             .with(|ride| (ride.number == self.number).then(|| change(ride)))
     }
 
-    /// Whether somebody still waits for the answer.
-    pub(super) fn is_good(&self) -> bool {
-        self.with(|_| ()).is_some()
-    }
-
     pub(super) fn is_cancel_wanted(&self) -> bool {
         self.with(|ride| std::mem::take(&mut ride.is_cancel_wanted)) == Some(true)
     }
@@ -223,11 +223,11 @@ impl Ticket {
     pub(super) fn send(
         &self,
         out: &mut Vec<u8>,
-        fits: impl FnOnce(&Request, &mut Arc<Reported>) -> bool,
+        fits: impl FnOnce(&Request, &mut Arc<Reported>, &Arc<Settings>) -> bool,
     ) -> Option<Request> {
         self.with(|ride| {
             let request = ride.request.take()?;
-            if !fits(&request, ride.told.as_mut()?) {
+            if !fits(&request, ride.told.as_mut()?, ride.settings.as_ref()?) {
                 return None;
             }
             out.extend_from_slice(&ride.frames);

@@ -115,7 +115,7 @@ impl Runner {
             .as_ref()
             .is_some_and(|lease| lease.identity.is_lost())
         {
-            return self.lose();
+            return self.lose(Outcome::Broken);
         }
         let mut moved = self.poll_lease(pool, cx);
         self.mind_the_front();
@@ -171,8 +171,17 @@ impl Runner {
             && (self.is_spoilt || !self.has_riders() || self.is_due(pool))
     }
 
+    /// Whether the connection is to be given back before more is sent on it.
     fn is_due(&self, pool: &Pool) -> bool {
-        pool.is_held() || (pool.waiting() > 0 && self.now.duration_since(self.leased) > TENURE)
+        let Some(lease) = &self.lease else {
+            return false;
+        };
+        pool.is_held()
+            || lease.identity.is_being_cancelled()
+            || (self.now.duration_since(self.leased) > TENURE
+                && (pool.waiting() > 0
+                    || pool.must_yield()
+                    || pool.objects.manager().is_outdated(lease, self.now)))
     }
 
     fn take(&mut self, lease: Lease, pool: &Pool) {
@@ -193,41 +202,31 @@ impl Runner {
         true
     }
 
-    /// What concerns the rider in front once it is alone: its cancel request, and that it may have left.
+    /// Passes on a cancel request for an answer that is being handed over; any other ends the ride by itself.
     fn mind_the_front(&mut self) {
-        let Some(front) = self.flights.front() else {
-            return;
-        };
-        if front.streams && front.ticket.is_cancel_wanted() {
-            self.leave_alone();
-            if let Some(lease) = &self.lease {
-                let limit = lease.pool().effective.load().timeouts.cancel_wait_timeout;
-                let (identity, dialer) = (Arc::clone(&lease.identity), Arc::clone(&self.dialer));
-                tasks::spawn("cancel", cancel::cancel(identity, dialer, limit));
-            }
-        }
-        let is_alone = self.lane.with(|queue| queue.is_shut);
-        if is_alone && self.flights.iter().all(|flight| !flight.ticket.is_good()) {
-            // Nobody waits for what is left: it is cancelled and drained away from here.
-            self.end_all();
-            self.give_back();
+        if let Some(front) = self.flights.front()
+            && front.streams
+            && front.ticket.is_cancel_wanted()
+        {
+            self.cancel();
         }
     }
 
-    /// Sends everybody but the rider in front the ordinary way, and lets nobody in until it is answered.
-    fn leave_alone(&mut self) {
+    /// Has the server cancel what is in front. Nobody is let in until what is under way is answered.
+    fn cancel(&mut self) {
         self.lane.with(|queue| queue.is_shut = true);
         self.lane.turn_away();
-        for flight in self.flights.iter().skip(1) {
-            flight.ticket.end(Outcome::Elsewhere { was_slow: false });
+        if let Some(lease) = &self.lease {
+            let limit = lease.pool().effective.load().timeouts.cancel_wait_timeout;
+            let (identity, dialer) = (Arc::clone(&lease.identity), Arc::clone(&self.dialer));
+            tasks::spawn("cancel", cancel::cancel(identity, dialer, limit));
         }
     }
 
-    /// Whatever is not answered has to be run elsewhere.
-    fn end_all(&mut self) {
+    /// Ends whatever is not answered.
+    fn end_all(&mut self, outcome: Outcome) {
         for flight in self.flights.drain(..) {
-            let was_slow = flight.was_slow;
-            flight.ticket.end(Outcome::Elsewhere { was_slow });
+            flight.ticket.end(outcome);
             self.lane.load.fetch_sub(1, Ordering::Relaxed);
         }
         self.is_planning = false;
@@ -303,8 +302,11 @@ impl Runner {
                 return;
             };
             let mirror = &mut lease.mirror;
-            let sent =
-                gather.own(|out| ticket.send(out, |request, told| fits(mirror, request, told)));
+            let sent = gather.own(|out| {
+                ticket.send(out, |request, told, settings| {
+                    same(&mirror.settings, settings) && fits(mirror, request, told)
+                })
+            });
             let Some(request) = sent else {
                 ticket.end(Outcome::Elsewhere { was_slow: false });
                 self.lane.load.fetch_sub(1, Ordering::Relaxed);
@@ -352,7 +354,7 @@ impl Runner {
         };
         let count = read.unwrap_or(0);
         if count == 0 {
-            return self.lose();
+            return self.lose(Outcome::Broken);
         }
         let sent = &pool.counters.sent_bytes;
         sent.fetch_add(count as u64, Ordering::Relaxed);
@@ -373,8 +375,12 @@ impl Runner {
         self.is_spoilt |= brought.is_odd;
         let is_at_rest = lease.expect.is_at_rest();
         self.account(&brought);
-        if received.is_err() || brought.is_over {
-            return self.lose();
+        if brought.is_over {
+            // The server has said so: what it did not answer it did not do.
+            return self.lose(Outcome::Elsewhere { was_slow: false });
+        }
+        if received.is_err() {
+            return self.lose(Outcome::Broken);
         }
         if is_at_rest {
             self.is_planning = false;
@@ -393,23 +399,17 @@ impl Runner {
     }
 
     /// The connection is of no use any more.
-    fn lose(&mut self) -> bool {
+    fn lose(&mut self, outcome: Outcome) -> bool {
         self.lease = None;
-        self.end_all();
+        self.end_all(outcome);
         self.lane.turn_away();
         true
     }
 
     /// Acts when the request in front, or a connection, was waited for too long.
     fn poll_patience(&mut self, pool: &Arc<Pool>, cx: &mut Context<'_>) -> Poll<()> {
-        let is_alone = self.lane.with(|queue| queue.is_shut);
-        if is_alone || !(self.is_waiting || self.is_planning || !self.flights.is_empty()) {
+        let Some(patience) = self.patience(pool) else {
             return Poll::Pending;
-        }
-        let patience = if self.is_waiting {
-            QUEUE_PATIENCE
-        } else {
-            PATIENCE
         };
         let at = self.since + patience;
         // A timer that rings early is set anew then, instead of for every request.
@@ -420,11 +420,32 @@ impl Runner {
             sleep.as_mut().reset(at);
         }
         ready!(sleep.as_mut().poll(cx));
-        if Instant::now() >= at {
+        self.now = Instant::now();
+        if self.now >= at {
             self.lose_patience(pool);
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// How long may be waited for what is waited for.
+    fn patience(&self, pool: &Pool) -> Option<Duration> {
+        let cancel_wait = || pool.effective.load().timeouts.cancel_wait_timeout;
+        if self.is_waiting {
+            Some(QUEUE_PATIENCE)
+        } else if self.is_planning {
+            Some(cancel_wait())
+        } else {
+            let front = self.flights.front()?;
+            // An answer that is being handed over goes at its client's pace, who has limits of its own.
+            (!front.streams).then(|| {
+                if front.was_slow {
+                    cancel_wait()
+                } else {
+                    PATIENCE
+                }
+            })
+        }
     }
 
     fn lose_patience(&mut self, pool: &Arc<Pool>) {
@@ -432,12 +453,18 @@ impl Runner {
             self.is_waiting = false;
             pool.withdraw(&self.waiter);
             self.lane.turn_away();
-        } else if let Some(front) = self.flights.front_mut() {
-            front.was_slow = true;
-            self.leave_alone();
-        } else {
-            // The plan takes long.
-            self.lose();
+            return;
+        }
+        match self.flights.front_mut() {
+            Some(front) if !front.was_slow => {
+                front.was_slow = true;
+                self.since = self.now;
+                self.cancel();
+            }
+            // Neither a cancel request nor time has helped.
+            _ => {
+                self.lose(Outcome::Broken);
+            }
         }
     }
 }
@@ -449,7 +476,7 @@ impl Drop for Runner {
         {
             pool.withdraw(&self.waiter);
         }
-        self.end_all();
+        self.end_all(Outcome::Broken);
         self.lane.turn_away();
     }
 }
