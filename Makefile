@@ -112,6 +112,9 @@ show-never-cross: rust packages ## 2,000 clients on 20 server connections under 
 	PGWEIR_CLIENTS=$${PGWEIR_CLIENTS:-2000} PGWEIR_BACKENDS=$${PGWEIR_BACKENDS:-20} PGWEIR_SECONDS=$${PGWEIR_SECONDS:-30} \
 		cargo test --release --test it crossing::no_client_gets_anothers_answer -- --nocapture
 
+show-page: build packages ## Pictures of the live page under the demo's load, into docs/screenshots (needs chromium)
+	tests/show.sh page
+
 show-demo: build packages ## psql through `pgweir demo`: \d, a transaction, COPY, \watch, Ctrl-C
 	tests/show.sh demo
 

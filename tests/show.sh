@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows on a scratch server what the pooler is for: tests/show.sh pgbench | primary_alone | import | demo
+# Shows on a scratch server what the pooler is for: tests/show.sh pgbench | primary_alone | import | demo | page
 # Needs the release binary (make build) and PostgreSQL's programs. Everything it makes is removed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -104,6 +104,24 @@ INI
   [ "$("$bin/psql" -h 127.0.0.1 -p "$port" -U postgres -At app -c 'SELECT 42')" = 42 ]
   if PGPASSWORD=wrong "$bin/psql" -h 127.0.0.1 -p "$port" -U postgres app -c 'SELECT 1' 2>/dev/null; then exit 1; fi
   echo "imported, checked and served; a wrong password is refused"
+}
+
+page() {
+  "$pgweir" demo --listen 127.0.0.1:0 --http 127.0.0.1:0 >"$folder/demo.out" 2>"$folder/pgweir.log" &
+  pgweir_pid=$!
+  local url=
+  for _ in $(seq 1200); do
+    url=$(sed -n 's/.*The live page: *//p' "$folder/demo.out")
+    [ -n "$url" ] && break
+    kill -0 "$pgweir_pid" || { cat "$folder/pgweir.log" >&2; exit 1; }
+    sleep 0.1
+  done
+  # Charts of nothing would show nothing.
+  sleep "${SECONDS_OF_LOAD:-180}"
+  python3 tests/drivers/page_shots.py "$url" docs/screenshots
+  kill -INT "$pgweir_pid" && wait "$pgweir_pid"
+  pgweir_pid=
+  echo "stopped"
 }
 
 demo() {

@@ -109,6 +109,7 @@ impl Receiver for Relay<'_> {
         }
         match owed.to {
             For::Refusal => drop(self.session.refusals.pop_front()),
+            For::Reparse if owed.statement == 0 => drop(self.session.names.own_none()),
             For::Local if owed.request == Request::DescribeStatement => {
                 self.session.prepared.descriptions.pop_front();
             }
@@ -216,6 +217,7 @@ impl Relay<'_> {
         match owed.to {
             For::Client | For::Refusal => {
                 self.session.timed_out = false;
+                self.session.prepared.edits = None;
                 match owed.request {
                     Request::Query => self.session.end_statement(HEADER + 1),
                     Request::Sync => self.session.end_exchange(),

@@ -99,7 +99,12 @@ impl Session {
         } else {
             self.pins
         };
-        self.set_pins(kept.union(left));
+        let names = if self.names.is_own() {
+            PinReason::SqlPrepare.into()
+        } else {
+            PinSet::EMPTY
+        };
+        self.set_pins(kept.union(left).union(names));
         self.unpinned = was_pinned && self.pins.is_empty();
     }
 

@@ -104,8 +104,7 @@ function valueAxis(plot, { ticks, y }, width, format) {
  * What is drawn where there are more points than pixels: the mean, or the worst, of a few at a time. Which few is
  * decided by the number of the last point, so that nothing shimmers as time goes by.
  */
-function thinned(points, newest, most, worst) {
-  const size = Math.ceil(points.length / most);
+function thinned(points, newest, size, worst) {
   if (size <= 1) return points.map((value, index) => [points.length - 1 - index, value]);
   const groups = new Map();
   points.forEach((value, index) => {
@@ -178,7 +177,7 @@ function lineChart(options) {
     const bottom = HEIGHT - MARGIN.bottom;
     const span = width - MARGIN.left - MARGIN.right;
     const drawn = series.map((one) =>
-      thinned(data.series[one.name], data.newest, span / (one.pixels ?? PIXELS), one.worst));
+      thinned(data.series[one.name], data.newest, Math.ceil((steps * (one.pixels ?? PIXELS)) / span), one.worst));
     const scale = scaleOf(drawn.flat().map(([, value]) => value), { log, least, bottom });
     valueAxis(plot, scale, width, tick);
     data.x = timeAxis(plot, { width, bottom, steps, step });

@@ -1,0 +1,51 @@
+"""Pictures of the live page: page_shots.py URL FOLDER. Light and dark, desktop and phone, and one statement's page."""
+
+import os
+import sys
+import time
+
+from browser import Browser, Missing, until
+
+READY = "return document.querySelectorAll('#statements-table tbody tr').length >= 8"
+STATEMENT = ("const link = [...document.querySelectorAll('#statements-table tbody a')]"
+             ".find((one) => one.textContent.includes('balances WHERE user_id')); link?.click(); return !!link")
+SHOTS = [
+    ("page-light.png", 1280, 1120, False, None),
+    ("page-dark.png", 1280, 1120, True, None),
+    ("page-phone-light.png", 360, 1600, False, None),
+    ("page-phone-dark.png", 360, 1600, True, None),
+    ("page-statement.png", 1280, 900, False, STATEMENT),
+]
+BYTES_MAX = 300_000
+
+
+def shoot(url, path, width, height, dark, script):
+    with Browser(width, height, dark) as browser:
+        browser.go(url)
+        until("the page to show statements", lambda: browser.run(READY))
+        if script:
+            until("the statement", lambda: browser.run(script))
+            until("its histogram", lambda: browser.run("return document.querySelectorAll('.heat rect').length > 0"))
+        # A few seconds more, so that the charts move.
+        time.sleep(3)
+        sideways = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert sideways == 0, f"{path}: scrolls sideways by {sideways} pixels"
+        complaints = browser.console()
+        assert not complaints, complaints
+        browser.screenshot(path)
+    size = os.path.getsize(path)
+    assert size < BYTES_MAX, f"{path}: {size} bytes"
+    print(f"{path}: {width} x {height}, {size // 1000} kB")
+
+
+def main():
+    url, folder = sys.argv[1:]
+    os.makedirs(folder, exist_ok=True)
+    for name, *how in SHOTS:
+        shoot(url, os.path.join(folder, name), *how)
+
+
+try:
+    main()
+except Missing as reason:
+    print(f"no pictures: {reason}")
