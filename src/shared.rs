@@ -23,6 +23,7 @@ use crate::net::tls::ClientTlsContext;
 use crate::pool::auth_query::AuthQuery;
 use crate::pool::{Pool, Pools};
 use crate::registry::Registry;
+use crate::routing::reason::Decisions;
 use crate::session::statements::{Global, Statement};
 use crate::sql::known::{Known, KnownStatements};
 use crate::traces::Tracer;
@@ -101,6 +102,8 @@ pub struct Shared {
     pub config: Arc<ArcSwap<Config>>,
     pub pools: Arc<Pools>,
     pub clusters: Clusters,
+    /// Where statements went, and why.
+    pub routes: Decisions,
     pub access: ArcSwap<Access>,
     /// `None` where clients are offered no TLS.
     pub client_tls: ArcSwap<Option<ClientTlsContext>>,

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::nodes::{ClusterStatus, NodeStatus};
+use self::nodes::{ClusterStatus, NodeStatus, RouteStatus};
 use self::pins::PinStatus;
 use crate::cluster::Clusters;
 use crate::config::model::{Config, PoolMode};
@@ -135,6 +135,7 @@ pub struct Snapshot {
     pub pins: Vec<PinStatus>,
     pub nodes: Vec<NodeStatus>,
     pub clusters: Vec<ClusterStatus>,
+    pub routes: Vec<RouteStatus>,
     pub databases: Vec<DatabaseStatus>,
     pub users: Vec<UserStatus>,
     /// Statements, those with the most time first.
@@ -186,7 +187,7 @@ impl Snapshot {
             traces_exported: shared.tracer.exported_count(),
             traces_dropped: shared.tracer.dropped_count(),
         };
-        let snapshot = Self::take(
+        let mut snapshot = Self::take(
             shared.config.load_full(),
             (&shared.pools, &shared.clusters),
             &shared.registry,
@@ -196,7 +197,9 @@ impl Snapshot {
             },
             shared.connections.load(Ordering::SeqCst),
         );
-        Self { notes, ..snapshot }
+        snapshot.notes = notes;
+        snapshot.routes = nodes::routes(shared);
+        snapshot
     }
 
     /// `connections` counts those accepted and not ended.
@@ -223,6 +226,7 @@ impl Snapshot {
             paused: pools.is_paused(),
             nodes: nodes::nodes(clusters, &servers),
             clusters: nodes::clusters(clusters),
+            routes: Vec::new(),
             pools: pool_rows,
             config,
             clients,

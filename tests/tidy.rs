@@ -65,8 +65,18 @@ const ALLOWED: [(&str, &[&str]); 32] = [
     (
         "shared",
         &[
-            "auth", "net", "session", "meter", "journal", "traces", "sql", "pool", "cluster",
-            "cache", "registry",
+            "auth",
+            "net",
+            "session",
+            "meter",
+            "journal",
+            "traces",
+            "sql",
+            "pool",
+            "cluster",
+            "cache",
+            "registry",
+            "routing::reason",
         ],
     ),
     ("frontend", &["*", "registry", "shared"]),
@@ -81,6 +91,7 @@ const ALLOWED: [(&str, &[&str]); 32] = [
             "cache",
             "registry",
             "shared",
+            "routing::reason",
         ],
     ),
     (

@@ -165,7 +165,7 @@ impl Session {
         {
             self.parse_again(frame, parse, gather);
             return Ok(true);
-        } else if self.pins.contains(PinReason::SqlPrepare) {
+        } else if self.names.get(parse.name).is_some() || self.has_own_names() {
             // The backend may have the name, too.
             named.own_on = self.lease.as_ref().map_or(0, |lease| lease.id);
             self.owe(renames(Request::Parse, For::Client, 0));
@@ -262,20 +262,25 @@ impl Session {
         }
     }
 
+    /// Whether the statement `name`, if its own text names prepared statements, has what it needs.
+    fn may_bind(&mut self, name: &[u8], gather: &mut Gather) -> bool {
+        let names_some = |statement: &Arc<Prepared>| statement.known.prepared != PreparedUse::None;
+        let named = self.names.get(name).map(|named| &named.statement);
+        let Some(statement) = named.filter(|it| names_some(it)).cloned() else {
+            return true;
+        };
+        let text = statement.body.split(|&byte| byte == 0).next();
+        self.step_prepared(text.unwrap_or_default(), &statement.known, gather)
+    }
+
     /// False if what the client was told of the statement has to be compared with what the backend has first.
     pub(super) fn bind(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         let bind =
             Bind::read(frame.payload).ok_or_else(|| violation(FrameError::Malformed('B')))?;
-        let named = self.names.get(bind.statement).cloned();
-        if let Some(named) = &named
-            && named.statement.known.prepared != PreparedUse::None
-        {
-            let text = named.statement.body.split(|&byte| byte == 0).next();
-            let known = &named.statement.known;
-            if !self.step_prepared(text.unwrap_or_default(), known, gather) {
-                return Ok(false);
-            }
+        if !self.may_bind(bind.statement, gather) {
+            return Ok(false);
         }
+        let named = self.names.get(bind.statement).cloned();
         let is_own = named.as_ref().is_some_and(|named| self.is_own(named));
         let is_global = !bind.statement.is_empty() && !is_own;
         if let Some(named) = named.as_ref().filter(|_| is_global) {
@@ -308,6 +313,7 @@ impl Session {
             self.note(&statement.known)?;
             self.guard_sequences(&statement.known, gather);
         }
+        self.note_sent(statement.as_ref().map(|statement| &*statement.known));
         if !is_own {
             self.ensure(bind.statement, statement.as_ref(), gather);
         }
@@ -395,7 +401,7 @@ impl Session {
                 gather.input(frame.range());
             }
             // The name may be one that SQL has prepared, or that was parsed twice: those are the backend's own.
-            Target::Statement(name) if self.pins.contains(PinReason::SqlPrepare) => {
+            Target::Statement(name) if self.has_own_names() => {
                 self.names.change(name, None);
                 self.owe(renames(Request::Close, For::Client, 0));
                 gather.input(frame.range());

@@ -48,7 +48,7 @@ pub(super) struct Underway {
     /// The backend has the client's own names until the exchange ends.
     unlists: bool,
     /// What was replaced in the text of the query under way.
-    edits: Option<Box<Edits>>,
+    pub edits: Option<Box<Edits>>,
     /// Descriptions that pgweir gives itself, in that order.
     pub descriptions: VecDeque<Arc<Description>>,
     /// The statement that was parsed anew in this exchange because its shape was in doubt; 0 for none.
@@ -73,7 +73,9 @@ impl Session {
     fn is_answered(&self) -> bool {
         self.lease.as_ref().is_none_or(|lease| {
             let mut owed = lease.expect.iter();
-            owed.all(|owed| matches!(owed.to, For::Plan | For::Probe | For::Evict))
+            // Behind nothing of the server's, pgweir's own answers are certain.
+            let own = |to| matches!(to, For::Plan | For::Probe | For::Evict | For::Local);
+            owed.all(|owed| own(owed.to))
         })
     }
 
@@ -91,13 +93,18 @@ impl Session {
             return Ok(false);
         }
         let refs = details(text, self.lex_options()).prepared;
+        let executed = self.executed(&refs);
+        let names_more = |it: &Name| it.statement.known.prepared != PreparedUse::None;
+        // What is executed may itself list, execute or change what is prepared.
+        let inner = executed.iter().find(|it| names_more(it)).cloned();
         let is_renamed =
-            known.prepared == PreparedUse::Renamed && !self.pins.contains(PinReason::SqlPrepare);
-        if !is_renamed && let Some(refusal) = self.keep_names(known) {
+            known.prepared == PreparedUse::Renamed && inner.is_none() && !self.has_own_names();
+        let outer = inner.as_ref().map_or(known, |inner| &inner.statement.known);
+        if !is_renamed && let Some(refusal) = self.keep_names(outer) {
             self.refuse_query(frame, Some(Arc::clone(known)), refusal, gather);
             return Ok(true);
         }
-        for named in self.executed(&refs) {
+        for named in &executed {
             let executed = &named.statement.known;
             if let Some(refusal) = self.pin(executed.pins, Some(executed)) {
                 self.refuse_query(frame, Some(Arc::clone(known)), refusal, gather);
@@ -112,13 +119,18 @@ impl Session {
         let rewritten = if is_renamed {
             self.rename(text, &refs, gather)
         } else {
-            let ahead = self.use_own_names(known, &refs, gather);
+            let ahead = self.use_own_names(outer, &refs, gather);
             Rewritten::plain(text, ahead)
         };
         self.send_rewritten(rewritten, gather);
         self.unlist(gather);
         self.probe(gather);
         Ok(true)
+    }
+
+    /// Whether the backend is kept for the client's own names.
+    pub(super) fn has_own_names(&self) -> bool {
+        self.names.is_own() || self.pins.contains(PinReason::SqlPrepare)
     }
 
     /// The backend is to have the client's own names, for this text or, unless it only lists them, for good: notes that,
@@ -234,8 +246,8 @@ impl Session {
         known: &Known,
         gather: &mut Gather,
     ) -> bool {
-        let waits = |lease: &Lease| lease.expect.has_earlier() && !lease.expect.skips_the_next();
-        if self.lease.as_ref().is_some_and(waits) {
+        let skips = |lease: &Lease| lease.expect.skips_the_next();
+        if !self.is_answered() && !self.lease.as_ref().is_some_and(skips) {
             self.held_up = true;
             gather.own(|out| out.extend_from_slice(&f::FLUSH_FRAME));
             return false;
@@ -342,11 +354,9 @@ impl Session {
             self.give_own(name, named, gather);
             self.names.own(name, backend);
         }
-        for reference in refs {
-            if reference.action != PreparedAction::Execute {
-                // What the name means is known to the backend alone.
-                self.names.disown(reference.name.as_bytes());
-            }
+        let changes = |it: &PreparedRef<'_>| it.action != PreparedAction::Execute;
+        if refs.iter().any(changes) {
+            self.names.own_for_good();
         }
         !missing.is_empty()
     }
@@ -387,25 +397,16 @@ impl Session {
     /// Takes back the names that a list of the client's statements was given for, at the end of its exchange; a backend
     /// that is kept keeps them.
     pub(super) fn unlist(&mut self, gather: &mut Gather) {
-        if !std::mem::take(&mut self.prepared.unlists) || self.pins.contains(PinReason::SqlPrepare)
-        {
+        if !std::mem::take(&mut self.prepared.unlists) || self.has_own_names() {
             return;
         }
-        let Some(backend) = self.lease.as_ref().map(|lease| lease.id) else {
-            return;
-        };
-        let own = self
-            .names
-            .iter()
-            .filter(|(_, named)| named.own_on == backend);
-        let own: Vec<Box<[u8]>> = own.map(|(name, _)| name.into()).collect();
+        let own = self.names.own_none();
         if own.is_empty() {
             return;
         }
         for name in own {
             gather.own(|out| f::put_statement_target(out, f::CLOSE, &name));
             self.owe(Owed::new(Request::Close, For::Evict));
-            self.names.own(&name, 0);
         }
         gather.own(|out| out.extend_from_slice(&f::SYNC_FRAME));
         self.owe(Owed::new(Request::Sync, For::Evict));
@@ -413,6 +414,8 @@ impl Session {
 
     fn give_own(&mut self, name: &[u8], named: &Name, gather: &mut Gather) {
         let spelled = named.spelled.as_deref().unwrap_or(name);
+        gather.own(|out| f::put_statement_target(out, f::CLOSE, name));
+        self.owe(Owed::new(Request::Close, For::Evict));
         if let Some(text) = named.statement.prepare_text(spelled) {
             self.run_own(&text, 0, For::Reparse, gather);
         } else {

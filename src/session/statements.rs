@@ -193,6 +193,8 @@ pub struct Names<T> {
     unconfirmed: VecDeque<Change<T>>,
     /// Which exchange is being sent.
     exchange: u64,
+    /// See [`Self::own_for_good`].
+    is_own: bool,
 }
 
 #[derive(Debug)]
@@ -210,6 +212,7 @@ impl<T> Default for Names<T> {
             retired: None,
             unconfirmed: VecDeque::new(),
             exchange: 0,
+            is_own: false,
         }
     }
 }
@@ -242,9 +245,28 @@ impl<T> Names<T> {
         }
     }
 
-    /// What `name` stands for is the backend's affair from now on.
-    pub fn disown(&mut self, name: &[u8]) {
-        self.put(name, None);
+    /// No backend knows the client's names any more, or they may not be there. Returns those it was thought to know,
+    /// of names under change as well.
+    pub fn own_none(&mut self) -> Vec<Box<[u8]>> {
+        let all = self.named.iter_mut().flat_map(|all| all.iter_mut());
+        let changed = self.unconfirmed.iter_mut();
+        let changed = changed.filter_map(|change| Some((&change.name, change.before.as_mut()?)));
+        all.chain(changed)
+            .filter_map(|(name, named)| {
+                let was_own = std::mem::take(&mut named.own_on) != 0;
+                was_own.then(|| name.clone())
+            })
+            .collect()
+    }
+
+    /// The backend changes what names mean, unseen: they are its affair until all are gone.
+    pub fn own_for_good(&mut self) {
+        self.is_own = true;
+    }
+
+    /// Whether only the backend knows what names mean.
+    pub fn is_own(&self) -> bool {
+        self.is_own
     }
 
     /// Every name but the empty one, with what it stands for.
@@ -393,6 +415,7 @@ impl<T> Names<T> {
 
     /// `DEALLOCATE ALL` or `DISCARD ALL` succeeded: the named ones are gone, save those parsed behind it.
     pub fn forget_all(&mut self) {
+        self.is_own = false;
         self.retired.clone_from(&self.named);
         let mut named = NameMap::default();
         for change in &mut self.unconfirmed {

@@ -24,7 +24,7 @@ use crate::support::wait::eventually;
 const CASES: u32 = 60;
 
 /// Texts for both protocols; `$1` is an integer. Transactions, settings and errors among them.
-const TEXTS: [&str; 36] = [
+const TEXTS: [&str; 43] = [
     "SELECT 1 AS one",
     "SELECT $1::int4 + 1 AS n",
     "SELECT g, $1::int4 FROM generate_series(1, 5) g",
@@ -61,6 +61,13 @@ const TEXTS: [&str; 36] = [
     "DEALLOCATE ALL",
     "DISCARD ALL",
     "SELECT count(*) FROM pg_listening_channels()",
+    "PREPARE s1 AS SELECT 'of SQL'",
+    "PREPARE s2 AS SELECT $1::int4",
+    "EXECUTE s1",
+    "EXECUTE s2(1); EXECUTE s1",
+    "DEALLOCATE s1",
+    "DEALLOCATE s2; PREPARE s2 AS SELECT 2",
+    "SELECT name, from_sql FROM pg_prepared_statements WHERE name <> '' ORDER BY name",
 ];
 
 /// One message of an exchange. Names are indexes into `NAMES` and `PORTALS`.

@@ -39,6 +39,7 @@ mod queries_at_scale;
 mod refusals;
 mod reload;
 mod replication;
+mod routing;
 mod same;
 mod scraping;
 mod sequences;
