@@ -28,6 +28,7 @@ use crate::pool::auth_query::AuthQuery;
 use crate::pool::{Pools, steward};
 use crate::registry::Order;
 use crate::reload::{Parts, ReloadError, Reloader, Source};
+use crate::routing::reason::Decisions;
 use crate::server::{self, Listener};
 use crate::session::statements::Global;
 use crate::shared::Shared;
@@ -156,6 +157,7 @@ fn share(parts: Parts) -> Arc<Shared> {
     Arc::new(Shared {
         secrets: AuthQuery::new(Arc::clone(&config), Arc::clone(&pools)),
         clusters: Clusters::new(&pools),
+        routes: Decisions::default(),
         config,
         pools,
         registry: Arc::default(),

@@ -23,6 +23,7 @@
 //! - [`backend`]: one server connection: login, sending, receiving, cancelling.
 //! - [`pool`]: who gets a backend, caps, waiting, opening, cleaning, closing.
 //! - [`cluster`]: the servers of a cluster: who is the primary, how far the replicas are; failover.
+//! - [`routing`]: where a statement runs: what is proved of it, what it must see, which replica.
 //! - [`registry`]: connected clients: their cancel keys, states, and orders to them.
 //! - [`shared`]: what all sessions of the process have in common.
 //! - [`frontend`]: a client's connection from its first byte to its last: startup, login, the session's loop.
@@ -98,6 +99,7 @@ pub mod pool;
 pub mod registry;
 pub mod reload;
 pub mod retry;
+pub mod routing;
 pub mod server;
 pub mod session;
 pub mod shared;

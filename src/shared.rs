@@ -22,6 +22,7 @@ use crate::net::tls::ClientTlsContext;
 use crate::pool::Pools;
 use crate::pool::auth_query::AuthQuery;
 use crate::registry::Registry;
+use crate::routing::reason::Decisions;
 use crate::session::statements::{Global, Statement};
 use crate::sql::known::{Known, KnownStatements};
 
@@ -88,6 +89,8 @@ pub struct Shared {
     pub config: Arc<ArcSwap<Config>>,
     pub pools: Arc<Pools>,
     pub clusters: Clusters,
+    /// Where statements went, and why.
+    pub routes: Decisions,
     pub access: ArcSwap<Access>,
     /// `None` where clients are offered no TLS.
     pub client_tls: ArcSwap<Option<ClientTlsContext>>,

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::nodes::{ClusterStatus, NodeStatus};
+use self::nodes::{ClusterStatus, NodeStatus, RouteStatus};
 use self::pins::PinStatus;
 use crate::cluster::Clusters;
 use crate::config::model::{Config, PoolMode};
@@ -134,6 +134,7 @@ pub struct Snapshot {
     pub pins: Vec<PinStatus>,
     pub nodes: Vec<NodeStatus>,
     pub clusters: Vec<ClusterStatus>,
+    pub routes: Vec<RouteStatus>,
     pub databases: Vec<DatabaseStatus>,
     pub users: Vec<UserStatus>,
     /// Statements, those with the most time first.
@@ -156,7 +157,7 @@ pub struct Counted<'a> {
 impl Snapshot {
     /// Everything now.
     pub fn of(shared: &Shared) -> Self {
-        Self::take(
+        let mut snapshot = Self::take(
             shared.config.load_full(),
             (&shared.pools, &shared.clusters),
             &shared.registry,
@@ -165,7 +166,9 @@ impl Snapshot {
                 recent: &shared.recent,
             },
             shared.connections.load(Ordering::SeqCst),
-        )
+        );
+        snapshot.routes = nodes::routes(shared);
+        snapshot
     }
 
     /// `connections` counts those accepted and not ended.
@@ -191,6 +194,7 @@ impl Snapshot {
             paused: pools.is_paused(),
             nodes: nodes::nodes(clusters, &servers),
             clusters: nodes::clusters(clusters),
+            routes: Vec::new(),
             pools: pool_rows,
             config,
             clients,

@@ -1,4 +1,4 @@
-//! `SHOW NODES`, and taking a replica out of service: `DRAIN` and `UNDRAIN`.
+//! `SHOW NODES` and `SHOW ROUTES`, and taking a replica out of service: `DRAIN` and `UNDRAIN`.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use super::command::{Outcome, done};
 use super::table::{Column, Row, Value, int8, text};
 use crate::error::{Report, SqlState};
 use crate::shared::Shared;
-use crate::status::nodes::NodeStatus;
+use crate::status::nodes::{NodeStatus, RouteStatus};
 
 const OBJECT_NOT_IN_PREREQUISITE_STATE: SqlState = SqlState(*b"55000");
 
@@ -32,6 +32,23 @@ pub(super) const NODES: [Column; 20] = [
     text("error"),
     text("cluster"),
 ];
+
+pub(super) const ROUTES: [Column; 4] = [
+    text("target"),
+    text("reason"),
+    int8("count"),
+    text("description"),
+];
+
+/// The row of one reason.
+pub(super) fn route(route: &RouteStatus) -> Row {
+    vec![
+        route.target.into(),
+        route.reason.into(),
+        route.count.into(),
+        route.description.into(),
+    ]
+}
 
 fn millis(duration: Duration) -> Value {
     Value::Number(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))

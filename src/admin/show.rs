@@ -1,7 +1,7 @@
 //! What `SHOW` can show: names and columns. Which columns a table has does not depend on what is in it, so that
 //! Describe can be answered before anything is run.
 
-use super::nodes::NODES;
+use super::nodes::{NODES, ROUTES};
 use super::pins::PINS;
 use super::queries;
 use super::table::{Column, int4, int8, numeric, text};
@@ -28,6 +28,7 @@ pub enum Show {
     Pins,
     Pools,
     Queries,
+    Routes,
     Servers,
     /// The latest slow statements.
     Slow,
@@ -46,7 +47,7 @@ pub enum Show {
     Parameter(usize),
 }
 
-const NAMES: [(&str, Show); 29] = [
+const NAMES: [(&str, Show); 30] = [
     ("active_sockets", Show::ActiveSockets),
     ("clients", Show::Clients),
     ("config", Show::Config),
@@ -65,6 +66,7 @@ const NAMES: [(&str, Show); 29] = [
     ("pins", Show::Pins),
     ("pools", Show::Pools),
     ("queries", Show::Queries),
+    ("routes", Show::Routes),
     ("servers", Show::Servers),
     ("slow", Show::Slow),
     ("sockets", Show::Sockets),
@@ -144,6 +146,13 @@ const DATABASES: [Column; 18] = [
     int4("disabled"),
     // PgBouncer's name before 1.24, which Debian's prometheus-pgbouncer-exporter reads.
     int4("reserve_pool"),
+];
+
+const PEERS: [Column; 4] = [
+    int4("peer_id"),
+    text("host"),
+    int4("port"),
+    int4("pool_size"),
 ];
 
 const POOLS: [Column; 17] = [
@@ -308,16 +317,8 @@ impl Show {
                 }
             }
             Self::Nodes => &NODES,
-            Self::Peers => {
-                const {
-                    &[
-                        int4("peer_id"),
-                        text("host"),
-                        int4("port"),
-                        int4("pool_size"),
-                    ]
-                }
-            }
+            Self::Routes => &ROUTES,
+            Self::Peers => &PEERS,
             Self::PeerPools => {
                 const {
                     &[
@@ -359,7 +360,7 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tSHOW QUERIES|SLOW|ERRORS|WAITS|LOCKS|PINS\n\
     \tSHOW ... [LIKE '<pattern>'] [WHERE <column> <operator> <value> [AND ...]]\n\
     \t         [ORDER BY <column> [DESC], ...] [LIMIT <count>]\n\
-    \tSHOW NODES\n\
+    \tSHOW NODES|ROUTES\n\
     \tSET key = value\n\
     \tRELOAD\n\
     \tPAUSE [<db>]\n\

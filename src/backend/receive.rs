@@ -60,6 +60,8 @@ pub trait Receiver {
     fn message(&mut self, backend: &Backend, received: Received, tag: u8, payload: &[u8]) -> bool;
     /// The server skipped this after an error.
     fn skipped(&mut self, owed: Owed);
+    /// A row for the client begins.
+    fn row(&mut self) {}
 }
 
 /// Hears nothing: for connections being cleaned.
@@ -147,6 +149,9 @@ pub fn receive(
             received => received?,
         };
         let mut to_client = matches!(received.owed.to, For::Client | For::Refusal);
+        if header.tag == b::DATA_ROW && to_client {
+            receiver.row();
+        }
         if is_state {
             to_client |= header.tag == b::ERROR_RESPONSE
                 && (matches!(received.owed.to, For::Reparse | For::Shape) || b::is_fatal(payload));

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::config::model;
 
@@ -21,22 +22,46 @@ pub struct Node {
     pub(super) wake: Notify,
 }
 
+/// After this long without an answer half of what is known of a server's latency is forgotten: one that was slow once
+/// is tried again.
+const HALF_LIFE: Duration = Duration::from_millis(200);
+
 /// What balancing goes by.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Load {
     /// Reads that were sent and are not answered.
     pub outstanding: AtomicUsize,
     /// How long reads take, as an average that forgets, in microseconds; 0 until there was one.
     latency: AtomicU32,
+    /// When the last one was answered, in milliseconds since `born`.
+    answered: AtomicU64,
+    born: Instant,
     /// Reads sent here.
     pub reads: AtomicU64,
     /// Reads that had to be run elsewhere.
     pub failed: AtomicU64,
 }
 
+impl Default for Load {
+    fn default() -> Self {
+        Self {
+            outstanding: AtomicUsize::new(0),
+            latency: AtomicU32::new(0),
+            answered: AtomicU64::new(0),
+            born: Instant::now(),
+            reads: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+        }
+    }
+}
+
 impl Load {
+    fn age(&self, now: Instant) -> u64 {
+        u64::try_from(now.duration_since(self.born).as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// A read was answered. Two at the same time may lose one of them, which does not matter to an average.
-    pub fn answered(&self, took: Duration) {
+    pub fn answered(&self, took: Duration, now: Instant) {
         let took = u32::try_from(took.as_micros()).unwrap_or(u32::MAX).max(1);
         let before = self.latency.load(Ordering::Relaxed);
         let next = if before == 0 {
@@ -45,6 +70,18 @@ impl Load {
             before - before / 8 + took / 8
         };
         self.latency.store(next.max(1), Ordering::Relaxed);
+        self.answered.store(self.age(now), Ordering::Relaxed);
+    }
+
+    /// What a read would take, for all that is known at `now`.
+    pub fn expected(&self, now: Instant) -> Duration {
+        let silent = self
+            .age(now)
+            .saturating_sub(self.answered.load(Ordering::Relaxed));
+        let halvings = u128::from(silent) / HALF_LIFE.as_millis();
+        let halvings = u32::try_from(halvings).unwrap_or(u32::MAX);
+        let latency = self.latency.load(Ordering::Relaxed);
+        Duration::from_micros(latency.checked_shr(halvings).unwrap_or(0).into())
     }
 
     /// How long reads take lately.
@@ -77,17 +114,21 @@ mod tests {
     #[test]
     fn latency_follows_what_is_measured() {
         let load = Load::default();
-        load.answered(Duration::from_micros(800));
+        let now = Instant::now();
+        load.answered(Duration::from_micros(800), now);
         assert_eq!(load.latency(), Duration::from_micros(800));
         for _ in 0..100 {
-            load.answered(Duration::from_micros(8));
+            load.answered(Duration::from_micros(8), now);
         }
         assert!(
             load.latency() < Duration::from_micros(20),
             "{:?}",
             load.latency()
         );
-        load.answered(Duration::from_secs(100_000));
+        load.answered(Duration::from_secs(100_000), now);
         assert!(load.latency() > Duration::from_secs(500));
+        assert_eq!(load.expected(now), load.latency());
+        let later = now + Duration::from_secs(60);
+        assert_eq!(load.expected(later), Duration::ZERO);
     }
 }

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::lsn::Lsn;
 use super::node::Node;
-use super::samples::{Fresh, Tick};
+use super::samples::Fresh;
+pub use super::samples::Tick;
 use super::state::NodeState;
 
 /// How long a replica that came back takes to its full share of the reads.

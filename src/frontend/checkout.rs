@@ -11,6 +11,7 @@ use crate::error::UserFacing;
 use crate::net::buffer::Gather;
 use crate::pool::Lease;
 use crate::pool::reset::{self, Residue};
+use crate::pool::waiter::CheckoutError;
 use crate::session::plan::{self, Pace};
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{For, Owed, Request};
@@ -22,8 +23,16 @@ pub(super) const QUESTION: u64 = u64::MAX;
 impl Session {
     /// Gets a backend for the statement in front, or queues for one. True if there is one now and the client's bytes
     /// may follow.
-    pub(super) fn check_out(&mut self, gather: &mut Gather) -> bool {
-        self.effective = self.pool.effective.load_full();
+    pub(super) fn check_out(&mut self, input: &[u8], gather: &mut Gather) -> bool {
+        self.refresh();
+        match self.check_out_for_read(input, gather) {
+            Some(got) => got,
+            None => self.check_out_primary(gather),
+        }
+    }
+
+    /// The same on the primary.
+    pub(super) fn check_out_primary(&mut self, gather: &mut Gather) -> bool {
         if let Some(lease) = self.pool.try_checkout() {
             self.begin(lease, gather)
         } else {
@@ -52,13 +61,14 @@ impl Session {
         match outcome {
             Ok(lease) => {
                 let mut gather = Gather::take();
-                self.begin(lease, &mut gather);
+                self.take_granted(lease, &mut gather);
                 self.send_to_server(cx, &mut gather, &[]);
                 gather.give();
             }
+            Err(error) if self.goes_elsewhere(&error) => {}
             Err(error) => {
                 // A client whose waiting was ended from outside still has its place in the queue.
-                self.pool.withdraw(&self.entry.waiter);
+                self.stop_waiting();
                 self.enter(Phase::Idle);
                 self.refuse(&error.report(), cx)?;
             }
@@ -67,9 +77,40 @@ impl Session {
         Ok(true)
     }
 
+    /// Has the session ask anew where it waited for a replica in vain; `error` says why. False if it did not wait for
+    /// one, or was told to stop waiting.
+    fn goes_elsewhere(&mut self, error: &CheckoutError) -> bool {
+        let queue = self
+            .routes
+            .as_ref()
+            .and_then(|routes| routes.queue.as_ref());
+        match queue {
+            Some((pool, place)) if !matches!(error, CheckoutError::Canceled) => {
+                pool.withdraw(&self.entry.waiter);
+                let place = *place;
+                self.ask_again(place);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Leaves the queue; what was waited for is not run.
+    pub(super) fn stop_waiting(&mut self) {
+        self.queue().withdraw(&self.entry.waiter);
+        if let Some(routes) = &mut self.routes {
+            routes.queue = None;
+            routes.trial = None;
+            routes.patience = None;
+            routes.reopen = None;
+            routes.avoid = 0;
+        }
+        self.in_transaction = false;
+    }
+
     /// Makes `lease` this session's: adds the messages that bring it to the session's settings. False if their answer
     /// must be awaited.
-    fn begin(&mut self, lease: Lease, gather: &mut Gather) -> bool {
+    pub(super) fn begin(&mut self, lease: Lease, gather: &mut Gather) -> bool {
         self.in_transaction = false;
         self.transaction_since = self.now;
         match &lease.pool().key.node {
@@ -84,6 +125,7 @@ impl Session {
             .assignments
             .fetch_add(1, Ordering::Relaxed);
         let awaited = self.plan(gather) == Pace::Awaited;
+        self.reopen(gather);
         self.enter(if awaited {
             Phase::Planning
         } else {
@@ -162,6 +204,9 @@ impl Session {
             self.since = self.now;
             return Ok(());
         }
+        if self.failed_trial().is_some() {
+            return self.run_elsewhere(cx);
+        }
         self.in_transaction = lease.status != TransactionStatus::Idle;
         self.copies_in = false;
         self.discards = false;
@@ -177,6 +222,7 @@ impl Session {
             return Ok(());
         }
         self.transaction_since = self.now;
+        self.note_rest();
         if self.settings.is_touched() {
             let mut gather = Gather::take();
             self.probe(&mut gather);
@@ -190,6 +236,9 @@ impl Session {
 
     /// Gives the backend back, unless the session keeps it.
     fn release(&mut self) {
+        if self.leave_replica() {
+            self.lease = None;
+        }
         let keeps = !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session;
         if keeps {
             self.short = None;

@@ -14,11 +14,16 @@ use crate::error::{Report, SqlState, UserFacing};
 use crate::pool::Lease;
 use crate::tasks;
 
+/// How often a read that waits for a replica to catch up looks whether one has.
+const PATIENCE_LOOK: Duration = Duration::from_millis(5);
+
 /// A limit of the configuration, by its setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Limit {
     QueryWait,
     QueryWaitNotify,
+    /// Time to look whether a replica has caught up.
+    Replica,
     Query,
     /// The end of a statement that was cancelled for `query_timeout`.
     CancelWait,
@@ -45,6 +50,9 @@ impl Session {
         );
         let phase = match self.phase {
             Phase::Idle => at(self.since, timeouts.client_idle_timeout, Limit::ClientIdle),
+            Phase::Waiting if self.is_patient() => {
+                at(self.since, Some(PATIENCE_LOOK), Limit::Replica)
+            }
             Phase::Waiting => {
                 let notify = at(
                     self.since,
@@ -112,8 +120,8 @@ impl Session {
                 );
                 let notice = notice.detail(format!(
                     "Pool {}: {}.",
-                    self.pool.key,
-                    self.pool.why_waiting()
+                    self.queue().key,
+                    self.queue().why_waiting()
                 ));
                 reply::report(&mut self.outbox, &notice);
                 // Sending registers for the rest, if any is left.
@@ -122,12 +130,16 @@ impl Session {
             }
             Limit::QueryWait => {
                 let error = self
-                    .pool
+                    .queue()
                     .wait_timeout(timeouts.query_wait_timeout.unwrap_or_default());
-                self.pool.withdraw(&self.entry.waiter);
+                self.stop_waiting();
                 self.enter(Phase::Idle);
                 self.refuse(&error.report(), cx)?;
                 let _ = self.outbox.poll_send(&mut self.stream, cx);
+                self.process_inbox(cx)
+            }
+            Limit::Replica => {
+                self.enter(Phase::Idle);
                 self.process_inbox(cx)
             }
             Limit::Query => {

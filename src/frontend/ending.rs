@@ -38,7 +38,7 @@ impl Session {
         self.entry.clear_running();
         self.abandon_statement(&end);
         if self.phase == Phase::Waiting {
-            self.pool.withdraw(&self.entry.waiter);
+            self.queue().withdraw(&self.entry.waiter);
         }
         self.note_torn();
         self.leave_lane();

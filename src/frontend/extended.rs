@@ -312,6 +312,7 @@ impl Session {
             self.note(&statement.known)?;
             self.guard_sequences(&statement.known, gather);
         }
+        self.note_sent(statement.as_ref().map(|statement| &*statement.known));
         if !is_own {
             self.ensure(bind.statement, statement.as_ref(), gather);
         }

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::task::Context;
 
+use super::exchange::holds_batch;
 use super::reply;
 use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
@@ -43,26 +44,6 @@ impl Frame<'_> {
     pub(super) fn len(&self) -> usize {
         self.end - self.start + self.missing
     }
-}
-
-/// Whether `input` holds something worth getting a backend for: a whole batch, or more than is collected. A client
-/// that dribbles half a pipeline holds no backend meanwhile.
-fn holds_batch(input: &[u8], max: usize) -> Result<bool, FrameError> {
-    let mut at = 0;
-    while let Some(header) = Header::peek(&input[at..], max)? {
-        let whole = at + header.len <= input.len();
-        if !matches!(
-            header.tag,
-            f::PARSE | f::BIND | f::DESCRIBE | f::EXECUTE | f::CLOSE
-        ) {
-            return Ok(true);
-        }
-        if !whole {
-            break;
-        }
-        at += header.len;
-    }
-    Ok(input.len() >= WHOLE_FRAME_MAX)
 }
 
 fn protocol_violation(error: FrameError) -> End {
@@ -186,16 +167,19 @@ impl Session {
     /// A backend that may be sent to now, having got one if necessary.
     fn has_backend(&mut self, input: &[u8], max: usize, gather: &mut Gather) -> Result<bool, End> {
         let Some(lease) = &self.lease else {
-            return Ok(
-                holds_batch(input, max).map_err(protocol_violation)? && self.check_out(gather)
-            );
+            return Ok(holds_batch(input, max).map_err(protocol_violation)?
+                && self.check_out(input, gather));
         };
         if self.phase != Phase::Active {
             return Ok(false);
         }
-        if self.is_holding() {
+        if self.is_holding() || !self.may_follow_on_replica() {
             self.held_up = true;
             return Ok(false);
+        }
+        if self.may_move() {
+            let is_whole = holds_batch(input, max).map_err(protocol_violation)?;
+            return Ok(is_whole && self.goes_on(input, gather));
         }
         // A session that keeps its backend brings it up to date between transactions.
         if lease.is_clean() && !self.in_transaction && self.plan(gather) == Pace::Awaited {
@@ -284,6 +268,9 @@ impl Session {
             self.metering.sent(frame.tag, frame.len());
         }
         if matches!(frame.tag, f::SYNC | f::QUERY | f::FUNCTION_CALL) {
+            if let Some(routes) = &mut self.routes {
+                routes.in_exchange = false;
+            }
             self.names.next_exchange();
             self.prepared.reparsed = 0;
         }
@@ -318,6 +305,7 @@ impl Session {
                         return Ok(true);
                     }
                 }
+                self.note_sent(None);
                 self.expect(Request::FunctionCall);
             }
             f::COPY_DONE | f::COPY_FAIL => self.expect(Request::CopyEnd),
@@ -360,6 +348,7 @@ impl Session {
             self.refuse_query(frame, known, refusal, gather);
             return Ok(true);
         }
+        self.note_sent(known.as_deref());
         if let Some(known) = known {
             if known.prepared != PreparedUse::None {
                 let text = f::query_text(frame.payload).map_err(protocol_violation)?;

@@ -125,6 +125,13 @@ impl Metering {
         }
     }
 
+    /// What is under way is run elsewhere, and counted there.
+    pub(super) fn abandon(&mut self) {
+        self.front = None;
+        self.behind.clear();
+        self.failed = None;
+    }
+
     /// The client has sent a message of `len` bytes.
     pub(super) fn sent(&mut self, tag: u8, len: usize) {
         let len = len as u64;

@@ -72,12 +72,22 @@ impl Receiver for Relay<'_> {
                     }
                 }
             }
-            b::COMMAND_COMPLETE if owed.to == For::Client => self.complete(owed, payload),
+            b::COMMAND_COMPLETE if owed.to == For::Client => {
+                self.session.note_acknowledged();
+                self.session.passes_trial(true);
+                self.complete(owed, payload);
+            }
             b::EMPTY_QUERY_RESPONSE if owed.request == Request::Execute => {
                 self.session.end_statement(HEADER);
             }
             b::PORTAL_SUSPENDED => self.session.suspend_statement(),
-            b::READY_FOR_QUERY => self.ready(backend, owed),
+            b::READY_FOR_QUERY => {
+                if owed.to == For::Client {
+                    self.session.note_acknowledged();
+                    self.session.passes_trial(false);
+                }
+                self.ready(backend, owed);
+            }
             b::DATA_ROW if owed.to == For::Probe => {
                 if let Some([Some(name), value]) = b::columns(payload).as_deref() {
                     let row = (name.to_vec(), value.map(<[u8]>::to_vec));
@@ -87,6 +97,10 @@ impl Receiver for Relay<'_> {
             _ => {}
         }
         true
+    }
+
+    fn row(&mut self) {
+        self.session.passes_trial(true);
     }
 
     fn skipped(&mut self, owed: Owed) {
@@ -113,7 +127,16 @@ impl Relay<'_> {
         if owed.request == Request::Parse && owed.renames && owed.statement == UNNAMED {
             self.session.names.fail_unnamed();
         }
-        if b::is_fatal(payload) {
+        let refused = (owed.to == For::Refusal)
+            .then(|| self.session.take_refusal(owed, b::sqlstate(payload)))
+            .flatten();
+        let code = refused.as_ref().map(|report| report.code);
+        let code = code.or(b::sqlstate(payload));
+        let is_fatal = b::is_fatal(payload);
+        if self.session.fails_on_trial(owed, code, is_fatal) {
+            return false;
+        }
+        if is_fatal {
             self.end = Some(End::ServerGone);
         } else if owed.to == For::Plan {
             self.end.get_or_insert_with(|| plan_failed(payload));
@@ -121,11 +144,7 @@ impl Relay<'_> {
             // A cancel request that the client meant for its own statement may have come late.
             self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
         }
-        let refused = (owed.to == For::Refusal)
-            .then(|| self.session.take_refusal(owed, b::sqlstate(payload)))
-            .flatten();
-        let code = refused.as_ref().map(|report| report.code);
-        self.count_error(owed, code.or(b::sqlstate(payload)));
+        self.count_error(owed, code);
         // What was to pin the session may not have come to be.
         if owed.to == For::Client && !self.session.pins.is_empty() {
             self.session.settings.ask_leftovers();
@@ -284,8 +303,12 @@ impl Session {
             return Ok(false);
         };
         match read {
-            Ok(0) => return Err(self.server_gone(&ReceiveError::Closed)),
-            Err(error) => return Err(self.server_gone(&ReceiveError::Io(error))),
+            Ok(0) => return self.lose_server(&ReceiveError::Closed, cx).map(|()| true),
+            Err(error) => {
+                return self
+                    .lose_server(&ReceiveError::Io(error), cx)
+                    .map(|()| true);
+            }
             Ok(count) => {
                 let sent = &self.pool.counters.sent_bytes;
                 sent.fetch_add(count as u64, Ordering::Relaxed);
@@ -315,6 +338,9 @@ impl Session {
         let backend = &mut *lease;
         let received = receive::take_in(backend, new, |backend, input| {
             let used = receive::receive(backend, input, &mut relay)?;
+            if relay.session.holds_back(&mut relay.gather, input) {
+                return Ok(used);
+            }
             let Session { outbox, stream, .. } = &mut *relay.session;
             // The server is not to blame for a client that does not take its answer.
             if outbox.send(stream, cx, &mut relay.gather, input).is_err() {
@@ -340,7 +366,7 @@ impl Session {
         self.lease = Some(lease);
         self.list_late_pin();
         if let Err(error) = received {
-            return Err(self.server_gone(&error));
+            return self.lose_server(&error, cx);
         }
         match end {
             None => {}
@@ -420,7 +446,22 @@ impl Session {
         self.lease = None;
     }
 
-    pub(super) fn server_gone(&mut self, error: &ReceiveError) -> End {
+    /// The backend can't be used any more: what the client has seen nothing of is run elsewhere.
+    pub(super) fn lose_server(
+        &mut self,
+        error: &ReceiveError,
+        cx: &mut Context<'_>,
+    ) -> Result<(), End> {
+        if let (Some(routes), Some(lease)) = (&self.routes, &self.lease) {
+            routes.cluster.suspect(&lease.identity.node);
+        }
+        if self.is_on_trial() {
+            return self.run_elsewhere(cx);
+        }
+        Err(self.server_gone(error))
+    }
+
+    fn server_gone(&mut self, error: &ReceiveError) -> End {
         self.drop_backend();
         self.since = self.now;
         let report = Report::fatal(SqlState::CONNECTION_FAILURE, error.to_string());

@@ -18,6 +18,9 @@ use crate::telemetry;
 impl Session {
     /// Whether nothing may be pinned here at all.
     pub(super) fn rejects(&self, pins: PinSet) -> Option<Refusal> {
+        if self.is_on_replica() && !pins.is_empty() {
+            return Some(Refusal::OnReplica(pins));
+        }
         let pool = &self.effective.pool;
         let rejects = pool.on_session_state == OnSessionState::Reject
             && pool.pool_mode != PoolMode::Session

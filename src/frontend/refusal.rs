@@ -33,6 +33,8 @@ const NAME: &[u8] = b"pgweir refused";
 pub(super) enum Refusal {
     /// `on_session_state = "reject"`.
     SessionState(PinSet),
+    /// What would bind the session to a replica, in a read-only transaction that can't be taken elsewhere any more.
+    OnReplica(PinSet),
     /// `max_pinned`.
     TooManyPins { limit: usize },
     /// A Parse under the name of another statement of the session.
@@ -93,6 +95,18 @@ impl Refusal {
                     String::from_utf8_lossy(name)
                 ),
             ),
+            Self::OnReplica(pins) => {
+                let kinds: Vec<&str> = pins.iter().map(PinReason::describe).collect();
+                Report::error(
+                    SqlState::FEATURE_NOT_SUPPORTED,
+                    format!(
+                        "session state is not supported on a replica: {}",
+                        kinds.join(", ")
+                    ),
+                )
+                .detail("The read-only transaction runs on a replica.")
+                .hint("Put /* pgweir: primary */ into the statement that begins the transaction.")
+            }
             Self::SessionState(pins) => {
                 let kinds: Vec<&str> = pins.iter().map(PinReason::describe).collect();
                 Report::error(

@@ -82,6 +82,7 @@ impl Session {
             && self.dropping == 0
             && self.pins.is_empty()
             && self.effective.pool.lanes > 0
+            && !self.reads_from_replicas()
             && self.effective.pool.pool_mode != PoolMode::Session
             && self.outbox.is_empty()
             && self.names.is_settled()

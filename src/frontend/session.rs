@@ -21,6 +21,7 @@ use tokio::time::{Instant, Sleep};
 use super::metering::Metering;
 use super::refusal::Refusal;
 use super::ride::Riding;
+use super::routes::Routes;
 use super::sql_prepare::Underway;
 use crate::backend::receive::ReceiveError;
 use crate::error::Report;
@@ -143,6 +144,8 @@ pub struct Session {
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
     pub(super) metering: Metering,
+    /// `None` in front of a single server.
+    pub(super) routes: Option<Box<Routes>>,
     pub(super) riding: Option<Riding>,
     /// A lane has sent the statement in front elsewhere.
     pub(super) goes_alone: bool,
@@ -213,6 +216,7 @@ impl Session {
             copies_in: false,
             prepared: Underway::default(),
             bound: None,
+            routes: None,
             now,
             since: now,
             transaction_since: now,
@@ -271,6 +275,9 @@ impl Session {
         }
         self.since = now;
         self.phase = phase;
+        if phase == Phase::Idle {
+            self.looked_up = None;
+        }
         self.entry.set_state(match phase {
             Phase::Idle => ClientState::Idle,
             Phase::Waiting => ClientState::Waiting,
@@ -299,7 +306,7 @@ impl Session {
             .as_ref()
             .is_some_and(|lease| lease.identity.is_lost())
         {
-            return Err(self.server_gone(&ReceiveError::Lost));
+            self.lose_server(&ReceiveError::Lost, cx)?;
         }
         let mut moved = self.poll_send(cx)?;
         moved |= self.poll_granted(cx)?;

@@ -262,6 +262,14 @@ impl Gather {
         self.pieces.is_empty()
     }
 
+    /// Moves what was gathered to the end of `out`.
+    pub fn move_to(&mut self, out: &mut Vec<u8>, input: &[u8]) {
+        for piece in &self.pieces {
+            out.extend_from_slice(self.bytes(piece, input));
+        }
+        self.clear();
+    }
+
     fn bytes<'a>(&'a self, piece: &Piece, input: &'a [u8]) -> &'a [u8] {
         match piece {
             Piece::Input(range) => &input[range.clone()],

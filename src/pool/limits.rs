@@ -1,6 +1,6 @@
-//! Caps on server connections shared by several pools: per database, per user, in total.
+//! Caps on server connections shared by several pools: per database, per user, per server, in total.
 //!
-//! Bound: one counter for each database and user that has a connection.
+//! Bound: one counter for each database, user and server that has a connection.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::pool::PoolKey;
-use crate::config::model::PoolSettings;
+use crate::config::model::{Node, PoolSettings};
 
 /// The counters.
 #[derive(Debug, Default)]
@@ -39,6 +39,7 @@ struct Counts {
     total: usize,
     by_database: HashMap<Arc<str>, usize>,
     by_user: HashMap<Arc<str>, usize>,
+    by_node: HashMap<Arc<str>, usize>,
 }
 
 /// Which cap stands in the way of one more connection.
@@ -47,6 +48,7 @@ pub enum Cap {
     Total,
     Database,
     User,
+    Node,
 }
 
 impl Cap {
@@ -56,6 +58,7 @@ impl Cap {
             Self::Total => true,
             Self::Database => a.database == b.database,
             Self::User => a.user == b.user,
+            Self::Node => a.node == b.node,
         }
     }
 
@@ -65,6 +68,7 @@ impl Cap {
             Self::Total => "max_server_connections",
             Self::Database => "max_db_connections",
             Self::User => "max_user_connections",
+            Self::Node => "max_connections of the server",
         }
     }
 }
@@ -75,19 +79,22 @@ pub struct Slot {
     limits: Arc<Limits>,
     database: Arc<str>,
     user: Arc<str>,
+    node: Arc<str>,
     /// The pool's own count.
     open: Arc<AtomicUsize>,
 }
 
 impl Limits {
-    /// Takes a slot for a connection of the pool whose count is `open`.
+    /// Takes a slot for a connection to `node` of the pool whose count is `open`.
     pub fn reserve(
         self: &Arc<Self>,
-        database: &Arc<str>,
-        user: &Arc<str>,
+        key: &PoolKey,
+        node: &Node,
         open: &Arc<AtomicUsize>,
         settings: &PoolSettings,
     ) -> Result<Slot, Cap> {
+        let (database, user) = (&key.database, &key.user);
+        let address: Arc<str> = node.address().into();
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let reached = |count: usize, cap: Option<usize>| cap.is_some_and(|cap| count >= cap);
         if reached(counts.total, settings.max_server_connections) {
@@ -105,14 +112,22 @@ impl Limits {
         ) {
             return Err(Cap::User);
         }
+        if reached(
+            counts.by_node.get(&address).copied().unwrap_or(0),
+            node.max_connections,
+        ) {
+            return Err(Cap::Node);
+        }
         counts.total += 1;
         *counts.by_database.entry(Arc::clone(database)).or_default() += 1;
         *counts.by_user.entry(Arc::clone(user)).or_default() += 1;
+        *counts.by_node.entry(Arc::clone(&address)).or_default() += 1;
         open.fetch_add(1, Ordering::SeqCst);
         Ok(Slot {
             limits: Arc::clone(self),
             database: Arc::clone(database),
             user: Arc::clone(user),
+            node: address,
             open: Arc::clone(open),
         })
     }
@@ -162,6 +177,7 @@ impl Drop for Slot {
         for (map, key) in [
             (&mut counts.by_database, &self.database),
             (&mut counts.by_user, &self.user),
+            (&mut counts.by_node, &self.node),
         ] {
             if let Some(count) = map.get_mut(key) {
                 *count -= 1;
@@ -185,26 +201,30 @@ mod tests {
         let open = Arc::new(AtomicUsize::new(0));
         let mut settings = crate::pool::pool::tests::settings();
         settings.max_db_connections = Some(1);
-        let (app, other, user): (Arc<str>, Arc<str>, Arc<str>) =
-            ("app".into(), "other".into(), "u".into());
-        let slot = limits.reserve(&app, &user, &open, &settings).unwrap();
-        assert_eq!(
-            limits.reserve(&app, &user, &open, &settings).unwrap_err(),
-            Cap::Database
-        );
+        let key = |database: &str, node: Option<&str>| PoolKey {
+            database: database.into(),
+            user: "u".into(),
+            node: node.map(Into::into),
+        };
+        let mut node = Node::at("db1", 5432);
+        let reserve = |database: &str, node: &Node, settings: &PoolSettings| {
+            limits.reserve(&key(database, None), node, &open, settings)
+        };
+        let slot = reserve("app", &node, &settings).unwrap();
+        assert_eq!(reserve("app", &node, &settings).unwrap_err(), Cap::Database);
+        node.max_connections = Some(1);
+        assert_eq!(reserve("other", &node, &settings).unwrap_err(), Cap::Node);
+        let elsewhere = Node::at("db2", 5432);
+        drop(reserve("other", &elsewhere, &settings).unwrap());
         settings.max_user_connections = Some(1);
-        assert_eq!(
-            limits.reserve(&other, &user, &open, &settings).unwrap_err(),
-            Cap::User
-        );
+        assert_eq!(reserve("other", &node, &settings).unwrap_err(), Cap::User);
         settings.max_server_connections = Some(1);
-        assert_eq!(
-            limits.reserve(&other, &user, &open, &settings).unwrap_err(),
-            Cap::Total
-        );
+        assert_eq!(reserve("other", &node, &settings).unwrap_err(), Cap::Total);
         assert_eq!((limits.total(), open.load(Ordering::SeqCst)), (1, 1));
         drop(slot);
         assert_eq!((limits.total(), open.load(Ordering::SeqCst)), (0, 0));
-        assert!(limits.reserve(&app, &user, &open, &settings).is_ok());
+        assert!(reserve("app", &node, &settings).is_ok());
+        assert!(Cap::Node.is_shared_by(&key("a", Some("r")), &key("b", Some("r"))));
+        assert!(!Cap::Node.is_shared_by(&key("a", Some("r")), &key("a", None)));
     }
 }

@@ -10,6 +10,7 @@
 //! - No lock of this module is held while deadpool is called or a connection is dropped.
 
 pub mod auth_query;
+pub mod catalogue;
 pub mod effective;
 pub mod lane;
 pub mod lease;
@@ -27,6 +28,7 @@ pub mod pins;
 )]
 pub mod pool;
 pub mod pools;
+pub mod replica;
 pub mod reset;
 pub mod startups;
 pub mod steward;

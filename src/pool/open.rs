@@ -33,6 +33,14 @@ pub enum OpenError {
     ConnectQuery(#[from] query::QueryError),
     #[error("opening a server connection took longer than {0:?} (server_connect_timeout)")]
     Timeout(Duration),
+    #[error("there has been no connection to the primary to compare the replica with")]
+    NoPrimary,
+    #[error("the replica is not used: its {setting} is \"{here}\", the primary's is \"{primary}\"")]
+    Differs {
+        setting: String,
+        here: String,
+        primary: String,
+    },
     #[error("server {0} is in recovery: it is not the primary")]
     InRecovery(String),
 }
@@ -51,7 +59,11 @@ impl OpenError {
     /// user and database is final for the clients that wait.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Connect(_) | Self::Timeout(_) | Self::InRecovery(_) => true,
+            Self::Connect(_)
+            | Self::Timeout(_)
+            | Self::InRecovery(_)
+            | Self::NoPrimary
+            | Self::Differs { .. } => true,
             Self::Login(LoginError::Server(refusal)) => {
                 matches!(
                     &refusal.code.0,
@@ -75,7 +87,9 @@ impl UserFacing for OpenError {
             }
             Self::ConnectQuery(error) => Report::fatal(error.code(), self.to_string()),
             Self::NoDatabase(_) => Report::fatal(SqlState::INVALID_CATALOG_NAME, self.to_string()),
-            Self::InRecovery(_) => Report::fatal(SqlState::CANNOT_CONNECT_NOW, self.to_string()),
+            Self::InRecovery(_) | Self::NoPrimary | Self::Differs { .. } => {
+                Report::fatal(SqlState::CANNOT_CONNECT_NOW, self.to_string())
+            }
         }
     }
 
@@ -197,8 +211,13 @@ impl Pool {
     /// Opens one connection into the pool, for whoever waits.
     pub(super) async fn open_one(self: Arc<Self>, slot: Slot, dialer: Arc<Dialer>) {
         let (generation, effective) = self.opens_with();
-        let credentials = self.with_gate(|gate| gate.credentials.clone());
-        let outcome = open(&effective, &credentials, &dialer, generation).await;
+        let credentials = self.login_credentials();
+        let mut outcome = open(&effective, &credentials, &dialer, generation).await;
+        if let Ok(opened) = &mut outcome
+            && let Err(error) = self.compare(&mut opened.backend)
+        {
+            outcome = Err(error);
+        }
         self.opening.fetch_sub(1, Ordering::SeqCst);
         match outcome {
             Ok(opened) => self.adopt(opened.backend, slot),
@@ -208,7 +227,9 @@ impl Pool {
                 self.with_gate(|gate| {
                     gate.failed(Arc::clone(&error), effective.timeouts.server_login_retry);
                 });
-                if !error.is_passing() {
+                if self.is_of_replica() {
+                    self.turn_away();
+                } else if !error.is_passing() {
                     self.set_baseline(None);
                     self.unlearn();
                     self.fail_waiters(&error);

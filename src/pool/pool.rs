@@ -20,6 +20,7 @@ use super::manager::{Manager, Pooled};
 use super::open::{Gate, OpenError};
 use super::passthrough::{Learnt, Tries};
 use super::pins::Pins;
+use super::replica::Kin;
 use super::startups::Startups;
 use super::waiter::{CheckoutError, Waiter};
 use crate::config::model::{Node, PoolSettings};
@@ -87,6 +88,7 @@ pub struct Pool {
     pub(super) learnt: Mutex<Option<(Instant, Learnt)>>,
     pub(super) tries: Tries,
     pub startups: Startups,
+    pub(super) kin: Kin,
     /// The sessions that keep a connection.
     pub pins: Pins,
     pub lanes: Lanes,
@@ -141,8 +143,17 @@ impl Drop for ClientPlace {
 }
 
 impl Pool {
-    #[allow(clippy::missing_panics_doc, reason = "proved not to")]
     pub fn new(key: PoolKey, effective: Effective, limits: Arc<Limits>) -> Arc<Self> {
+        Self::with_kin(key, effective, limits, Kin::default())
+    }
+
+    #[allow(clippy::missing_panics_doc, reason = "proved not to")]
+    pub(super) fn with_kin(
+        key: PoolKey,
+        effective: Effective,
+        limits: Arc<Limits>,
+        kin: Kin,
+    ) -> Arc<Self> {
         let gate = Mutex::new(Gate::new(&effective));
         let effective = Arc::new(ArcSwap::from_pointee(effective));
         let manager = Manager::new(Arc::clone(&effective));
@@ -173,6 +184,7 @@ impl Pool {
             learnt: Mutex::default(),
             tries: Tries::default(),
             startups: Startups::default(),
+            kin,
             pins: Pins::default(),
             lanes: Lanes::default(),
             clients: AtomicUsize::new(0),
@@ -359,8 +371,8 @@ impl Pool {
 
     /// A slot for one more connection.
     pub fn reserve(&self, settings: &PoolSettings) -> Result<Slot, Cap> {
-        self.limits
-            .reserve(&self.key.database, &self.key.user, &self.open, settings)
+        let node = &self.effective.load().primary;
+        self.limits.reserve(&self.key, node, &self.open, settings)
     }
 
     pub(super) fn set_blocked_by(&self, cap: Option<Cap>) {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
 
+use super::catalogue::Catalogues;
 use super::effective::Effective;
 use super::limits::Limits;
 use super::orders::OrderBook;
@@ -20,10 +21,12 @@ use crate::config::model::Config;
 /// See the module.
 #[derive(Debug)]
 pub struct Pools {
-    by_key: RwLock<HashMap<PoolKey, Arc<Pool>>>,
+    pub(super) by_key: RwLock<HashMap<PoolKey, Arc<Pool>>>,
     pub(super) limits: Arc<Limits>,
     pub dialer: ArcSwap<Dialer>,
     pub(super) targets: Targets,
+    /// By servers and database.
+    pub(super) catalogues: Mutex<Catalogues>,
     /// What the console ordered; taken before `pools`.
     pub(super) orders: Mutex<OrderBook>,
     /// Held while the pools' settings are replaced, so that of two replacements the later one stands.
@@ -46,6 +49,7 @@ impl Pools {
             limits: Arc::default(),
             dialer: ArcSwap::new(dialer),
             targets: Targets::default(),
+            catalogues: Mutex::default(),
             admitting: Mutex::default(),
             replacing: Mutex::default(),
             orders: Mutex::default(),

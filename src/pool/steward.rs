@@ -58,6 +58,26 @@ fn open_where_needed(pools: &Arc<Pools>) {
         }
     }
     pools.limits.set_starved(starved);
+    for pool in pools.all() {
+        let demand = pool.take_demand();
+        if demand > 0 {
+            open_for_reads(pools, &pool, demand);
+        }
+    }
+}
+
+/// Opens connections to a replica for reads that nobody waits with. A cap that is reached leaves it at that.
+fn open_for_reads(pools: &Arc<Pools>, pool: &Arc<Pool>, demand: usize) {
+    if pool.is_held() || pool.is_resting() {
+        return;
+    }
+    let effective = pool.effective.load();
+    while pool.opening() < demand.min(OPENING_MAX) && pool.open() < effective.pool.max_size {
+        let Ok(slot) = pool.reserve(&effective.pool) else {
+            return;
+        };
+        start_opening(pools, pool, slot);
+    }
 }
 
 /// Opens what `pool` needs and may have; tells the shared cap that stood in the way.

@@ -6,7 +6,7 @@
 //! Bound: [`KNOWN_MAX`] statements. When it is full, statements that no session or prepared statement holds are
 //! forgotten.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hashbrown::HashTable;
@@ -25,6 +25,9 @@ use crate::meter::{Queries, Query, QueryId};
 
 /// Distinct statements kept.
 pub const KNOWN_MAX: usize = 10_000;
+
+/// Refusals by replicas after which a statement is not sent to them any more.
+const REFUSALS_MAX: u8 = 3;
 
 /// Bytes of a statement's text that are kept.
 const TEXT_MAX: usize = 2 * 1024;
@@ -57,12 +60,16 @@ pub struct Known {
     pub copies_in: bool,
     /// Nothing about it concerns the session: no effect, no transaction control, no reason to pin.
     pub is_plain: bool,
+    /// It makes, changes or drops functions.
+    pub changes_functions: bool,
     /// One read that takes no locks, calls nothing volatile and leaves nothing behind: it may share a server connection
     /// with others, if it is short.
     pub may_share: bool,
     pub brevity: Brevity,
     /// The log has been told that it pins.
     told: AtomicBool,
+    /// How often a replica has refused it.
+    refusals: AtomicU8,
     /// What was counted of it, with its text without literals.
     pub query: Arc<Query>,
 }
@@ -108,23 +115,52 @@ impl Known {
             fingerprint,
             may_share,
             brevity: Brevity::default(),
-            class,
             pins,
             may_unpin: class_unpins,
             writes: !class_reads,
             doubt,
             prepared,
             copies_in,
+            changes_functions: class.statements.iter().any(changes_functions),
             told: AtomicBool::new(false),
+            refusals: AtomicU8::new(0),
+            class,
             is_plain,
             query,
         }
+    }
+
+    /// A replica refused it: as a write, which it will always be, or because replicas can't do what it asks for, which
+    /// may change.
+    pub fn refused(&self, as_write: bool) {
+        let count = if as_write { REFUSALS_MAX } else { 1 };
+        let next = |count_before: u8| Some(count_before.saturating_add(count));
+        let _ = self
+            .refusals
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+
+    /// Whether replicas refuse it.
+    pub fn is_refused(&self) -> bool {
+        self.refusals.load(Ordering::Relaxed) >= REFUSALS_MAX
     }
 
     /// Whether this is the first time that it pins a session, for the log.
     pub fn pins_first_time(&self) -> bool {
         !self.told.swap(true, Ordering::Relaxed)
     }
+}
+
+fn changes_functions(statement: &Statement) -> bool {
+    const OBJECTS: [&str; 6] = [
+        "function",
+        "procedure",
+        "routine",
+        "aggregate",
+        "extension",
+        "schema",
+    ];
+    matches!(&statement.kind, StatementKind::Ddl { object, .. } if OBJECTS.contains(object))
 }
 
 fn may_unpin(statement: &Statement) -> bool {

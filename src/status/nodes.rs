@@ -11,6 +11,8 @@ use super::ServerStatus;
 pub use crate::cluster::state::NodeState;
 use crate::cluster::topology::NodeView;
 use crate::cluster::{Cluster, Clusters};
+use crate::routing::reason::Reason;
+use crate::shared::Shared;
 
 /// One server of a cluster.
 #[derive(Clone, Debug)]
@@ -40,6 +42,31 @@ pub struct ClusterStatus {
     pub failovers: u64,
     /// Time that statements had to wait for a primary, in all.
     pub held_total: Duration,
+}
+
+/// How often statements went somewhere for a reason.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteStatus {
+    pub reason: &'static str,
+    /// `primary` or `replica`.
+    pub target: &'static str,
+    pub count: u64,
+    pub description: &'static str,
+}
+
+/// Every reason.
+pub(super) fn routes(shared: &Shared) -> Vec<RouteStatus> {
+    let status = |(reason, count): (Reason, u64)| RouteStatus {
+        reason: reason.as_str(),
+        target: if reason.is_replica() {
+            "replica"
+        } else {
+            "primary"
+        },
+        count,
+        description: reason.describe(),
+    };
+    shared.routes.all().map(status).collect()
 }
 
 /// Every server of every cluster, in the order of the configuration; `servers` are the open connections.

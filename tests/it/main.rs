@@ -38,6 +38,7 @@ mod queries;
 mod refusals;
 mod reload;
 mod replication;
+mod routing;
 mod same;
 mod scraping;
 mod sequences;

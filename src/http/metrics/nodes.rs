@@ -103,6 +103,16 @@ pub(super) fn put(page: &mut Page, snapshot: &Snapshot) {
         }
     }
     put_clusters(page, snapshot);
+    let name = "pgweir_routes_total";
+    page.family(
+        name,
+        "counter",
+        "Decisions where an exchange or transaction runs, by reason.",
+    );
+    for route in &snapshot.routes {
+        let labels = [("target", route.target), ("reason", route.reason)];
+        page.sample(name, &labels, route.count);
+    }
 }
 
 /// A server that several clusters list has one series.

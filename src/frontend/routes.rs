@@ -1,0 +1,378 @@
+//! What a session keeps for routing: which cluster it is on, what it has written, what it wants to see, where it reads.
+//!
+//! A session in front of a single server has none of this.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::time::Instant;
+
+use super::kept::Kept;
+use super::session::Session;
+use crate::cluster::Cluster;
+use crate::cluster::node::Node;
+use crate::cluster::samples::Tick;
+use crate::config::model::{self, Consistency};
+use crate::error::SqlState;
+use crate::pool::Pool;
+use crate::pool::catalogue::{Catalogue, Found};
+use crate::routing::proof::{Calls, Defaults};
+use crate::routing::reason::Reason;
+use crate::session::mirror::Reported;
+use crate::session::settings::Settings;
+use crate::sql::classify::{Reads, Statement, StatementKind, TransactionModes};
+use crate::sql::functions::{Behaviour, FunctionName};
+use crate::sql::known::Known;
+
+/// The setting by which a session chooses what its reads must see. The server takes it for a placeholder.
+const CONSISTENCY: &[u8] = b"pgweir.consistency";
+
+/// A read on a replica; counted among what the replica has to do until it is dropped.
+#[derive(Debug)]
+pub(super) struct Reading {
+    pub node: Arc<Node>,
+    since: Instant,
+    /// How long it takes is up to the replica, not to a client that thinks in between.
+    is_measured: bool,
+}
+
+impl Reading {
+    pub(super) fn new(node: &Arc<Node>, since: Instant) -> Self {
+        node.load.outstanding.fetch_add(1, Ordering::Relaxed);
+        node.load.reads.fetch_add(1, Ordering::Relaxed);
+        Self {
+            node: Arc::clone(node),
+            since,
+            is_measured: true,
+        }
+    }
+
+    pub(super) fn answered(&self, now: Instant) {
+        if !self.is_measured {
+            return;
+        }
+        self.node.load.answered(now.duration_since(self.since), now);
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.node.load.outstanding.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An exchange on a replica of which the client has seen nothing yet: it can be run elsewhere.
+#[derive(Debug)]
+pub(super) struct Trial {
+    /// The client's bytes.
+    pub kept: Kept,
+    /// What the replica has answered.
+    pub held: Vec<u8>,
+    /// What the client had been told of settings.
+    pub told: Arc<Reported>,
+    /// Its first row shows that it runs; an exchange with several statements is held to its end.
+    pub ends_at_row: bool,
+    pub failed: Option<Failed>,
+}
+
+/// How a trial failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Failed {
+    pub code: SqlState,
+    /// What the backend has is not known: it is not used again.
+    pub is_spoilt: bool,
+}
+
+/// How far a transaction has gone, as far as it matters for taking it elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Opened {
+    pub modes: TransactionModes,
+    /// It has run something.
+    pub has_run: bool,
+    /// It has run only reads, which leave nothing behind.
+    pub only_reads: bool,
+}
+
+/// What the session's settings say about reads.
+#[derive(Debug)]
+struct Preferences {
+    /// The settings it was read from.
+    settings: Arc<Settings>,
+    /// `None`: not said. An error: something that means nothing.
+    consistency: Option<Result<Consistency, ()>>,
+    defaults: Defaults,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Routes {
+    pub cluster: Arc<Cluster>,
+    pub catalogue: Arc<Catalogue>,
+    preferences: Preferences,
+    /// What the session's reads must see of its own writes.
+    pub own: Tick,
+    /// The statements under way on the primary may have written.
+    wrote: bool,
+    /// The replica that the lease is of.
+    pub reading: Option<Reading>,
+    /// The exchange that was looked at is not sent as a whole yet.
+    pub in_exchange: bool,
+    pub trial: Option<Trial>,
+    pub opened: Option<Opened>,
+    /// A transaction that is taken elsewhere begins there with these.
+    pub reopen: Option<TransactionModes>,
+    /// Servers not to be tried for the exchange in front, a bit each.
+    pub avoid: u64,
+    /// The exchange in front goes to the primary for this reason.
+    pub forced: Option<Reason>,
+    /// The pool the session waits in, if it is a replica's.
+    pub queue: Option<(Arc<Pool>, usize)>,
+    /// Until when the exchange in front waits for a replica to catch up.
+    pub patience: Option<Instant>,
+}
+
+fn preferences(settings: &Arc<Settings>, told: &Reported) -> Preferences {
+    let is = |name: &[u8], word: &[u8]| settings.get(name).is_some_and(|value| value == word);
+    let read_only = settings
+        .get(b"default_transaction_read_only")
+        .or_else(|| told.get(b"default_transaction_read_only"));
+    // RESET leaves a placeholder behind with an empty value.
+    let said = settings.get(CONSISTENCY).filter(|value| !value.is_empty());
+    let consistency = said.map(|value| {
+        let text = std::str::from_utf8(value).map_err(|_| ())?;
+        Consistency::parse(text).ok_or(())
+    });
+    Preferences {
+        settings: Arc::clone(settings),
+        consistency,
+        defaults: Defaults {
+            read_only: read_only == Some(b"on"),
+            serializable: is(b"default_transaction_isolation", b"serializable"),
+        },
+    }
+}
+
+impl Routes {
+    /// What the session's settings say about transactions that say nothing themselves.
+    pub(super) fn defaults(&self) -> Defaults {
+        self.preferences.defaults
+    }
+
+    /// What the session's reads must see, where it has said so; an error if it has said something that means nothing.
+    pub(super) fn consistency(&self) -> Option<Result<Consistency, ()>> {
+        self.preferences.consistency
+    }
+
+    /// Whether a function may write.
+    pub(super) fn calls(&self, function: &FunctionName, pool: &Arc<Pool>, now: Instant) -> Calls {
+        let reads_by_name = matches!(
+            function.behaviour,
+            Behaviour::Safe | Behaviour::Volatile | Behaviour::Node
+        );
+        if reads_by_name && function.schema.is_some() {
+            // Only `pg_catalog.name` is known by name.
+            return Calls::Reads;
+        }
+        match self.catalogue.find(function.name.as_bytes(), pool, now) {
+            Found::Reads => Calls::Reads,
+            Found::Writes => Calls::Writes,
+            Found::Absent if reads_by_name => Calls::Reads,
+            Found::Absent | Found::Unread => Calls::Unknown,
+        }
+    }
+
+    /// Whether a statement may write, for all that is known.
+    fn may_write(&self, known: &Known, pool: &Arc<Pool>, now: Instant) -> bool {
+        let class = &known.class;
+        known.is_refused()
+            || (class.reads == Reads::No && !class.statements.iter().all(leaves_data_alone))
+            || class
+                .functions
+                .iter()
+                .any(|function| self.calls(function, pool, now) != Calls::Reads)
+    }
+
+    /// A statement is sent: follows the transaction it is in.
+    fn follow(&mut self, known: &Known) {
+        let class = &known.class;
+        match (class.only(), &mut self.opened) {
+            (Some(StatementKind::Begin(modes)), opened @ None) => {
+                *opened = Some(Opened {
+                    modes: *modes,
+                    has_run: false,
+                    only_reads: true,
+                });
+            }
+            (Some(StatementKind::SetTransaction(modes)), Some(opened)) if !opened.has_run => {
+                opened.modes = merged(opened.modes, *modes);
+            }
+            (_, Some(opened)) => {
+                opened.has_run = true;
+                opened.only_reads &= class.reads != Reads::No;
+            }
+            (_, None) => {}
+        }
+    }
+
+    /// Whether the open transaction can be taken to another server: it has run nothing, or only reads each of which
+    /// sees what is there when it begins.
+    pub(super) fn is_movable(&self) -> bool {
+        use crate::sql::classify::Isolation as I;
+        self.opened.is_some_and(|opened| {
+            let is_read_committed = matches!(
+                opened.modes.isolation,
+                Some(I::ReadCommitted | I::ReadUncommitted)
+            );
+            !opened.modes.snapshot && (!opened.has_run || (opened.only_reads && is_read_committed))
+        })
+    }
+}
+
+/// Whether a statement changes no data, though it is no read: it is about the session or the transaction. What a cursor
+/// may do is counted where it is declared.
+fn leaves_data_alone(statement: &Statement) -> bool {
+    use StatementKind as K;
+    statement.kind.is_transaction_control()
+        && !matches!(statement.kind, K::CommitPrepared | K::RollbackPrepared)
+        || matches!(
+            statement.kind,
+            K::SetTransaction(_)
+                | K::SetConstraints
+                | K::SetSessionCharacteristics(_)
+                | K::Set
+                | K::SetLocal
+                | K::Reset
+                | K::Show(_)
+                | K::Discard(_)
+                | K::Prepare
+                | K::Deallocate
+                | K::Listen
+                | K::Unlisten
+                | K::Fetch
+                | K::Move
+                | K::Close
+                | K::Explain { analyze: false, .. }
+        )
+}
+
+/// Later modes over earlier ones.
+fn merged(before: TransactionModes, after: TransactionModes) -> TransactionModes {
+    TransactionModes {
+        read_only: after.read_only.or(before.read_only),
+        isolation: after.isolation.or(before.isolation),
+        deferrable: after.deferrable.or(before.deferrable),
+        snapshot: after.snapshot || before.snapshot,
+    }
+}
+
+impl Session {
+    /// The settings of the pool as they are now; with them the cluster, if they name another one.
+    pub(super) fn refresh(&mut self) {
+        let next = self.pool.effective.load_full();
+        if Arc::ptr_eq(&next, &self.effective) && (self.routes.is_some() || next.servers.is_empty())
+        {
+            return;
+        }
+        self.effective = next;
+        let is_same = self
+            .routes
+            .as_ref()
+            .is_some_and(|routes| routes.cluster.servers == self.effective.servers);
+        let cluster = self.shared.clusters.of(&self.effective.servers);
+        match (cluster, &mut self.routes) {
+            (Some(cluster), Some(routes)) if is_same => routes.cluster = cluster,
+            (Some(cluster), _) => self.routes = Some(Box::new(self.routes_on(cluster))),
+            (None, routes) => *routes = None,
+        }
+    }
+
+    fn routes_on(&self, cluster: Arc<Cluster>) -> Routes {
+        Routes {
+            catalogue: self.shared.pools.catalogue(&self.pool),
+            preferences: preferences(self.settings.current(), &self.told),
+            // A session begins with what was written before it came: its client may have written that on another
+            // connection, or on this one before there were replicas.
+            own: cluster.written(),
+            cluster,
+            wrote: false,
+            reading: None,
+            in_exchange: false,
+            trial: None,
+            opened: None,
+            reopen: None,
+            avoid: 0,
+            forced: None,
+            queue: None,
+            patience: None,
+        }
+    }
+
+    /// Takes a changed setting into account.
+    pub(super) fn renew_preferences(&mut self) {
+        if let Some(routes) = &mut self.routes
+            && !Arc::ptr_eq(&routes.preferences.settings, self.settings.current())
+        {
+            routes.preferences = preferences(self.settings.current(), &self.told);
+        }
+    }
+
+    /// A statement is being sent; `None` is one that nothing is known of.
+    pub(super) fn note_sent(&mut self, known: Option<&Known>) {
+        let Some(routes) = self.routes.as_deref_mut() else {
+            return;
+        };
+        match known {
+            None => routes.wrote = true,
+            Some(known) => {
+                if routes.reading.is_none() && !routes.wrote {
+                    routes.wrote = routes.may_write(known, &self.pool, self.now);
+                }
+                routes.follow(known);
+                if known.changes_functions {
+                    routes.catalogue.forget();
+                }
+            }
+        }
+    }
+
+    /// The server has acknowledged something, and the client is not told yet.
+    pub(super) fn note_acknowledged(&mut self) {
+        if let Some(routes) = self.routes.as_deref_mut()
+            && routes.wrote
+        {
+            routes.own = routes.cluster.note_write();
+        }
+    }
+
+    /// Nothing is under way, and no transaction is open.
+    pub(super) fn note_rest(&mut self) {
+        if let Some(routes) = self.routes.as_deref_mut() {
+            routes.wrote = false;
+            if let (Some(_), Some(reading)) = (routes.opened.take(), &mut routes.reading) {
+                reading.is_measured = false;
+            }
+        }
+    }
+
+    /// Whether reads are for replicas as a rule; lanes are the primary's.
+    pub(super) fn reads_from_replicas(&self) -> bool {
+        let effective = &self.effective;
+        !effective.servers.is_empty() && effective.routing.reads == model::Reads::Replicas
+    }
+
+    /// The session's backend is a replica's.
+    pub(super) fn is_on_replica(&self) -> bool {
+        self.routes
+            .as_ref()
+            .is_some_and(|routes| routes.reading.is_some())
+    }
+
+    /// The pool the session waits in.
+    pub(super) fn queue(&self) -> &Arc<Pool> {
+        let of_replica = self
+            .routes
+            .as_ref()
+            .and_then(|routes| routes.queue.as_ref());
+        of_replica.map_or(&self.pool, |(pool, _)| pool)
+    }
+}

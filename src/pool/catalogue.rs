@@ -1,0 +1,154 @@
+//! Which functions of a database may write, as `pg_proc` says: read when a statement first calls one, and again now and
+//! then.
+//!
+//! A function is taken by its name alone, whatever its schema and arguments: if any of that name may write, all may.
+//! What is not known may write. A function that is declared `STABLE` and writes all the same is refused by a replica
+//! (25006) and then known by the statement that called it.
+//!
+//! Bound: one catalogue for each database that has pools; of a database with more functions than an answer may have rows
+//! nothing is known.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use tokio::time::Instant;
+
+use super::lease::Lease;
+use super::pool::Pool;
+use super::pools::Pools;
+use super::waiter::Waiter;
+use crate::backend::query;
+use crate::tasks;
+
+/// How long what was read is believed.
+const BELIEVED: Duration = Duration::from_secs(60);
+/// How long reading it may take.
+const LIMIT: Duration = Duration::from_secs(30);
+/// Functions there may be; an answer has at most this many rows.
+const FUNCTIONS_MAX: usize = 10_000;
+
+/// Every function that is not PostgreSQL's own, and whether it may write: an aggregate if one of the functions it is
+/// made of may.
+const QUESTION: &[u8] = b"SELECT proname, pg_catalog.bool_or(CASE WHEN prokind = 'a' THEN EXISTS (\
+    SELECT FROM pg_catalog.pg_aggregate a JOIN pg_catalog.pg_proc f ON f.oid IN \
+    (a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggserialfn, a.aggdeserialfn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn) \
+    WHERE a.aggfnoid = p.oid AND f.provolatile = 'v') ELSE provolatile = 'v' END) \
+    FROM pg_catalog.pg_proc p WHERE pronamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace, \
+    'information_schema'::pg_catalog.regnamespace) GROUP BY proname LIMIT 10001";
+
+/// What was read.
+#[derive(Debug)]
+struct Functions {
+    read: Instant,
+    /// Whether a function of this name may write.
+    writes: HashMap<Box<[u8]>, bool>,
+}
+
+/// By servers and database.
+pub(super) type Catalogues = HashMap<(Arc<str>, String), Arc<Catalogue>>;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    functions: ArcSwapOption<Functions>,
+    is_being_read: AtomicBool,
+}
+
+/// What is known of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Every function of this name only reads.
+    Reads,
+    Writes,
+    /// PostgreSQL's own, or there is none.
+    Absent,
+    /// The catalogue was not read yet, or can't be.
+    Unread,
+}
+
+impl Catalogue {
+    /// What is known of functions called `name`; has the catalogue read, through `pool`, when that is due.
+    pub fn find(self: &Arc<Self>, name: &[u8], pool: &Arc<Pool>, now: Instant) -> Found {
+        let functions = self.functions.load();
+        let is_due = functions
+            .as_ref()
+            .is_none_or(|functions| now.duration_since(functions.read) > BELIEVED);
+        if is_due && !self.is_being_read.swap(true, Ordering::SeqCst) {
+            tasks::spawn("read functions", Arc::clone(self).read(Arc::clone(pool)));
+        }
+        match functions.as_ref() {
+            None => Found::Unread,
+            Some(functions) if functions.writes.len() >= FUNCTIONS_MAX => Found::Unread,
+            Some(functions) => match functions.writes.get(name) {
+                None => Found::Absent,
+                Some(true) => Found::Writes,
+                Some(false) => Found::Reads,
+            },
+        }
+    }
+
+    /// Functions have been made or changed: what is known is not true any more.
+    pub fn forget(&self) {
+        self.functions.store(None);
+    }
+
+    async fn read(self: Arc<Self>, pool: Arc<Pool>) {
+        match tokio::time::timeout(LIMIT, ask(&pool)).await {
+            Ok(Some(functions)) => self.functions.store(Some(Arc::new(functions))),
+            Ok(None) | Err(_) => {
+                tracing::debug!(pool = %pool.key, "could not read the functions of a database");
+            }
+        }
+        self.is_being_read.store(false, Ordering::SeqCst);
+    }
+}
+
+async fn ask(pool: &Arc<Pool>) -> Option<Functions> {
+    let mut lease = lease(pool).await?;
+    let read = Instant::now();
+    let answer = query::on_backend(&mut lease, QUESTION).await;
+    lease.checkin();
+    let rows = answer.ok()?;
+    let entry = |row: Vec<Option<Vec<u8>>>| {
+        let mut columns = row.into_iter();
+        let name = columns.next()??.into_boxed_slice();
+        let writes = columns.next()? != Some(b"f".to_vec());
+        Some((name, writes))
+    };
+    let writes = rows.into_iter().map(entry).collect::<Option<_>>()?;
+    Some(Functions { read, writes })
+}
+
+/// Waits for a connection as a client does.
+async fn lease(pool: &Arc<Pool>) -> Option<Lease> {
+    struct Withdraw<'a>(&'a Arc<Pool>, Arc<Waiter>);
+    impl Drop for Withdraw<'_> {
+        fn drop(&mut self) {
+            self.0.withdraw(&self.1);
+        }
+    }
+    if let Some(lease) = pool.try_checkout() {
+        return Some(lease);
+    }
+    let waiting = Withdraw(pool, Arc::default());
+    pool.enqueue(&waiting.1);
+    std::future::poll_fn(|cx| waiting.1.poll(cx)).await.ok()
+}
+
+impl Pools {
+    /// The functions of a database on its servers.
+    pub fn catalogue(&self, pool: &Pool) -> Arc<Catalogue> {
+        let effective = pool.effective.load();
+        let key = (Arc::clone(&effective.servers), effective.dbname.clone());
+        let mut catalogues = self
+            .catalogues
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // Those that no session holds are of databases that nobody uses.
+        catalogues.retain(|known, catalogue| *known == key || Arc::strong_count(catalogue) > 1);
+        Arc::clone(catalogues.entry(key).or_default())
+    }
+}
