@@ -10,7 +10,7 @@
 //! - Samples are of one primary on one timeline; whoever keeps them begins anew when that changes.
 //! - Later samples have later ticks and positions that are not smaller.
 //!
-//! Bound: [`SAMPLES_MAX`]; the oldest is forgotten first, which only makes a far lagging replica look older still.
+//! Bound: `SAMPLES_MAX`; the oldest is forgotten first, which only makes a far lagging replica look older still.
 
 use std::collections::VecDeque;
 

@@ -81,6 +81,8 @@ impl Session {
             && !self.skipping
             && self.dropping == 0
             && self.pins.is_empty()
+            // Where there are replicas, they take the reads.
+            && self.routes.is_none()
             && self.effective.pool.lanes > 0
             && !self.reads_from_replicas()
             && self.effective.pool.pool_mode != PoolMode::Session

@@ -1,9 +1,9 @@
 //! HTTP: the live page at `/` with what it shows, `/metrics`, `/live` and `/ready`.
 //!
-//! Every connection answers one request and is closed. It has [`CONNECTION_LIMIT`] for that, unless it reads
-//! `/events`, which has no end but is given up when its reader takes nothing for [`STALL_LIMIT`]. No more than
-//! [`CONNECTIONS_MAX`] are open, and no request's head is larger than [`HEAD_MAX`]. So a client that stalls costs a
-//! little for a moment, and the data path nothing. Who may read what is [`access`]'s to say.
+//! Every connection answers one request and is closed. It has `CONNECTION_LIMIT` for that, unless it reads
+//! `/events`, which has no end but is given up when its reader takes nothing for `STALL_LIMIT`. No more than
+//! `CONNECTIONS_MAX` are open, and no request's head is larger than `HEAD_MAX`. So a client that stalls costs a
+//! little for a moment, and the data path nothing. Who may read what is `access`'s to say.
 
 mod access;
 mod api;

@@ -45,7 +45,7 @@ impl Activity {
         self.query.store(query.0, Ordering::Relaxed);
     }
 
-    /// Nothing runs any more; [`Self::since`] stays.
+    /// Nothing runs any more; `Self::since` stays.
     pub fn rests(&self) {
         self.query.store(0, Ordering::Relaxed);
     }

@@ -10,7 +10,7 @@
 //! Only what clients decode by counts: a column's name, type and modifier. The table it came from may be made anew, as
 //! PostgreSQL allows too.
 //!
-//! Bound: an answer is kept up to [`KEPT_MAX`] bytes, once for all backends and names that have the same from one another;
+//! Bound: an answer is kept up to `KEPT_MAX` bytes, once for all backends and names that have the same from one another;
 //! of a longer one, the hash.
 
 use std::collections::VecDeque;

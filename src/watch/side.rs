@@ -1,9 +1,9 @@
 //! Connections of pgweir's own to the servers, one for each, for questions about what runs there.
 //!
 //! They log in as the pool they are asked for, so they need no right that a client does not have, and are not counted
-//! among its connections. A connection that fails is dropped and not tried again for [`PAUSE`].
+//! among its connections. A connection that fails is dropped and not tried again for `PAUSE`.
 //!
-//! Bound: [`CONNECTIONS_MAX`] connections, each closed once unused for [`KEEP`].
+//! Bound: `CONNECTIONS_MAX` connections, each closed once unused for `KEEP`.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! What slow statements wait for: `pg_blocking_pids` and `pg_stat_activity`, sampled while there are slow statements.
 //!
-//! Bound: a look each [`PERIOD`] at most, at [`STATEMENTS_MAX`] statements and [`BLOCKERS_MAX`] that stand in the way of
+//! Bound: a look each `PERIOD` at most, at `STATEMENTS_MAX` statements and `BLOCKERS_MAX` that stand in the way of
 //! each; without a statement that runs longer than `metrics.lock_wait_after`, none.
 //!
 //! # Why
