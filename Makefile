@@ -137,3 +137,8 @@ show-allocations: rust packages ## Allocations for each transaction in steady st
 
 bench: rust ## Micro-benchmarks of the hot path
 	cargo bench --bench pieces
+
+.PHONY: show-routing
+show-routing: rust packages ## 100,000 random reads and writes, replicas up to 5 s behind, a failover in the middle: no stale read
+	PGWEIR_OPERATIONS=$${PGWEIR_OPERATIONS:-100000} PGWEIR_LAG_MS=$${PGWEIR_LAG_MS:-5000} PGWEIR_SEED=$${PGWEIR_SEED:-1} \
+		cargo test --release --test it consistency:: -- --nocapture

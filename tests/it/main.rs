@@ -17,6 +17,7 @@ mod bad_input;
 mod cancelling;
 mod client_limits;
 mod connection_log;
+mod consistency;
 mod console;
 mod copying;
 mod crossing;
