@@ -70,7 +70,7 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// Replaces the rules; those beyond [`RULES_MAX`] are ignored.
+    /// Replaces the rules; those beyond `RULES_MAX` are ignored.
     pub fn set(&self, slow: &SlowLog, rules: impl Iterator<Item = LogRule>) {
         let version = self
             .versions

@@ -5,7 +5,7 @@
 //! none; a text whose parameters' types can't be told without them has no plan.
 //!
 //! Bound: one at a time, from a queue of [`crate::shared::PLANS_MAX`]; each statement once in
-//! `slow_log.explain_interval`; a plan of [`PLAN_MAX`] bytes; [`TIME_MAX`] of the server's time.
+//! `slow_log.explain_interval`; a plan of `PLAN_MAX` bytes; `TIME_MAX` of the server's time.
 //!
 //! # Invariants
 //! - A text with a semicolon in it is not sent: whatever else its reading may come to, it is one statement.
