@@ -51,6 +51,7 @@ const ALLOWED: [(&str, &[&str]); 32] = [
             "sql::state",
             "auth",
             "backend",
+            "retry",
         ],
     ),
     ("cluster", &["wire", "backend", "pool"]),

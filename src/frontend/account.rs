@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use super::metering::Running;
+use super::metering::{READY_LEN, Running};
 use super::session::Session;
 use crate::journal::Entry;
 use crate::meter::{Client, Execution, Exemplar, Incident, Verdict, Whose};
 use crate::shared::PlanRequest;
+use crate::sql::known::Known;
 use crate::traces::{TraceParent, Traced};
 
 /// The parts of the time a statement took.
@@ -162,5 +163,40 @@ impl Session {
             rows: ended.rows,
             error: ended.error,
         });
+    }
+
+    /// A statement that rode on a lane was answered: its whole answer came at once.
+    pub(super) fn count_ride(&mut self, known: &Known, received: usize, sent: usize, rows: u64) {
+        self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
+        self.shared.known.queries.touch(&known.query);
+        let took = self.now.saturating_duration_since(self.since);
+        known.query.finished(&Execution {
+            origin: self.metering.origin,
+            node: self.metering.node,
+            at: self.now,
+            queued: Duration::ZERO,
+            took,
+            first: took,
+            rows,
+            received: received as u64,
+            sent: sent.saturating_sub(READY_LEN) as u64,
+            error: None,
+            continues: false,
+        });
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let counters = &self.pool.counters;
+        counters.query_micros.fetch_add(micros, Ordering::Relaxed);
+        self.count_transaction();
+    }
+
+    /// A transaction has ended.
+    pub(super) fn count_transaction(&self) {
+        let took = self.now.duration_since(self.transaction_since);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let counters = &self.pool.counters;
+        counters.transactions.fetch_add(1, Ordering::Relaxed);
+        counters
+            .transaction_micros
+            .fetch_add(micros, Ordering::Relaxed);
     }
 }

@@ -69,7 +69,10 @@ impl Session {
             Err(error) => {
                 // A client whose waiting was ended from outside still has its place in the queue.
                 self.stop_waiting();
-                self.enter(Phase::Idle);
+                self.end_pause();
+                if self.lease.is_none() {
+                    self.enter(Phase::Idle);
+                }
                 self.refuse(&error.report(), cx)?;
             }
         }
@@ -111,6 +114,7 @@ impl Session {
     /// Makes `lease` this session's: adds the messages that bring it to the session's settings. False if their answer
     /// must be awaited.
     pub(super) fn begin(&mut self, lease: Lease, gather: &mut Gather) -> bool {
+        self.rest_rerun();
         self.in_transaction = false;
         self.transaction_since = self.now;
         match &lease.pool().key.node {
@@ -207,6 +211,9 @@ impl Session {
         if self.failed_trial().is_some() {
             return self.run_elsewhere(cx);
         }
+        if self.will_rerun() {
+            return self.rerun_at_rest(cx);
+        }
         self.in_transaction = lease.status != TransactionStatus::Idle;
         self.copies_in = false;
         self.discards = false;
@@ -214,15 +221,20 @@ impl Session {
         self.timed_out = false;
         if self.phase == Phase::Planning {
             self.metering.planned(self.now.duration_since(self.since));
+            // The client's bytes are still to be written.
+            self.rest_rerun();
             self.enter(Phase::Active);
             return self.process_inbox(cx);
         }
         if self.in_transaction {
             // From here on the client is the one who is awaited.
             self.since = self.now;
+            self.rest_rerun_inside();
             return Ok(());
         }
         self.transaction_since = self.now;
+        self.rest_rerun();
+        self.metering.rests();
         self.note_rest();
         if self.settings.is_touched() {
             let mut gather = Gather::take();
@@ -274,7 +286,13 @@ impl Session {
             return;
         };
         let backend = &mut **lease;
+        if gather.is_empty() {
+            return;
+        }
+        // Of TLS a part may be gone that is a request by itself.
+        let may_be_refused = backend.outbox.is_empty() && !backend.stream.is_tls();
         // A failed write is not reported here: the server may have said why before it closed, and reading tells.
-        let _ = backend.outbox.send(&mut backend.stream, cx, gather, input);
+        let sent = backend.outbox.send(&mut backend.stream, cx, gather, input);
+        self.note_written(sent.is_ok() || !may_be_refused);
     }
 }

@@ -24,6 +24,8 @@ pub(super) enum Limit {
     QueryWaitNotify,
     /// Time to look whether a replica has caught up.
     Replica,
+    /// The end of the pause before another run.
+    Pause,
     Query,
     /// The end of a statement that was cancelled for `query_timeout`.
     CancelWait,
@@ -50,6 +52,9 @@ impl Session {
         );
         let phase = match self.phase {
             Phase::Idle => at(self.since, timeouts.client_idle_timeout, Limit::ClientIdle),
+            Phase::Waiting if self.pauses_until().is_some() => {
+                self.pauses_until().map(|until| (until, Limit::Pause))
+            }
             Phase::Waiting if self.is_patient() => {
                 at(self.since, Some(PATIENCE_LOOK), Limit::Replica)
             }
@@ -112,18 +117,7 @@ impl Session {
         let timeouts = &self.effective.timeouts;
         match limit {
             Limit::QueryWaitNotify => {
-                self.notified_waiting = true;
-                let notice = Report::new(
-                    crate::error::Severity::Notice,
-                    SqlState::SUCCESSFUL_COMPLETION,
-                    "waiting for a server connection",
-                );
-                let notice = notice.detail(format!(
-                    "Pool {}: {}.",
-                    self.queue().key,
-                    self.queue().why_waiting()
-                ));
-                reply::report(&mut self.outbox, &notice);
+                self.notify_waiting();
                 // Sending registers for the rest, if any is left.
                 let _ = self.outbox.poll_send(&mut self.stream, cx);
                 Ok(())
@@ -136,6 +130,10 @@ impl Session {
                 self.enter(Phase::Idle);
                 self.refuse(&error.report(), cx)?;
                 let _ = self.outbox.poll_send(&mut self.stream, cx);
+                self.process_inbox(cx)
+            }
+            Limit::Pause => {
+                self.end_pause();
                 self.process_inbox(cx)
             }
             Limit::Replica => {
@@ -180,6 +178,22 @@ impl Session {
                 "client_write_timeout",
             ),
         }
+    }
+
+    /// Tells the client that its statement waits for a server connection, and why.
+    fn notify_waiting(&mut self) {
+        self.notified_waiting = true;
+        let notice = Report::new(
+            crate::error::Severity::Notice,
+            SqlState::SUCCESSFUL_COMPLETION,
+            "waiting for a server connection",
+        );
+        let notice = notice.detail(format!(
+            "Pool {}: {}.",
+            self.queue().key,
+            self.queue().why_waiting()
+        ));
+        reply::report(&mut self.outbox, &notice);
     }
 
     /// Cuts the client off; a statement under way is cancelled by the cleaning of its backend.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::kept::KEPT_MAX;
+use super::rerun::KEPT_MAX;
 use super::routes::Routes;
 use super::session::Session;
 use crate::config::model::{PoolMode, Reads};
@@ -41,8 +41,6 @@ pub(super) struct Exchange {
     pub intent: Intent,
     /// A comment asks for a replica.
     pub is_asked_for: bool,
-    /// Its length, if it is whole.
-    pub len: usize,
     /// It executes more than one statement.
     pub has_several: bool,
     /// What is known of it, if it is a simple query.
@@ -54,7 +52,6 @@ impl Exchange {
         Self {
             intent: Intent::Primary(reason),
             is_asked_for: false,
-            len: 0,
             has_several: false,
             query: None,
         }
@@ -102,14 +99,12 @@ impl Session {
             session: self,
             routes,
         };
-        let len = look.frames(input);
-        if len.is_none() {
+        if look.frames(input).is_none() {
             look.proof.refuse(Reason::Exchange);
         }
         Exchange {
             intent: look.proof.intent(),
             is_asked_for: look.proof.asks_for_replica(),
-            len: len.unwrap_or(0),
             has_several: look.executes > 1
                 || look
                     .query
@@ -170,8 +165,8 @@ fn text_of(body: &[u8]) -> &[u8] {
 }
 
 impl Look<'_> {
-    /// Looks at the frames of an exchange; its length, or `None` if it is not one that can be kept and run elsewhere.
-    fn frames(&mut self, input: &[u8]) -> Option<usize> {
+    /// Looks at the frames of an exchange; `None` if it is not one that can be kept and run elsewhere.
+    fn frames(&mut self, input: &[u8]) -> Option<()> {
         let mut at = 0;
         loop {
             let header = Header::peek(&input[at..], KEPT_MAX).ok()??;
@@ -180,9 +175,9 @@ impl Look<'_> {
             match header.tag {
                 f::QUERY if at == 0 => {
                     self.simple(payload)?;
-                    return Some(end);
+                    return Some(());
                 }
-                f::SYNC => return Some(end),
+                f::SYNC => return Some(()),
                 f::PARSE => self.parse(payload)?,
                 f::BIND => {
                     let name = Bind::read(payload)?.statement;

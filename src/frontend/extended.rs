@@ -173,6 +173,7 @@ impl Session {
         } else {
             named.shape = self.give_statement(&statement, None, For::Client, gather);
         }
+        self.note_parsed(parse.name);
         self.names.change(parse.name, Some(named));
         Ok(true)
     }
@@ -314,6 +315,9 @@ impl Session {
             self.guard_sequences(&statement.known, gather);
         }
         self.note_sent(statement.as_ref().map(|statement| &*statement.known));
+        if bind.statement.is_empty() {
+            self.note_unnamed_used();
+        }
         if !is_own {
             self.ensure(bind.statement, statement.as_ref(), gather);
         }
@@ -362,6 +366,9 @@ impl Session {
                     return Ok(());
                 }
                 let statement = named.map(|named| named.statement);
+                if name.is_empty() {
+                    self.note_unnamed_used();
+                }
                 self.ensure(name, statement.as_ref(), gather);
                 let named = statement.as_ref().filter(|_| !name.is_empty());
                 if let (Some(statement), Some(lease)) = (named, &mut self.lease)
@@ -393,6 +400,7 @@ impl Session {
                 gather.input(frame.range());
             }
             Target::Statement(b"") => {
+                self.note_unnamed_replaced();
                 self.names.change(b"", None);
                 if let Some(lease) = &mut self.lease {
                     lease.mirror.unnamed = None;

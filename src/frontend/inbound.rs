@@ -132,6 +132,7 @@ impl Session {
                 if !self.dispatch(frame, gather)? {
                     break;
                 }
+                self.keep(frame, &input[at..at + have]);
             }
             at += have;
             if missing > 0 {
@@ -173,7 +174,7 @@ impl Session {
         if self.phase != Phase::Active {
             return Ok(false);
         }
-        if self.is_holding() || !self.may_follow_on_replica() {
+        if self.is_holding() || self.will_rerun() || !self.may_follow_on_replica() {
             self.held_up = true;
             return Ok(false);
         }
@@ -242,6 +243,7 @@ impl Session {
             return Err(End::Fatal(Box::new(report.clone())));
         }
         self.log_error(report);
+        self.forget_runs();
         reply::report(&mut self.outbox, report);
         let max = self.shared.config.load().general.max_packet_size;
         let header = Header::peek(self.inbox.bytes(), max).map_err(protocol_violation)?;
@@ -350,6 +352,7 @@ impl Session {
             return Ok(true);
         }
         self.note_sent(known.as_deref());
+        self.note_unnamed_replaced();
         if let Some(known) = known {
             if known.prepared != PreparedUse::None {
                 let text = f::query_text(frame.payload).map_err(protocol_violation)?;

@@ -38,7 +38,7 @@ const NODES_MAX: usize = 8;
 const KEPT: usize = 64;
 
 /// A `ReadyForQuery`, whole.
-const READY_LEN: usize = HEADER + 1;
+pub(super) const READY_LEN: usize = HEADER + 1;
 
 /// A statement under way.
 #[derive(Debug)]
@@ -127,6 +127,9 @@ pub(super) struct Metering {
     queued: Duration,
     checkout: Duration,
     trace: Tracing,
+    /// Statements counted since the session was last at rest, and how many of those that follow are the same again.
+    counted: u32,
+    again: u32,
 }
 
 impl Metering {
@@ -152,12 +155,26 @@ impl Metering {
             queued: Duration::ZERO,
             checkout: Duration::ZERO,
             trace: Tracing::Unknown,
+            counted: 0,
+            again: 0,
         }
+    }
+
+    /// What was sent is sent again: what was counted of it is not counted twice.
+    pub(super) fn runs_again(&mut self) {
+        self.again += std::mem::take(&mut self.counted);
+    }
+
+    /// Nothing is under way.
+    pub(super) fn rests(&mut self) {
+        (self.counted, self.again) = (0, 0);
     }
 
     /// What is under way is run elsewhere, and counted there.
     pub(super) fn abandon(&mut self) {
-        self.front = None;
+        if let Some(front) = self.front.take() {
+            front.known.query.retried();
+        }
         self.behind.clear();
         self.failed = None;
     }
@@ -390,7 +407,12 @@ impl Session {
         let sent = self.metering.relayed_before - before;
         if let Some(ended) = self.metering.pop(self.now) {
             self.tell_next();
-            self.count(&ended, sent);
+            if self.metering.again > 0 {
+                self.metering.again -= 1;
+            } else {
+                self.count(&ended, sent);
+            }
+            self.metering.counted += 1;
         }
     }
 
@@ -454,30 +476,6 @@ impl Session {
         front.error = front.error.or(failed).or(Some(code));
         let sent = self.metering.relayed - self.metering.relayed_before;
         self.count(&front, sent);
-    }
-
-    /// A statement that rode on a lane was answered: its whole answer came at once.
-    pub(super) fn count_ride(&mut self, known: &Known, received: usize, sent: usize, rows: u64) {
-        self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
-        self.shared.known.queries.touch(&known.query);
-        let took = self.now.saturating_duration_since(self.since);
-        known.query.finished(&Execution {
-            origin: self.metering.origin,
-            node: self.metering.node,
-            at: self.now,
-            queued: Duration::ZERO,
-            took,
-            first: took,
-            rows,
-            received: received as u64,
-            sent: sent.saturating_sub(READY_LEN) as u64,
-            error: None,
-            continues: false,
-        });
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let counters = &self.pool.counters;
-        counters.query_micros.fetch_add(micros, Ordering::Relaxed);
-        self.count_transaction();
     }
 
     /// The client calls itself something else from now on.

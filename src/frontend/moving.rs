@@ -138,6 +138,7 @@ impl Session {
     /// Gives up the backend with its transaction, which is rolled back there; the next one begins it again.
     fn leave_transaction(&mut self, modes: TransactionModes) {
         self.entry.clear_running();
+        self.rest_rerun();
         if let Some(routes) = &mut self.routes {
             routes.reading = None;
             routes.trial = None;

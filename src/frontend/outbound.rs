@@ -11,7 +11,7 @@ use super::session::{End, ProbeAnswer, Session};
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
 use crate::error::{Report, SqlState};
-use crate::net::buffer::{Gather, ReadBuffer, give_storage, take_storage};
+use crate::net::buffer::{Gather, Mark, ReadBuffer, give_storage, take_storage};
 use crate::session::leftovers;
 use crate::session::mirror::Mirror;
 use crate::session::settings::Row;
@@ -24,6 +24,8 @@ use crate::wire::limits::OUTBOX_MAX;
 /// The session's part in receiving.
 struct Relay<'a> {
     gather: Gather,
+    /// Where the answer to the exchange in front begins, if all of it is here.
+    mark: Mark,
     session: &'a mut Session,
     /// What the backend has, if it was asked.
     learnt: Vec<Row>,
@@ -50,6 +52,9 @@ impl Receiver for Relay<'_> {
             self.session.names.undo();
         } else if owed.renames && (done || receive::names_statement(received, tag)) {
             self.session.names.confirm();
+            if owed.request == Request::Close {
+                self.session.give_up_rerun();
+            }
         }
         if done
             && !matches!(
@@ -61,8 +66,10 @@ impl Receiver for Relay<'_> {
             self.session.since = self.session.now;
         }
         match tag {
-            b::ERROR_RESPONSE => return self.error(owed, payload),
-            b::PARAMETER_STATUS if owed.to == For::Client => {
+            b::ERROR_RESPONSE => return self.error(backend, owed, payload),
+            b::NOTICE_RESPONSE => return !self.session.hears_last_words(payload),
+            b::PARAMETER_STATUS if owed.to == For::Client && !self.session.will_rerun() => {
+                self.session.note_setting_told();
                 self.session.told = Arc::clone(&backend.mirror.reported);
                 // It may have been set where no text tells, such as in a function or a trigger.
                 if let Some((name, value)) = b::parameter_status(payload) {
@@ -74,6 +81,7 @@ impl Receiver for Relay<'_> {
             }
             b::COMMAND_COMPLETE if owed.to == For::Client => {
                 self.session.note_acknowledged();
+                self.session.note_completed();
                 self.session.passes_trial(true);
                 self.complete(owed, payload);
             }
@@ -123,7 +131,7 @@ impl Receiver for Relay<'_> {
 }
 
 impl Relay<'_> {
-    fn error(&mut self, owed: Owed, payload: &[u8]) -> bool {
+    fn error(&mut self, backend: &Backend, owed: Owed, payload: &[u8]) -> bool {
         if owed.request == Request::Parse && owed.renames && owed.statement == UNNAMED {
             self.session.names.fail_unnamed();
         }
@@ -134,6 +142,11 @@ impl Relay<'_> {
         let code = code.or(b::sqlstate(payload));
         let is_fatal = b::is_fatal(payload);
         if self.session.fails_on_trial(owed, code, is_fatal) {
+            return false;
+        }
+        if let Some(code) = code.filter(|_| is_fatal || owed.to == For::Client)
+            && self.session.absorbs(code, is_fatal, backend)
+        {
             return false;
         }
         if is_fatal {
@@ -215,7 +228,9 @@ impl Relay<'_> {
 
     fn ready(&mut self, backend: &Backend, owed: Owed) {
         match owed.to {
+            For::Client | For::Refusal if self.session.will_rerun() => {}
             For::Client | For::Refusal => {
+                self.session.give_up_rerun();
                 self.session.timed_out = false;
                 self.session.prepared.edits = None;
                 match owed.request {
@@ -247,7 +262,11 @@ impl Relay<'_> {
     /// Tells the client what pgweir's own statements have changed.
     fn tell(&mut self, backend: &Backend) {
         let (told, now) = (&mut self.session.told, &backend.mirror.reported);
+        let is_in_front = self.gather.mark() == self.mark;
         self.gather.own(|out| reply::put_changes(told, now, out));
+        if is_in_front {
+            self.mark = self.gather.mark();
+        }
     }
 
     /// Takes in the answer to a question about the session's state, if it was asked outside a transaction.
@@ -330,6 +349,7 @@ impl Session {
         self.metering.answered(self.now);
         let mut relay = Relay {
             gather: Gather::take(),
+            mark: Mark::default(),
             session: self,
             learnt: Vec::new(),
             prepared: None,
@@ -341,6 +361,8 @@ impl Session {
             if relay.session.holds_back(&mut relay.gather, input) {
                 return Ok(used);
             }
+            let mark = std::mem::take(&mut relay.mark);
+            relay.session.sift(&mut relay.gather, mark);
             let Session { outbox, stream, .. } = &mut *relay.session;
             // The server is not to blame for a client that does not take its answer.
             if outbox.send(stream, cx, &mut relay.gather, input).is_err() {
@@ -368,6 +390,9 @@ impl Session {
         if let Err(error) = received {
             return self.lose_server(&error, cx);
         }
+        if self.was_terminated() {
+            return self.lose_server(&ReceiveError::Closed, cx);
+        }
         match end {
             None => {}
             Some(End::ClientGone) => return Err(End::ClientGone),
@@ -391,26 +416,20 @@ impl Session {
         };
     }
 
-    /// A transaction has ended.
-    pub(super) fn count_transaction(&self) {
-        let took = self.now.duration_since(self.transaction_since);
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let counters = &self.pool.counters;
-        counters.transactions.fetch_add(1, Ordering::Relaxed);
-        counters
-            .transaction_micros
-            .fetch_add(micros, Ordering::Relaxed);
-    }
-
     /// Puts the answers in place that pgweir gives itself and that are due at once.
     pub(super) fn emit_locals(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let mut emitted = false;
         while let Some(request) = self.due_local() {
             let mut answer = take_storage();
             self.put_local(request, &mut answer);
-            self.outbox.push(&answer);
+            if !self.holds_local_back(&answer) {
+                self.outbox.push(&answer);
+                emitted = true;
+            }
             give_storage(answer);
-            emitted = true;
+        }
+        if emitted {
+            self.note_seen();
         }
         if emitted && let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx) {
             sent?;
@@ -436,6 +455,7 @@ impl Session {
         } else {
             debug_assert_eq!(request, Request::Close, "nothing else is answered here");
             self.names.confirm();
+            self.give_up_rerun();
             out.extend_from_slice(&b::CLOSE_COMPLETE_FRAME);
         }
     }
@@ -458,13 +478,17 @@ impl Session {
         if self.is_on_trial() {
             return self.run_elsewhere(cx);
         }
-        Err(self.server_gone(error))
+        match self.judge_loss() {
+            Ok(failure) => self.run_again(failure, true, cx),
+            Err(report) => Err(self.server_gone(error, report)),
+        }
     }
 
-    fn server_gone(&mut self, error: &ReceiveError) -> End {
+    /// `report` says more than `error`.
+    fn server_gone(&mut self, error: &ReceiveError, report: Option<Report>) -> End {
         self.drop_backend();
         self.since = self.now;
-        let report = Report::fatal(SqlState::CONNECTION_FAILURE, error.to_string());
-        End::Fatal(Box::new(report))
+        let lost = || Report::fatal(SqlState::CONNECTION_FAILURE, error.to_string());
+        End::Fatal(Box::new(report.unwrap_or_else(lost)))
     }
 }

@@ -56,12 +56,12 @@ impl Session {
         match self.find_replica() {
             Found::Lease(lease, place) => {
                 self.count_route(intent);
-                self.put_on_trial(&exchange, input);
+                self.put_on_trial(&exchange);
                 Some(self.begin_on(lease, place, gather))
             }
             Found::Busy(pool, place) => {
                 self.count_route(intent);
-                self.put_on_trial(&exchange, input);
+                self.put_on_trial(&exchange);
                 self.enter(Phase::Waiting);
                 self.notified_waiting = false;
                 pool.enqueue(&self.entry.waiter);

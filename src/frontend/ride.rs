@@ -185,6 +185,7 @@ impl Session {
                 }
                 self.inbox.consume(riding.len);
                 self.timed_out = false;
+                self.forget_runs();
                 self.count_ride(&riding.known, riding.received, riding.sent, rows);
                 self.pool.lanes.counters.count_answered();
                 self.enter(Phase::Idle);
@@ -205,6 +206,11 @@ impl Session {
                 };
                 self.enter(Phase::Idle);
                 self.refuse(&report, cx)?;
+            }
+            // It is a read, and the client has seen nothing of its answer.
+            Outcome::Broken if riding.sent == 0 && self.runs_after_ride() => {
+                self.goes_alone = true;
+                self.enter(Phase::Idle);
             }
             Outcome::Broken => {
                 // Where the answer was cut nobody knows.

@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
 
-use super::kept::Kept;
 use super::session::Session;
 use crate::cluster::Cluster;
 use crate::cluster::node::Node;
@@ -64,8 +63,6 @@ impl Drop for Reading {
 /// An exchange on a replica of which the client has seen nothing yet: it can be run elsewhere.
 #[derive(Debug)]
 pub(super) struct Trial {
-    /// The client's bytes.
-    pub kept: Kept,
     /// What the replica has answered.
     pub held: Vec<u8>,
     /// What the client had been told of settings.
@@ -318,6 +315,7 @@ impl Session {
 
     /// A statement is being sent; `None` is one that nothing is known of.
     pub(super) fn note_sent(&mut self, known: Option<&Known>) {
+        self.note_doubt(known);
         let Some(routes) = self.routes.as_deref_mut() else {
             return;
         };

@@ -20,6 +20,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::metering::Metering;
 use super::refusal::Refusal;
+use super::rerun::Rerun;
 use super::ride::Riding;
 use super::routes::Routes;
 use super::sql_prepare::Underway;
@@ -147,6 +148,8 @@ pub struct Session {
     /// `None` in front of a single server.
     pub(super) routes: Option<Box<Routes>>,
     pub(super) riding: Option<Riding>,
+    /// `None` until the client has sent something.
+    pub(super) rerun: Option<Box<Rerun>>,
     /// A lane has sent the statement in front elsewhere.
     pub(super) goes_alone: bool,
     /// The statement under way is known to be short.
@@ -188,6 +191,7 @@ impl Session {
             effective: pool.effective.load_full(),
             metering: Metering::new(&start.shared, &start.entry, &start.told),
             riding: None,
+            rerun: None,
             goes_alone: false,
             short: None,
             looked_up: None,

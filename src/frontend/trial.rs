@@ -8,12 +8,10 @@ use std::sync::Arc;
 use std::task::Context;
 
 use super::exchange::Exchange;
-use super::kept::Kept;
-use super::routes::{Failed, Trial};
+use super::routes::{Failed, Routes, Trial};
 use super::session::{End, Phase, Session};
 use crate::error::SqlState;
-use crate::net::buffer::{Gather, Held};
-use crate::pool::reset::{self, Residue};
+use crate::net::buffer::Gather;
 use crate::routing::reason::Reason;
 use crate::routing::route::runs_elsewhere;
 use crate::wire::expect::{For, Owed};
@@ -22,13 +20,12 @@ use crate::wire::expect::{For, Owed};
 const HELD_MAX: usize = 16 * 1024;
 
 impl Session {
-    /// The exchange at the front of `input` is sent to a replica.
-    pub(super) fn put_on_trial(&mut self, exchange: &Exchange, input: &[u8]) {
+    /// The exchange in front is sent to a replica.
+    pub(super) fn put_on_trial(&mut self, exchange: &Exchange) {
         let told = Arc::clone(&self.told);
         if let Some(routes) = &mut self.routes {
             routes.patience = None;
             routes.trial = Some(Trial {
-                kept: Kept::of(&input[..exchange.len]),
                 held: Vec::new(),
                 told,
                 ends_at_row: !exchange.has_several,
@@ -89,6 +86,7 @@ impl Session {
         {
             routes.avoid = 0;
             self.outbox.push(&trial.held);
+            self.note_seen();
         }
     }
 
@@ -112,6 +110,23 @@ impl Session {
         true
     }
 
+    /// Holds back an answer that pgweir gives itself, where it belongs to an exchange that may run elsewhere.
+    pub(super) fn holds_local_back(&mut self, answer: &[u8]) -> bool {
+        let trial = self.routes.as_mut().and_then(|routes| {
+            let is_reading = routes.reading.is_some();
+            routes.trial.as_mut().filter(|_| is_reading)
+        });
+        match trial {
+            Some(trial) => {
+                if trial.failed.is_none() {
+                    trial.held.extend_from_slice(answer);
+                }
+                true
+            }
+            None => self.will_rerun(),
+        }
+    }
+
     /// How the exchange on trial failed.
     pub(super) fn failed_trial(&self) -> Option<Failed> {
         self.routes.as_ref()?.trial.as_ref()?.failed
@@ -119,9 +134,9 @@ impl Session {
 
     /// Whether the client has seen nothing of an exchange on a replica, so that it can be run elsewhere.
     pub(super) fn is_on_trial(&self) -> bool {
-        self.routes
-            .as_ref()
-            .is_some_and(|routes| routes.trial.is_some() && routes.reading.is_some())
+        let is_on_trial = |routes: &Routes| routes.trial.is_some() && routes.reading.is_some();
+        self.routes.as_deref().is_some_and(is_on_trial)
+            && (self.rerun.is_none() || self.kept().is_some())
     }
 
     /// Runs the exchange on trial elsewhere: what failed for what the replica lacks on the primary, what was lost with
@@ -153,52 +168,24 @@ impl Session {
             "a read failed on a replica and is run elsewhere"
         );
         self.told = trial.told;
-        // Without an error the connection itself was lost.
-        self.part_with_replica(failed.is_none_or(|failed| failed.is_spoilt));
         if let Some(failed) = failed.filter(|failed| !failed.is_spoilt) {
-            self.remember_refusal(failed.code, trial.kept.bytes());
+            self.remember_refusal(failed.code);
         }
-        let mut inbox = Held::default();
-        inbox.push(trial.kept.bytes());
-        inbox.push(self.inbox.bytes());
-        self.inbox = inbox;
+        self.unsend();
+        // Without an error the connection itself was lost.
+        self.part_with_backend(failed.is_none_or(|failed| failed.is_spoilt));
         self.enter(Phase::Idle);
         self.process_inbox(cx)
     }
 
-    /// Gives the replica's connection back and forgets what was under way on it.
-    fn part_with_replica(&mut self, is_spoilt: bool) {
-        self.entry.clear_running();
-        self.metering.abandon();
-        while !self.names.is_settled() {
-            self.names.undo();
-        }
-        self.refusals.clear();
-        self.prepared = super::sql_prepare::Underway::default();
-        self.probe = super::session::ProbeAnswer::default();
-        self.bound = None;
-        self.held_up = false;
-        self.in_transaction = false;
-        self.copies_in = false;
-        self.timed_out = false;
-        let Some(lease) = self.lease.take() else {
-            return;
-        };
-        if is_spoilt || lease.identity.is_lost() {
-            return;
-        }
-        let dialer = self.shared.pools.dialer.load();
-        let limit = self.effective.timeouts.cancel_wait_timeout;
-        reset::give_back(lease, Residue::None, &dialer, limit);
-    }
-
     /// A statement that replicas refuse is not sent to them again.
-    fn remember_refusal(&mut self, code: SqlState, exchange: &[u8]) {
+    fn remember_refusal(&self, code: SqlState) {
         let as_write = code == SqlState::READ_ONLY_SQL_TRANSACTION;
         if !as_write && code != SqlState::FEATURE_NOT_SUPPORTED {
             return;
         }
-        for (known, _) in self.texts_whole(exchange).unwrap_or_default() {
+        let texts = self.kept().and_then(|exchange| self.texts_whole(exchange));
+        for (known, _) in texts.unwrap_or_default() {
             known.refused(as_write);
             if as_write {
                 tracing::info!(

@@ -45,6 +45,7 @@ pub(super) fn render(
     put_process(&mut page, &process, &snapshot);
     put_pools(&mut page, &snapshot.pools);
     put_totals(&mut page, &snapshot.pools);
+    put_retries(&mut page, &snapshot.pools);
     put_lanes(&mut page, &snapshot.pools);
     put_databases(&mut page, &snapshot);
     if !snapshot.nodes.is_empty() {
@@ -324,6 +325,33 @@ fn put_totals(page: &mut Page, pools: &[PoolStatus]) {
                 page.sample(name, &labels(pool), count);
             }
         }
+    }
+}
+
+/// What ran again, and what could not.
+fn put_retries(page: &mut Page, pools: &[PoolStatus]) {
+    let name = "pgweir_retries_total";
+    page.family(name, "counter", "Requests run again, by what had failed.");
+    for pool in pools {
+        let [database, user] = labels(pool);
+        for (failure, count) in pool.pool.retries.again() {
+            let labels = [database, user, ("failure", failure.as_str())];
+            page.sample(name, &labels, count);
+        }
+    }
+    let name = "pgweir_retries_over_budget_total";
+    let help = "Failures passed on because the budget for retries was spent.";
+    page.family(name, "counter", help);
+    for pool in pools {
+        let count = pool.pool.retries.over_budget.load(Ordering::Relaxed);
+        page.sample(name, &labels(pool), count);
+    }
+    let name = "pgweir_outcomes_unknown_total";
+    let help = "Clients told that the outcome of a statement is unknown (08007).";
+    page.family(name, "counter", help);
+    for pool in pools {
+        let count = pool.pool.retries.unknown.load(Ordering::Relaxed);
+        page.sample(name, &labels(pool), count);
     }
 }
 

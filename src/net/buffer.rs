@@ -207,7 +207,7 @@ impl Outbox {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Piece {
     Input(Range<usize>),
     Own(Range<usize>),
@@ -220,7 +220,33 @@ pub struct Gather {
     own: Vec<u8>,
 }
 
+/// How far a [`Gather`] had come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    pieces: usize,
+    last: Option<Piece>,
+    own: usize,
+}
+
 impl Gather {
+    /// How far it has come.
+    pub fn mark(&self) -> Mark {
+        Mark {
+            pieces: self.pieces.len(),
+            last: self.pieces.last().cloned(),
+            own: self.own.len(),
+        }
+    }
+
+    /// Takes back what was added since `mark`.
+    pub fn truncate(&mut self, mark: Mark) {
+        self.pieces.truncate(mark.pieces);
+        if let (Some(last), Some(was)) = (self.pieces.last_mut(), mark.last) {
+            *last = was;
+        }
+        self.own.truncate(mark.own);
+    }
+
     /// An empty one with storage from the thread's stock.
     pub fn take() -> Self {
         GATHERS.with_borrow_mut(Vec::pop).unwrap_or_default()
@@ -316,6 +342,26 @@ mod tests {
         assert_eq!(held.bytes(), b"bcd");
         held.consume(3);
         assert!(held.is_empty() && held.bytes.capacity() == 0);
+    }
+
+    #[test]
+    fn what_came_behind_a_mark_is_taken_back() {
+        let mut gather = Gather::default();
+        let start = gather.mark();
+        gather.input(0..3);
+        gather.own(|own| own.push(b'x'));
+        let mark = gather.mark();
+        gather.own(|own| own.push(b'y'));
+        gather.input(3..5);
+        assert_ne!(gather.mark(), mark);
+        gather.truncate(mark.clone());
+        assert_eq!(gather.mark(), mark);
+        let mut out = Vec::new();
+        gather.move_to(&mut out, b"abcde");
+        assert_eq!(out, b"abcx");
+        gather.input(0..1);
+        gather.truncate(start);
+        assert!(gather.is_empty());
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub mod pool;
 pub mod pools;
 pub mod replica;
 pub mod reset;
+pub mod retries;
 pub mod startups;
 pub mod steward;
 pub mod targets;

@@ -21,6 +21,7 @@ use super::open::{Gate, OpenError};
 use super::passthrough::{Learnt, Tries};
 use super::pins::Pins;
 use super::replica::Kin;
+use super::retries::Retries;
 use super::startups::Startups;
 use super::waiter::{CheckoutError, Waiter};
 use crate::config::model::{Node, PoolSettings};
@@ -92,6 +93,7 @@ pub struct Pool {
     /// The sessions that keep a connection.
     pub pins: Pins,
     pub lanes: Lanes,
+    pub retries: Retries,
     /// Clients logged in; kept by their [`ClientPlace`]s.
     pub clients: AtomicUsize,
     pub counters: Counters,
@@ -187,6 +189,7 @@ impl Pool {
             kin,
             pins: Pins::default(),
             lanes: Lanes::default(),
+            retries: Retries::default(),
             clients: AtomicUsize::new(0),
             counters: Counters::default(),
         })

@@ -4,4 +4,5 @@
 
 pub mod backoff;
 pub mod budget;
+pub mod journal;
 pub mod policy;

@@ -19,7 +19,7 @@ use super::fingerprint::{Fingerprint, FingerprintKey, stable_id};
 use super::lexer::{LexOptions, Lexer, TokenKind};
 use super::normalise::normalise;
 use super::prepared::PreparedUse;
-use super::repeat::{self, Doubt};
+use super::repeat::{self, BlockEnd, Doubt};
 use super::state::{Effect, PinReason, PinSet};
 use crate::meter::{Queries, Query, QueryId};
 
@@ -54,6 +54,8 @@ pub struct Known {
     pub writes: bool,
     /// Whether it may run again once the server has rolled it back.
     pub doubt: Doubt,
+    /// How it may end a transaction block.
+    pub block_end: Option<BlockEnd>,
     /// How it names prepared statements.
     pub prepared: PreparedUse,
     /// It may read data from the client.
@@ -119,6 +121,7 @@ impl Known {
             may_unpin: class_unpins,
             writes: !class_reads,
             doubt,
+            block_end: repeat::block_end(&class),
             prepared,
             copies_in,
             changes_functions: class.statements.iter().any(changes_functions),

@@ -28,6 +28,29 @@ impl Doubt {
     }
 }
 
+/// How a text may end a transaction block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockEnd {
+    Rollback,
+    Commit,
+}
+
+/// How a text of this class may end a transaction block; the worst counts.
+pub fn block_end(class: &Class) -> Option<BlockEnd> {
+    let end = |statement: &Statement| match statement.kind {
+        Kind::Rollback { .. } => Some(BlockEnd::Rollback),
+        Kind::Commit { .. } | Kind::PrepareTransaction | Kind::Unknown => Some(BlockEnd::Commit),
+        _ => None,
+    };
+    let ends: Vec<BlockEnd> = class.statements.iter().filter_map(end).collect();
+    match ends.as_slice() {
+        [] => None,
+        // Behind its end something may commit by itself.
+        [BlockEnd::Rollback] if class.statements.len() == 1 => Some(BlockEnd::Rollback),
+        _ => Some(BlockEnd::Commit),
+    }
+}
+
 /// The doubt about a text of which `class` is the class.
 pub fn doubt(text: &[u8], options: LexOptions, class: &Class) -> Doubt {
     let transaction = class.transaction;
@@ -137,6 +160,26 @@ fn mentions(text: &[u8], options: LexOptions, word: &[u8]) -> bool {
 mod tests {
     use super::super::classify::classify;
     use super::*;
+
+    #[test]
+    fn what_may_commit_is_told_from_a_rollback() {
+        let of = |text: &str| block_end(&classify(text.as_bytes(), LexOptions::default()));
+        for text in ["SELECT 1", "BEGIN", "SAVEPOINT a", "ROLLBACK TO a", ""] {
+            assert_eq!(of(text), None, "{text}");
+        }
+        assert_eq!(of("ROLLBACK"), Some(BlockEnd::Rollback));
+        assert_eq!(of("ABORT"), Some(BlockEnd::Rollback));
+        for text in [
+            "COMMIT",
+            "END",
+            "COMMIT AND CHAIN",
+            "ROLLBACK; SELECT f()",
+            "BLAH",
+            "PREPARE TRANSACTION 'x'",
+        ] {
+            assert_eq!(of(text), Some(BlockEnd::Commit), "{text}");
+        }
+    }
 
     #[test]
     fn what_commits_in_its_midst_or_stays_in_the_session_is_unrepeatable() {

@@ -40,6 +40,7 @@ mod queries_at_scale;
 mod refusals;
 mod reload;
 mod replication;
+mod retries;
 mod routing;
 mod same;
 mod scraping;

@@ -104,6 +104,7 @@ async fn a_backend_killed_while_idle_is_not_noticed() {
 async fn a_backend_killed_in_a_statement_ends_its_session_with_the_servers_words() {
     let mut role = shared::role("killed_query").await;
     let pgweir = Options::new(shared::server())
+        .set("retry.statements", "false")
         .flag("--pool-size", "1")
         .start();
     let mut client = role.client(&pgweir).await;

@@ -1,0 +1,319 @@
+//! Running again what failed for reasons that are not the client's.
+//!
+//! What is sent outside a transaction is kept until the first byte of its answer goes to the client. If it fails before,
+//! and the table says so (see `failure`), the client is not told: its bytes go back to the front of the inbox, and after a pause they
+//! take the ordinary way again. Reads on replicas are kept the same way (see `trial`).
+//!
+//! # Invariants
+//! - Nothing is run again of which the client has seen an answer, nor anything the server may have committed.
+//! - What was sent behind the failed exchange was not executed, or is run again with it.
+
+use std::task::Context;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::inbound::Frame;
+use super::session::{End, Phase, Session};
+use crate::net::buffer::{Gather, Held, Mark, give_storage, take_storage};
+use crate::pool::reset::{self, Residue};
+use crate::retry::backoff;
+use crate::retry::journal::{BlockEnd, Journal};
+use crate::retry::policy::{Doubt, Failure};
+use crate::sql::known::Known;
+use crate::wire::frontend as f;
+
+/// The longest request outside a transaction that is kept, in bytes.
+pub(super) const KEPT_MAX: usize = 64 * 1024;
+
+/// What became of the first write to a backend since the session was last at rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) enum FirstWrite {
+    #[default]
+    None,
+    Done,
+    /// The connection was broken, and nothing was taken.
+    Refused,
+}
+
+/// What a session keeps for running its requests again. Boxed: a session that has sent nothing has none.
+#[derive(Debug, Default)]
+pub(super) struct Rerun {
+    pub journal: Journal,
+    /// How the request under way has failed; the client is not told.
+    pub failed: Option<Failure>,
+    /// Runs after the first, and how many of them were for a termination.
+    pub runs: u32,
+    pub terminated: u32,
+    /// When the request failed first.
+    pub since: Option<Instant>,
+    /// Until when the request in front of the inbox pauses.
+    pub until: Option<Instant>,
+    pub first_write: FirstWrite,
+}
+
+impl Session {
+    pub(super) fn rerun_mut(&mut self) -> &mut Rerun {
+        self.rerun.get_or_insert_default()
+    }
+
+    /// A statement is being sent; `None` is one that nothing is known of.
+    pub(super) fn note_doubt(&mut self, known: Option<&Known>) {
+        let unread = (Doubt::Unrepeatable, Some(BlockEnd::Commit));
+        let (doubt, end) = known.map_or(unread, |known| (known.doubt, known.block_end));
+        self.rerun_mut().journal.note(doubt, end);
+    }
+
+    /// Keeps a frame that was sent.
+    pub(super) fn keep(&mut self, frame: Frame<'_>, bytes: &[u8]) {
+        let rerun = self.rerun_mut();
+        let is_data = matches!(frame.tag, f::COPY_DATA | f::COPY_DONE | f::COPY_FAIL);
+        let given_up = if frame.missing > 0 || is_data {
+            Some(rerun.journal.give_up())
+        } else {
+            let ends = matches!(frame.tag, f::SYNC | f::QUERY | f::FUNCTION_CALL);
+            rerun.journal.keep(bytes, ends, KEPT_MAX, take_storage)
+        };
+        if let Some(storage) = given_up {
+            give_storage(storage);
+        }
+    }
+
+    /// Nothing that is under way can be run again.
+    pub(super) fn give_up_rerun(&mut self) {
+        let has_failed = self.will_rerun() || self.failed_trial().is_some();
+        if let Some(rerun) = &mut self.rerun
+            && rerun.journal.is_kept()
+            && !has_failed
+        {
+            give_storage(rerun.journal.give_up());
+        }
+    }
+
+    /// The client is told something of the answer.
+    pub(super) fn note_seen(&mut self) {
+        self.give_up_rerun();
+        self.forget_runs();
+    }
+
+    /// The request in front has come to its end.
+    pub(super) fn forget_runs(&mut self) {
+        if let Some(rerun) = &mut self.rerun {
+            (rerun.runs, rerun.terminated, rerun.since) = (0, 0, None);
+        }
+    }
+
+    /// The client hears of a setting that the statement under way has changed, which is not taken back.
+    pub(super) fn note_setting_told(&mut self) {
+        if !self.is_on_replica() {
+            self.give_up_rerun();
+        }
+    }
+
+    /// A statement of the exchange in front was completed.
+    pub(super) fn note_completed(&mut self) {
+        if let Some(rerun) = &mut self.rerun {
+            rerun.journal.note_completed();
+        }
+    }
+
+    /// The unnamed statement is made or destroyed.
+    pub(super) fn note_unnamed_replaced(&mut self) {
+        if let Some(storage) = self.rerun_mut().journal.replace_unnamed() {
+            give_storage(storage);
+        }
+    }
+
+    pub(super) fn note_unnamed_used(&mut self) {
+        self.rerun_mut().journal.use_unnamed();
+    }
+
+    /// A Parse under this name was sent, and is about to be noted.
+    pub(super) fn note_parsed(&mut self, name: &[u8]) {
+        if name.is_empty() {
+            self.note_unnamed_replaced();
+        } else if self.names.get(name).is_none() {
+            self.rerun_mut().journal.note_name(name);
+        }
+    }
+
+    /// Nothing is under way, and no transaction is open.
+    pub(super) fn rest_rerun(&mut self) {
+        if let Some(rerun) = &mut self.rerun {
+            give_storage(rerun.journal.rest());
+            rerun.first_write = FirstWrite::None;
+        }
+    }
+
+    /// Nothing is under way in an open transaction.
+    pub(super) fn rest_rerun_inside(&mut self) {
+        if let Some(rerun) = &mut self.rerun {
+            if rerun.journal.has_ended() {
+                // Another one has begun behind it.
+                give_storage(rerun.journal.rest());
+            }
+            give_storage(rerun.journal.give_up());
+        }
+    }
+
+    /// What was sent, if all of it can be sent again.
+    pub(super) fn kept(&self) -> Option<&[u8]> {
+        let journal = &self.rerun.as_ref()?.journal;
+        journal.is_kept().then(|| journal.bytes())
+    }
+
+    /// Bytes were written to the backend, or its connection turned out to be broken.
+    pub(super) fn note_written(&mut self, was_taken: bool) {
+        let first_write = &mut self.rerun_mut().first_write;
+        if *first_write == FirstWrite::None {
+            *first_write = if was_taken {
+                FirstWrite::Done
+            } else {
+                FirstWrite::Refused
+            };
+        }
+    }
+
+    /// Whether the request under way has failed and will run again.
+    pub(super) fn will_rerun(&self) -> bool {
+        self.rerun
+            .as_ref()
+            .is_some_and(|rerun| rerun.failed.is_some())
+    }
+
+    /// Until when the request in front pauses.
+    pub(super) fn pauses_until(&self) -> Option<Instant> {
+        self.rerun.as_ref()?.until
+    }
+
+    /// The pause is over, or has been ended.
+    pub(super) fn end_pause(&mut self) {
+        let was_paused = self
+            .rerun
+            .as_mut()
+            .is_some_and(|rerun| rerun.until.take().is_some());
+        if was_paused {
+            self.entry.waiter.withdraw();
+            self.enter(if self.lease.is_some() {
+                Phase::Active
+            } else {
+                Phase::Idle
+            });
+        }
+    }
+
+    /// Keeps from the client what was gathered behind `mark` of an answer that failed; notes what it gets to see of one
+    /// that did not.
+    pub(super) fn sift(&mut self, gather: &mut Gather, mark: Mark) {
+        if self.will_rerun() {
+            gather.truncate(mark);
+        } else if gather.mark() != mark {
+            self.note_seen();
+        }
+    }
+
+    /// The backend of a request that failed is at rest.
+    pub(super) fn rerun_at_rest(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let failed = self.rerun.as_ref().and_then(|rerun| rerun.failed);
+        failed.map_or(Ok(()), |failure| self.run_again(failure, false, cx))
+    }
+
+    /// Runs the request under way again: its backend is given back, or closed if it `is_lost`.
+    pub(super) fn run_again(
+        &mut self,
+        failure: Failure,
+        is_lost: bool,
+        cx: &mut Context<'_>,
+    ) -> Result<(), End> {
+        tracing::debug!(failure = failure.as_str(), "a request runs again");
+        self.unsend();
+        if is_lost || !self.keeps_backend() {
+            self.part_with_backend(is_lost);
+        } else {
+            self.forget_under_way();
+        }
+        if let Some(routes) = &mut self.routes {
+            routes.in_exchange = false;
+            routes.opened = None;
+        }
+        let pause = {
+            let retry = &self.effective.retry;
+            let runs = self.rerun.as_ref().map_or(1, |rerun| rerun.runs);
+            backoff::pause(runs, retry.backoff, retry.backoff_max, &mut rand::rng())
+        };
+        if pause == Duration::ZERO {
+            self.enter(if self.lease.is_some() {
+                Phase::Active
+            } else {
+                Phase::Idle
+            });
+            return self.process_inbox(cx);
+        }
+        let until = self.now + pause;
+        self.rerun_mut().until = Some(until);
+        // It stands in no queue; a cancel request finds it all the same.
+        self.entry.waiter.start();
+        self.enter(Phase::Waiting);
+        Ok(())
+    }
+
+    /// Puts what was sent back in front of what is still to be sent.
+    pub(super) fn unsend(&mut self) {
+        while !self.names.is_settled() {
+            self.names.undo();
+        }
+        let Some(rerun) = &mut self.rerun else {
+            return;
+        };
+        rerun.failed = None;
+        rerun.first_write = FirstWrite::None;
+        for name in rerun.journal.names() {
+            self.names.change(name, None);
+            self.names.confirm();
+        }
+        let bytes = rerun.journal.rest();
+        if bytes.is_empty() {
+            return;
+        }
+        let mut inbox = Held::default();
+        inbox.push(&bytes);
+        inbox.push(self.inbox.bytes());
+        give_storage(bytes);
+        self.inbox = inbox;
+        self.metering.runs_again();
+    }
+
+    /// Gives the backend back, or closes it if it `is_lost`, and forgets what was under way on it.
+    pub(super) fn part_with_backend(&mut self, is_lost: bool) {
+        self.entry.clear_running();
+        self.forget_under_way();
+        let Some(lease) = self.lease.take() else {
+            return;
+        };
+        if is_lost || lease.identity.is_lost() {
+            return;
+        }
+        let residue = if self.settings.is_touched() {
+            Residue::SessionState
+        } else {
+            Residue::None
+        };
+        let dialer = self.shared.pools.dialer.load();
+        let limit = self.effective.timeouts.cancel_wait_timeout;
+        reset::give_back(lease, residue, &dialer, limit);
+    }
+
+    fn forget_under_way(&mut self) {
+        self.metering.abandon();
+        self.refusals.clear();
+        self.prepared = super::sql_prepare::Underway::default();
+        self.probe = super::session::ProbeAnswer::default();
+        self.bound = None;
+        self.held_up = false;
+        self.in_transaction = false;
+        self.copies_in = false;
+        self.deallocates = false;
+        self.discards = false;
+        self.timed_out = false;
+    }
+}

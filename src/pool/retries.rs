@@ -1,0 +1,64 @@
+//! What a pool may run again, and what it has.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use tokio::time::Instant;
+
+use crate::config::model::Retry;
+use crate::retry::budget::{Budget, Rate};
+use crate::retry::policy::Failure;
+
+/// See the module. Totals are since the pool was made.
+#[derive(Debug)]
+pub struct Retries {
+    budget: Mutex<Budget>,
+    /// The budget's clock starts here.
+    made: Instant,
+    /// Runs after the first, in the order of [`Failure::ALL`].
+    again: [AtomicU64; Failure::ALL.len()],
+    /// Failures passed on because the budget was spent.
+    pub over_budget: AtomicU64,
+    /// Clients told that an outcome is unknown (08007).
+    pub unknown: AtomicU64,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self {
+            budget: Mutex::default(),
+            made: Instant::now(),
+            again: Default::default(),
+            over_budget: AtomicU64::new(0),
+            unknown: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Retries {
+    /// Takes one run from the pool's budget, if there is one. `transactions` is the pool's total.
+    pub fn may_run(&self, retry: &Retry, transactions: u64, now: Instant) -> bool {
+        let rate = Rate {
+            percent: retry.budget,
+            per_second: retry.budget_min,
+        };
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = budget.take(rate, transactions, now.duration_since(self.made));
+        if !may {
+            self.over_budget.fetch_add(1, Ordering::Relaxed);
+        }
+        may
+    }
+
+    pub fn count_again(&self, failure: Failure) {
+        self.again[failure as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Runs after the first, by what they were for.
+    pub fn again(&self) -> impl Iterator<Item = (Failure, u64)> {
+        let count = |failure: Failure| self.again[failure as usize].load(Ordering::Relaxed);
+        Failure::ALL
+            .map(|failure| (failure, count(failure)))
+            .into_iter()
+    }
+}
