@@ -75,7 +75,7 @@ fuzz: rust packages ## Fuzz each target for FUZZ_SECONDS (60)
 		if [ $$target = config ]; then seeds=config; fi; \
 		if [ $$target = sql ]; then seeds=tests/golden; fi; \
 		(set -x; cargo $$toolchain fuzz run $$target fuzz/corpus/$$target $$seeds -- \
-			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=0) || exit 1; \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -max_len=4096 -print_final_stats=0) || exit 1; \
 	done
 
 demo: rust packages ## A primary, two replicas and sample data behind pgweir, until Ctrl-C
@@ -101,6 +101,10 @@ conformance: build packages ## PostgreSQL's regression suite through pgweir, com
 
 soak: rust packages ## Random dialogues compared with PostgreSQL's own answers, with a new seed
 	PGWEIR_SEED=random PGWEIR_CASES=$${PGWEIR_CASES:-2000} cargo test --test it differential -- --nocapture
+
+chaos: rust packages ## Clients of every kind while servers die and pgweir is reloaded, paused and killed; CHAOS_SECONDS (120), CHAOS_SEED
+	PGWEIR_CHAOS_SECONDS=$${CHAOS_SECONDS:-120} PGWEIR_SEED=$${CHAOS_SEED:-random} \
+		cargo test --test it chaos:: -- --nocapture
 
 show-pgbench: build packages ## pgbench, 50 clients over 5 server connections, every protocol mode; balances add up
 	tests/show.sh pgbench

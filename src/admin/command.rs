@@ -87,6 +87,15 @@ impl Condition {
         }
     }
 
+    /// Whether it can't be met any more, because another console took the order back. Waiting on would close idle
+    /// connections that clients use again.
+    pub fn is_void(&self, shared: &Shared) -> bool {
+        match self {
+            Self::Drained(scope) => !shared.pools.is_paused_within(scope),
+            Self::Replaced(_) => false,
+        }
+    }
+
     /// The operator does not want to wait any longer: a pause that is not complete is taken back.
     pub fn abandon(&self, shared: &Shared) {
         if let Self::Drained(scope) = self {

@@ -377,13 +377,19 @@ impl<'a> Dialogue<'a> {
         })
     }
 
-    /// Waits until `condition` is met. A cancel request ends the waiting with 57014.
+    /// Waits until `condition` is met. A cancel request, or a RESUME by another console, ends the waiting with 57014.
     async fn wait(&mut self, condition: &Condition) -> Result<Result<(), Report>, End> {
         self.flush().await?;
         let shared = &self.console.shared;
         self.entry.waiter.start();
         let waited = loop {
             let room = self.input.len() < MESSAGE_MAX;
+            if condition.is_void(shared) {
+                break Ok(Err(Report::error(
+                    SqlState::QUERY_CANCELED,
+                    "canceling PAUSE because of RESUME",
+                )));
+            }
             if condition.is_met(shared) {
                 break Ok(Ok(()));
             }

@@ -148,7 +148,10 @@ pub fn receive(
             },
             received => received?,
         };
-        let mut to_client = matches!(received.owed.to, For::Client | For::Refusal);
+        let mut to_client = match received.owed.to {
+            For::Answered => header.tag == b::READY_FOR_QUERY,
+            to => matches!(to, For::Client | For::Refusal),
+        };
         if header.tag == b::DATA_ROW && to_client {
             receiver.row();
         }

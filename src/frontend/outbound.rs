@@ -149,6 +149,9 @@ impl Relay<'_> {
         {
             return false;
         }
+        if owed.to == For::Answered && !is_fatal {
+            return false;
+        }
         if is_fatal {
             self.end = Some(End::ServerGone);
         } else if owed.to == For::Plan {
@@ -229,7 +232,7 @@ impl Relay<'_> {
     fn ready(&mut self, backend: &Backend, owed: Owed) {
         match owed.to {
             For::Client | For::Refusal if self.session.will_rerun() => {}
-            For::Client | For::Refusal => {
+            For::Client | For::Refusal | For::Answered => {
                 self.session.give_up_rerun();
                 self.session.timed_out = false;
                 self.session.prepared.edits = None;

@@ -6,9 +6,12 @@
 //! ([`PinReason::SqlPrepare`]). For a text that reads `pg_prepared_statements` it is given all of the client's for the
 //! time being, and has no others.
 //!
-//! # Why a Sync behind the query
-//! What is sent ahead belongs to the exchange of the query: if it fails, because a table is gone, the server skips the
-//! query, and the client gets the one error and the one `ReadyForQuery` that it expects.
+//! # Why a Sync in between
+//! What is sent ahead is an exchange of its own: a server of version 18 keeps the transaction of an exchange open behind a
+//! simple query, says so in its `ReadyForQuery`, and fails at the next statement (XX000). If what is sent ahead fails,
+//! because a table is gone, the client gets that error, and of the query, which then fails as well, only
+//! `ReadyForQuery` ([`For::Answered`]). Inside an exchange of the client's that no Sync has ended, the Sync stands behind
+//! the query, because it would commit what the query is to be one transaction with.
 //!
 //! # What is left
 //! The server's log and `pg_stat_activity` show global names. An error of a prepared statement's own text, raised when it
@@ -47,6 +50,8 @@ type Name = Named<Arc<Known>>;
 pub(super) struct Underway {
     /// The backend has the client's own names until the exchange ends.
     unlists: bool,
+    /// The query under way stands in an exchange that the client has not ended.
+    in_exchange: bool,
     /// What was replaced in the text of the query under way.
     pub edits: Option<Box<Edits>>,
     /// Descriptions that pgweir gives itself, in that order.
@@ -63,7 +68,7 @@ struct Rewritten {
     owed: Owed,
     /// The name that the query changes, and into what.
     change: Option<(Box<[u8]>, Option<Name>)>,
-    /// What it needs was sent ahead, and a Sync belongs behind it.
+    /// What it needs was sent ahead, and a Sync belongs to that.
     ahead: bool,
 }
 
@@ -92,6 +97,7 @@ impl Session {
             gather.own(|out| out.extend_from_slice(&f::FLUSH_FRAME));
             return Ok(false);
         }
+        self.prepared.in_exchange = self.lease.as_ref().is_some_and(|it| it.expect.is_open());
         let refs = details(text, self.lex_options()).prepared;
         let executed = self.executed(&refs);
         let names_more = |it: &Name| it.statement.known.prepared != PreparedUse::None;
@@ -166,16 +172,23 @@ impl Session {
             self.names.change(&name, named);
         }
         self.prepared.edits = Some(Box::new(edits)).filter(|edits| !edits.is_empty());
+        if ahead && !self.prepared.in_exchange {
+            self.end_own_exchange(gather);
+        }
         self.owe(owed);
         self.names.forget_unnamed();
         if let Some(lease) = &mut self.lease {
             lease.mirror.unnamed = None;
         }
         gather.own(|out| f::put_query(out, &text));
-        if ahead {
-            gather.own(|out| out.extend_from_slice(&f::SYNC_FRAME));
-            self.owe(Owed::new(Request::Sync, For::Reparse));
+        if ahead && self.prepared.in_exchange {
+            self.end_own_exchange(gather);
         }
+    }
+
+    fn end_own_exchange(&mut self, gather: &mut Gather) {
+        gather.own(|out| out.extend_from_slice(&f::SYNC_FRAME));
+        self.owe(Owed::new(Request::Sync, For::Reparse));
     }
 
     /// Puts global names in place of the client's.

@@ -128,6 +128,14 @@ impl Pools {
             .all_paused
     }
 
+    /// Whether a pause of exactly this scope, or of everything, is in force.
+    pub fn is_paused_within(&self, scope: &Scope) -> bool {
+        match scope {
+            Scope::All => self.is_paused(),
+            Scope::Database(name) => self.standing(name).0,
+        }
+    }
+
     /// Whether a database is paused, by itself or with all others, and whether it is disabled.
     pub fn standing(&self, database: &str) -> (bool, bool) {
         let book = self.orders.lock().unwrap_or_else(PoisonError::into_inner);

@@ -47,6 +47,9 @@ pub enum For {
     Shape,
     /// What the server was made to fail at in place of something that pgweir refuses; the client is told why.
     Refusal,
+    /// A query of the client's, who has had the error of what it needed ahead of it: of its own answer, only
+    /// `ReadyForQuery` is for the client.
+    Answered,
     /// A question of pgweir's about the session's state; its rows are collected.
     Probe,
     /// Nothing was sent: pgweir answers in the server's place when the turn comes.
@@ -185,7 +188,7 @@ impl Expect {
                 owed.request,
                 Request::Sync | Request::Query | Request::FunctionCall
             );
-            ends && matches!(owed.to, For::Client | For::Refusal)
+            ends && matches!(owed.to, For::Client | For::Refusal | For::Answered)
         })
     }
 
@@ -378,11 +381,16 @@ impl Expect {
         let mut skips_query = false;
         while let Some(owed) = self.front() {
             if owed.request == Request::Sync {
-                // One that pgweir put behind a client's Query, with what the Query needs before it, answers for it.
-                if skips_query && let Some(sync) = self.queue.front_mut() {
-                    sync.to = For::Client;
-                }
                 self.skipping = false;
+                if skips_query {
+                    // One that pgweir put behind a client's Query, with what the Query needs before it, answers for it.
+                    self.queue[0].to = For::Client;
+                } else if owed.to == For::Reparse
+                    && let Some(query) = self.queue.get_mut(1)
+                {
+                    // One that pgweir put between a client's Query and what the Query needs.
+                    query.to = For::Answered;
+                }
                 return;
             }
             skips_query |=

@@ -278,6 +278,44 @@ async fn a_cancelled_pause_is_taken_back() {
 }
 
 #[tokio::test]
+async fn a_pause_that_another_console_resumes_is_over() {
+    let pgweir = start();
+    let mut busy = pgweir.client().await;
+    busy.query("BEGIN").await.ok();
+    let mut other = pgweir.console().await;
+    for (pause, resume, key) in [
+        ("PAUSE", "RESUME", None),
+        ("PAUSE postgres", "RESUME postgres", Some("postgres")),
+    ] {
+        let mut console = pgweir.console().await;
+        console.send(&messages::query(pause)).await;
+        eventually("the pause to begin", async || match key {
+            None => {
+                let state = other.query("SHOW STATE").await.ok();
+                cell(&state, "key", "paused", "value") == Some("yes")
+            }
+            Some(name) => {
+                let databases = other.query("SHOW DATABASES").await.ok();
+                cell(&databases, "name", name, "paused") == Some("1")
+            }
+        })
+        .await;
+        other.query(resume).await.ok();
+        let error = console.reply().await.error().clone();
+        assert_eq!(
+            (error.code.as_str(), error.message.as_str()),
+            ("57014", "canceling PAUSE because of RESUME")
+        );
+        console.query("SHOW VERSION").await.ok();
+    }
+    // Nobody closes idle connections any more.
+    busy.query("COMMIT").await.ok();
+    let before = backend_pid(&mut busy).await;
+    tokio::time::sleep(SILENCE).await;
+    assert_eq!(backend_pid(&mut busy).await, before);
+}
+
+#[tokio::test]
 async fn orders_hold_for_pools_that_are_made_later() {
     let pgweir = start();
     let mut console = pgweir.console().await;

@@ -497,7 +497,6 @@ async fn shake_all() {
     assert_clean(&mut observer, &pgweir, backends).await;
     assert_eq!(counts.crossed.load(Ordering::Relaxed), 0, "seed {seed}");
     assert!(counts.own.load(Ordering::Relaxed) > 0);
-    assert!(on_lanes > 0.0);
 }
 
 fn report(

@@ -15,6 +15,7 @@ mod support;
 
 mod bad_input;
 mod cancelling;
+mod chaos;
 mod client_limits;
 mod connection_log;
 mod consistency;

@@ -56,6 +56,26 @@ fn an_error_skips_to_the_next_sync() {
 }
 
 #[test]
+fn of_a_query_whose_needs_have_failed_only_the_end_is_the_clients() {
+    use Request as R;
+    let mut e = Expect::default();
+    e.push(Owed::new(R::Parse, For::Reparse));
+    e.push(Owed::new(R::Bind, For::Reparse));
+    e.push(Owed::new(R::Sync, For::Reparse));
+    e.push(Owed::new(R::Query, For::Client));
+    e.push(Owed::new(R::Query, For::Client));
+    receive(&mut e, b"E");
+    e.skip_to_sync(|owed| assert_eq!(owed.request, R::Bind));
+    let mut to = |tag| e.receive(tag).unwrap().owed.to;
+    assert_eq!(to(b'Z'), For::Reparse);
+    assert_eq!(to(b'E'), For::Answered);
+    assert_eq!(to(b'Z'), For::Answered);
+    assert_eq!(to(b'C'), For::Client);
+    receive(&mut e, b"Z");
+    assert!(e.is_at_rest());
+}
+
+#[test]
 fn an_error_in_a_simple_query_waits_for_its_ready_for_query() {
     let mut e = expect(&[Request::Query]);
     receive(&mut e, b"TDE");
