@@ -103,7 +103,7 @@ soak: rust packages ## Random dialogues compared with PostgreSQL's own answers, 
 	PGWEIR_SEED=random PGWEIR_CASES=$${PGWEIR_CASES:-2000} cargo test --test it differential -- --nocapture
 
 chaos: rust packages ## Clients of every kind while servers die and pgweir is reloaded, paused and killed; CHAOS_SECONDS (120), CHAOS_SEED
-	PGWEIR_CHAOS_SECONDS=$${CHAOS_SECONDS:-120} PGWEIR_SEED=$${CHAOS_SEED:-random} \
+	PGWEIR_CHAOS_SECONDS=$(or $(CHAOS_SECONDS),120) PGWEIR_SEED=$(or $(CHAOS_SEED),random) \
 		cargo test --test it chaos:: -- --nocapture
 
 show-pgbench: build packages ## pgbench, 50 clients over 5 server connections, every protocol mode; balances add up
