@@ -11,6 +11,7 @@ PYTHON ?= python3
 NODE_POSTGRES := pg@8.16.3
 FUZZ_SECONDS ?= 60
 JDBC_JAR := /usr/share/java/postgresql.jar
+GO_DRIVER := /usr/share/gocode/src/github.com/lib/pq
 VENV := tests/.venv
 
 help: ## List the targets
@@ -31,6 +32,7 @@ packages:
 		|| [ -x "$${PGWEIR_PG_BIN:-/nonexistent}/initdb" ] || missing="$$missing postgresql"; \
 	$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || missing="$$missing python3-venv"; \
 	if command -v javac > /dev/null && [ ! -e $(JDBC_JAR) ]; then missing="$$missing libpostgresql-jdbc-java"; fi; \
+	if command -v go > /dev/null && [ ! -d $(GO_DRIVER) ]; then missing="$$missing golang-github-lib-pq-dev"; fi; \
 	command -v promtool > /dev/null || missing="$$missing prometheus"; \
 	command -v prometheus-pgbouncer-exporter > /dev/null || missing="$$missing prometheus-pgbouncer-exporter"; \
 	if [ -n "$$missing" ]; then \

@@ -12,6 +12,9 @@ use crate::support::pgweir::Options;
 /// Where Debian's libpostgresql-jdbc-java puts the driver.
 const JDBC_JAR: &str = "/usr/share/java/postgresql.jar";
 
+/// Where Debian's golang-github-lib-pq-dev puts the driver: `src/github.com/lib/pq` in here.
+const GO_PATH: &str = "/usr/share/gocode";
+
 fn tests_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
 }
@@ -110,5 +113,24 @@ fn pgjdbc_works_through_pgweir() {
         .arg(tests_folder().join("drivers").join(program));
     passes(&mut command, |address| {
         format!("jdbc:postgresql://{address}?user=postgres")
+    });
+}
+
+#[test]
+fn lib_pq_works_through_pgweir() {
+    let program = "smoke_go.go";
+    if !runs(Path::new("go"), "version") {
+        return skip(program, "no go");
+    }
+    if !Path::new(GO_PATH).join("src/github.com/lib/pq").is_dir() {
+        return skip(program, "no lib/pq; `make setup` installs it");
+    }
+    let mut command = Command::new("go");
+    command
+        .envs([("GO111MODULE", "off"), ("GOPATH", GO_PATH)])
+        .arg("run")
+        .arg(tests_folder().join("drivers").join(program));
+    passes(&mut command, |address| {
+        format!("postgresql://postgres@{address}?sslmode=disable")
     });
 }
