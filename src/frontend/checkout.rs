@@ -12,6 +12,7 @@ use crate::net::buffer::Gather;
 use crate::pool::Lease;
 use crate::pool::reset::{self, Residue};
 use crate::pool::waiter::CheckoutError;
+use crate::routing::reason::Reason;
 use crate::session::plan::{self, Pace};
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{For, Owed, Request};
@@ -38,6 +39,9 @@ impl Session {
         } else {
             self.enter(Phase::Waiting);
             self.notified_waiting = false;
+            if self.pool.is_headless() {
+                self.count_route(Reason::Held);
+            }
             self.pool.enqueue(&self.entry.waiter);
             false
         }
