@@ -1,5 +1,7 @@
 //! The primary is found, goes away, and is replaced: by itself, or by a replica that is promoted.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use pgweir::demo::cluster::{Cluster, StopMode};
@@ -328,4 +330,56 @@ async fn a_replica_that_answers_probes_but_no_reads_is_found_out() {
     }
     assert_eq!(node(&mut console, &address, "state").await, "down");
     pgweir.wait_for_log("server is down");
+}
+
+/// Writes and reads what it wrote, outside transactions, until told to stop. Any error fails the test.
+async fn write_and_read(pgweir: Arc<Pgweir>, written: Arc<AtomicU64>, stop: Arc<AtomicBool>) {
+    let mut client = pgweir.client().await;
+    while !stop.load(Ordering::SeqCst) {
+        let insert = "INSERT INTO ledger DEFAULT VALUES RETURNING id";
+        let id = client.value(insert).await;
+        written.fetch_add(1, Ordering::SeqCst);
+        let read = format!("SELECT count(*) FROM ledger WHERE id = {id}");
+        assert_eq!(client.extended(&read, &[]).await.ok().value(), "1");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_outside_transactions_survive_a_switchover_and_a_restart() {
+    let mut cluster = Cluster::start(1).unwrap();
+    let pgweir = Arc::new(quick(Options::cluster(&cluster)).start());
+    let mut client = pgweir.client().await;
+    client
+        .query("CREATE TABLE ledger (id bigserial PRIMARY KEY)")
+        .await
+        .ok();
+    cluster.wait_until_caught_up().unwrap();
+    let (written, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let start = |_| {
+        let worker = write_and_read(
+            Arc::clone(&pgweir),
+            Arc::clone(&written),
+            Arc::clone(&stop),
+        );
+        pgweir::tasks::spawn("writer", worker)
+    };
+    let writers: Vec<_> = (0..8).map(start).collect();
+    let more = async |count: u64| {
+        let goal = written.load(Ordering::SeqCst) + count;
+        eventually("more writes", async || written.load(Ordering::SeqCst) >= goal).await;
+    };
+    more(100).await;
+    tokio::task::block_in_place(|| {
+        cluster.primary.stop(StopMode::Fast).unwrap();
+        cluster.replicas[0].promote().unwrap();
+    });
+    more(100).await;
+    tokio::task::block_in_place(|| cluster.replicas[0].restart(StopMode::Fast).unwrap());
+    more(100).await;
+    stop.store(true, Ordering::SeqCst);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let written = written.load(Ordering::SeqCst).to_string();
+    assert_eq!(client.value("SELECT count(*) FROM ledger").await, written);
 }
