@@ -81,7 +81,7 @@ pub(super) async fn run(cluster: Arc<Cluster>, node: Arc<Node>) {
         let now = Instant::now();
         if now.duration_since(resolved) >= RESOLVED {
             resolved = now;
-            if has_moved(&node, link.as_ref()).await {
+            if has_moved(&cluster, &node, link.as_ref()).await {
                 link = None;
                 cluster.readdress(&node);
             }
@@ -141,12 +141,14 @@ async fn rest(
 }
 
 /// Whether the server's name leads elsewhere than to where its probe is connected.
-async fn has_moved(node: &Node, link: Option<&Link>) -> bool {
+async fn has_moved(cluster: &Cluster, node: &Node, link: Option<&Link>) -> bool {
     let peer = link.and_then(|link| link.backend.stream.peer_addr());
     let Some(peer) = peer.filter(|_| node.server.host.parse::<IpAddr>().is_err()) else {
         return false;
     };
-    let leads = timeout(SILENCE, leads_to(&node.server, peer.ip())).await;
+    // A resolver that hangs must not keep the probe for longer than a server that does.
+    let limit = cluster.settings.load().timeout;
+    let leads = timeout(limit, leads_to(&node.server, peer.ip())).await;
     !leads.unwrap_or(true)
 }
 
