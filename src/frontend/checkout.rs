@@ -263,10 +263,13 @@ impl Session {
             return;
         }
         self.entry.clear_running();
-        if let Some(lease) = self.lease.take() {
+        let is_unpinned = std::mem::take(&mut self.unpinned);
+        // One that is lost is closed.
+        let lease = self.lease.take();
+        if let Some(lease) = lease.filter(|lease| !lease.identity.is_lost()) {
             let dialer = self.shared.pools.dialer.load();
             let limit = self.effective.timeouts.cancel_wait_timeout;
-            let residue = if std::mem::take(&mut self.unpinned) {
+            let residue = if is_unpinned {
                 Residue::SessionState
             } else {
                 Residue::None

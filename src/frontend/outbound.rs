@@ -149,6 +149,9 @@ impl Relay<'_> {
         {
             return false;
         }
+        if is_fatal && self.session.outlives(backend) {
+            return false;
+        }
         if is_fatal {
             self.end = Some(End::ServerGone);
         } else if owed.to == For::Plan {

