@@ -203,7 +203,7 @@ def reads(options, bench):
     cluster = Cluster(bench, "servers", 2)
     # A function of its own would do too; pg_sleep says what it is.
     wait = bench.folder / "wait.sql"
-    wait.write_text("\\set id random(1, 100000)\n/* pgweir: replica */ SELECT abalance FROM pgbench_accounts, (SELECT pg_sleep(0.005) OFFSET 0) AS s WHERE aid = :id;\n")
+    wait.write_text("\\set id random(1, 100000)\n/* pgweir: replica */ SELECT abalance FROM pgbench_accounts, (SELECT pg_sleep(0.05) OFFSET 0) AS s WHERE aid = :id;\n")
     plain = bench.folder / "plain.sql"
     plain.write_text(READ)
     ports = {}
@@ -213,7 +213,7 @@ def reads(options, bench):
         command = [PGWEIR, "run", "--primary", urls[0], "--listen", f"127.0.0.1:{ports[name]}", "--http", "off", "--auth", "trust", "--pool-size", "8"]
         bench.start(name.replace(" ", "-"), command + [part for url in urls[1:] for part in ("--replica", url)], ports[name])
     time.sleep(2)
-    for title, script in (("reads that keep a server's connection busy for 5 ms (pg_sleep), 8 connections a server", wait),
+    for title, script in (("reads that keep a server's connection busy for 50 ms (pg_sleep), 8 connections a server", wait),
                           (f"reads by key: all servers share this machine's {os.cpu_count()} processors, which are the limit", plain)):
         rates = {name: [] for name in ports}
         for _ in range(options.rounds):
