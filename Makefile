@@ -148,3 +148,10 @@ bench: rust ## Micro-benchmarks of the hot path
 show-routing: rust packages ## 100,000 random reads and writes, replicas up to 5 s behind, a failover in the middle: no stale read
 	PGWEIR_OPERATIONS=$${PGWEIR_OPERATIONS:-100000} PGWEIR_LAG_MS=$${PGWEIR_LAG_MS:-5000} PGWEIR_SEED=$${PGWEIR_SEED:-1} \
 		cargo test --release --test it consistency:: -- --nocapture
+
+.PHONY: show-failover show-reads
+show-failover: build packages ## pgbench while the primary is stopped and a replica is promoted: no statement fails; beside PgBouncer
+	$(PYTHON) benches/replicas.py failover $(FAILOVER)
+
+show-reads: build packages ## Reads through pgweir with two replicas, against the primary alone
+	$(PYTHON) benches/replicas.py reads

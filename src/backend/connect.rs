@@ -1,6 +1,6 @@
 //! Reaching a server: dial, TLS, login. Replaced as a whole at reload.
 
-pub use crate::net::connect::{ConnectError, Encryption};
+pub use crate::net::connect::{ConnectError, Encryption, leads_to};
 
 use thiserror::Error;
 

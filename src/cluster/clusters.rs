@@ -42,6 +42,8 @@ pub struct Cluster {
     /// Servers of which a session has heard something that calls for a probe, by place.
     suspected: Vec<AtomicBool>,
     failovers: AtomicU64,
+    /// Times that the primary was away, and for how long in all.
+    holds: AtomicU64,
     held_micros: AtomicU64,
     pools: Arc<Pools>,
     changed: Arc<Notify>,
@@ -68,6 +70,7 @@ impl Cluster {
             suspected: nodes.iter().map(|_| AtomicBool::new(false)).collect(),
             nodes,
             failovers: AtomicU64::new(0),
+            holds: AtomicU64::new(0),
             held_micros: AtomicU64::new(0),
             pools: Arc::clone(pools),
             changed: Arc::clone(changed),
@@ -164,6 +167,11 @@ impl Cluster {
         self.failovers.load(Ordering::Relaxed)
     }
 
+    /// How often statements had to wait for a primary, the time before the first was found not counted.
+    pub fn holds(&self) -> u64 {
+        self.holds.load(Ordering::Relaxed)
+    }
+
     /// How long statements had to wait for a primary, in all, waits that go on not counted.
     pub fn held_total(&self) -> Duration {
         Duration::from_micros(self.held_micros.load(Ordering::Relaxed))
@@ -185,14 +193,22 @@ impl Cluster {
     /// Takes in what a probe came to, and acts on what it changes. The lock is held throughout, so that changes are acted
     /// on in the order they happened in.
     pub(super) fn take(&self, node: &Node, finding: Finding, now: Instant) {
+        let has_failed = matches!(finding, Finding::Failed(_));
         let mut board = self.lock();
         let events = board.take(node.index, finding, now);
         let before = self.topology.load_full();
+        if has_failed && before.primary == Some(node.index) {
+            self.look_for_primary(node);
+        }
         let topology = Arc::new(board.topology());
         self.topology.store(Arc::clone(&topology));
         let moved = before.primary != topology.primary || before.is_held != topology.is_held;
         if moved {
             self.pools.point(&self.servers, Some(target(&topology)));
+        }
+        if topology.is_held && !before.is_held {
+            self.holds.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!("no server takes writes: statements wait for a primary");
         }
         for event in &events {
             tell(event, &topology);
@@ -209,6 +225,23 @@ impl Cluster {
             self.held_micros.fetch_add(micros, Ordering::Relaxed);
             tracing::info!(primary = %primary.node.name, ?waited, "statements go on");
         }
+    }
+
+    /// The primary may be gone: whether another server takes its place is to be known at once.
+    fn look_for_primary(&self, primary: &Node) {
+        for node in self.nodes.iter().filter(|node| node.index != primary.index) {
+            self.suspected[node.index].store(true, Ordering::SeqCst);
+            node.wake.notify_one();
+        }
+    }
+
+    /// The name of `node` leads to another address than before.
+    pub(super) fn readdress(&self, node: &Node) {
+        tracing::warn!(
+            server = %node.name,
+            "the server's name leads to another address: connections to it are replaced"
+        );
+        self.pools.readdress(&self.servers, &node.server);
     }
 
     fn act(&self, event: &Event, topology: &Topology) {

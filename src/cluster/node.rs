@@ -33,8 +33,9 @@ pub struct Load {
     pub outstanding: AtomicUsize,
     /// How long reads take, as an average that forgets, in microseconds; 0 until there was one.
     latency: AtomicU32,
-    /// When the last one was answered, in milliseconds since `born`.
+    /// When the last one was answered, and when one was sent while there was no other, in milliseconds since `born`.
     answered: AtomicU64,
+    busy_since: AtomicU64,
     born: Instant,
     /// Reads sent here.
     pub reads: AtomicU64,
@@ -48,6 +49,7 @@ impl Default for Load {
             outstanding: AtomicUsize::new(0),
             latency: AtomicU32::new(0),
             answered: AtomicU64::new(0),
+            busy_since: AtomicU64::new(0),
             born: Instant::now(),
             reads: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -58,6 +60,24 @@ impl Default for Load {
 impl Load {
     fn age(&self, now: Instant) -> u64 {
         u64::try_from(now.duration_since(self.born).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A read is sent.
+    pub fn sent(&self, now: Instant) {
+        if self.outstanding.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.busy_since.store(self.age(now), Ordering::Relaxed);
+        }
+        self.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// For how long it has had reads to answer and has answered none.
+    pub fn silent_for(&self, now: Instant) -> Duration {
+        if self.outstanding.load(Ordering::Relaxed) == 0 {
+            return Duration::ZERO;
+        }
+        let answered = self.answered.load(Ordering::Relaxed);
+        let since = answered.max(self.busy_since.load(Ordering::Relaxed));
+        Duration::from_millis(self.age(now).saturating_sub(since))
     }
 
     /// A read was answered. Two at the same time may lose one of them, which does not matter to an average.
@@ -110,6 +130,22 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_is_silent_while_it_answers_nothing_it_was_asked() {
+        let load = Load::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(load.silent_for(at(9)), Duration::ZERO);
+        load.sent(at(10));
+        load.sent(at(12));
+        assert_eq!(load.silent_for(at(15)).as_secs(), 5);
+        load.answered(Duration::from_secs(6), at(16));
+        load.outstanding.fetch_sub(1, Ordering::Relaxed);
+        assert_eq!(load.silent_for(at(18)).as_secs(), 2);
+        load.outstanding.fetch_sub(1, Ordering::Relaxed);
+        assert_eq!(load.silent_for(at(20)), Duration::ZERO);
+    }
 
     #[test]
     fn latency_follows_what_is_measured() {

@@ -5,6 +5,7 @@
 //! otherwise they come every `cluster.probe_interval`.
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -16,13 +17,23 @@ use super::clusters::Cluster;
 use super::lsn::{Lsn, WalShape};
 use super::node::Node;
 use super::samples::Tick;
-use crate::backend::connect::{Login, ReachError};
+use crate::backend::connect::{Login, ReachError, leads_to};
 use crate::backend::connection::Backend;
 use crate::backend::login::{Credentials, LoginError};
 use crate::backend::query::{self, QueryError, Row};
 
 /// Pause after a probe that failed; it grows with their number.
 const AGAIN: Duration = Duration::from_millis(50);
+
+/// Pause between two probes while there is no primary.
+const AWAITED: Duration = Duration::from_millis(100);
+
+/// How long a server's name is believed to lead to the address it led to.
+const RESOLVED: Duration = Duration::from_secs(15);
+
+/// A server that has answered no read for this long, and has some to answer, is asked on a new connection: the one for
+/// probes may be the last that works.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// Asked once on each connection. A server that keeps this to itself is not compared with others.
 const IDENTITY: &[u8] = b"SELECT system_identifier, pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size')), \
@@ -64,7 +75,23 @@ struct Link {
 pub(super) async fn run(cluster: Arc<Cluster>, node: Arc<Node>) {
     let mut link = None;
     let mut failures: u32 = 0;
+    let mut opened = Instant::now();
+    let mut resolved = opened;
     loop {
+        let now = Instant::now();
+        if now.duration_since(resolved) >= RESOLVED {
+            resolved = now;
+            if has_moved(&cluster, &node, link.as_ref()).await {
+                link = None;
+                cluster.readdress(&node);
+            }
+        }
+        if node.load.silent_for(now) >= SILENCE && now.duration_since(opened) >= SILENCE {
+            link = None;
+        }
+        if link.is_none() {
+            opened = now;
+        }
         let finding = probe(&cluster, &node, &mut link).await;
         failures = match &finding {
             Finding::Answer(_) => 0,
@@ -91,6 +118,9 @@ async fn rest(
     }
     let soonest = probed + settings.sample_interval;
     drop(settings);
+    if cluster.topology().is_held {
+        due = due.min(probed + AWAITED);
+    }
     loop {
         if cluster.is_wanted(node) {
             due = due.min(cluster.next_sample(node, soonest, probed));
@@ -108,6 +138,18 @@ async fn rest(
             }
         }
     }
+}
+
+/// Whether the server's name leads elsewhere than to where its probe is connected.
+async fn has_moved(cluster: &Cluster, node: &Node, link: Option<&Link>) -> bool {
+    let peer = link.and_then(|link| link.backend.stream.peer_addr());
+    let Some(peer) = peer.filter(|_| node.server.host.parse::<IpAddr>().is_err()) else {
+        return false;
+    };
+    // A resolver that hangs must not keep the probe for longer than a server that does.
+    let limit = cluster.settings.load().timeout;
+    let leads = timeout(limit, leads_to(&node.server, peer.ip())).await;
+    !leads.unwrap_or(true)
 }
 
 /// Ready when the server says something unasked, which is the end of the connection.

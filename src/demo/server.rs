@@ -309,14 +309,19 @@ impl Server {
     }
 
     /// Makes a replica a primary and waits until it is one.
+    ///
+    /// `pg_promote` is not told to wait: its snapshot would stand in the way of what is still to be replayed (recovery
+    /// conflicts), and the two would wait for each other for `max_standby_streaming_delay`.
     pub fn promote(&self) -> Result<(), DemoError> {
-        match self
-            .sql("postgres", "SELECT pg_promote(true, 60)")?
-            .as_str()
-        {
-            "t" => Ok(()),
-            _ => Err(self.failed("promote", "it is still in recovery after 60 s")),
+        self.sql("postgres", "SELECT pg_promote(false)")?;
+        let deadline = Instant::now() + CHANGE_LIMIT;
+        while self.sql("postgres", "SELECT pg_is_in_recovery()")? == "t" {
+            if Instant::now() > deadline {
+                return Err(self.failed("promote", "it is still in recovery after 60 s"));
+            }
+            std::thread::sleep(POLL_INTERVAL);
         }
+        Ok(())
     }
 
     /// Makes a replica stream from `primary`, for which it gets a slot there, as the others must after a promotion.

@@ -12,6 +12,7 @@ use crate::net::buffer::Gather;
 use crate::pool::Lease;
 use crate::pool::reset::{self, Residue};
 use crate::pool::waiter::CheckoutError;
+use crate::routing::reason::Reason;
 use crate::session::plan::{self, Pace};
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{For, Owed, Request};
@@ -38,6 +39,9 @@ impl Session {
         } else {
             self.enter(Phase::Waiting);
             self.notified_waiting = false;
+            if self.pool.is_headless() {
+                self.count_route(Reason::Held);
+            }
             self.pool.enqueue(&self.entry.waiter);
             false
         }
@@ -259,10 +263,13 @@ impl Session {
             return;
         }
         self.entry.clear_running();
-        if let Some(lease) = self.lease.take() {
+        let is_unpinned = std::mem::take(&mut self.unpinned);
+        // One that is lost is closed.
+        let lease = self.lease.take();
+        if let Some(lease) = lease.filter(|lease| !lease.identity.is_lost()) {
             let dialer = self.shared.pools.dialer.load();
             let limit = self.effective.timeouts.cancel_wait_timeout;
-            let residue = if std::mem::take(&mut self.unpinned) {
+            let residue = if is_unpinned {
                 Residue::SessionState
             } else {
                 Residue::None

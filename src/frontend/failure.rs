@@ -17,7 +17,8 @@ use crate::wire::backend::{self as b, TransactionStatus};
 ///
 /// # Why not one
 /// A server that shuts down ends its sessions one after the other: the connection that the request gets next may be about
-/// to be ended as well. What an operator ends this often stays ended.
+/// to be ended as well. What an operator ends this often stays ended. Where another server may take over, its connections
+/// end one after the other before that one is known: there only `retry.attempts` counts.
 const TERMINATED_MAX: u32 = 3;
 
 /// Nobody knows what became of a statement.
@@ -77,13 +78,18 @@ impl Session {
     /// Whether another run may begin, by the bounds on this request and on the pool; if so it counts.
     fn may_run_again(&mut self, failure: Failure) -> bool {
         let (now, retry) = (self.now, &self.effective.retry);
+        let terminated_max = if self.routes.is_some() {
+            u32::MAX
+        } else {
+            TERMINATED_MAX
+        };
         let rerun = self.rerun.get_or_insert_default();
         let since = *rerun.since.get_or_insert(now);
         let is_terminated = failure == Failure::Terminated;
         if !retry.statements
             || !rerun.journal.is_kept()
             || rerun.runs >= retry.attempts
-            || (is_terminated && rerun.terminated >= TERMINATED_MAX)
+            || (is_terminated && rerun.terminated >= terminated_max)
             || now.duration_since(since) > retry.deadline
         {
             return false;
@@ -144,6 +150,24 @@ impl Session {
         }
         self.rerun_mut().failed = Some(failure);
         self.metering.abandon();
+        true
+    }
+
+    /// Takes in the end of a backend's session that comes unasked, right behind the last answer: the client is not told,
+    /// because nothing of its session is lost with it. False if something is.
+    pub(super) fn outlives(&self, backend: &Backend) -> bool {
+        let is_done = backend.expect.is_at_rest() && backend.status == TransactionStatus::Idle;
+        if !is_done
+            || self.phase != Phase::Active
+            || self.keeps_backend()
+            || self.settings.is_touched()
+        {
+            return false;
+        }
+        if let Some(routes) = &self.routes {
+            routes.cluster.suspect(&backend.identity.node);
+        }
+        backend.identity.lose();
         true
     }
 

@@ -152,6 +152,9 @@ impl Relay<'_> {
         if owed.to == For::Answered && !is_fatal {
             return false;
         }
+        if is_fatal && self.session.outlives(backend) {
+            return false;
+        }
         if is_fatal {
             self.end = Some(End::ServerGone);
         } else if owed.to == For::Plan {

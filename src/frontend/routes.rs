@@ -37,8 +37,7 @@ pub(super) struct Reading {
 
 impl Reading {
     pub(super) fn new(node: &Arc<Node>, since: Instant) -> Self {
-        node.load.outstanding.fetch_add(1, Ordering::Relaxed);
-        node.load.reads.fetch_add(1, Ordering::Relaxed);
+        node.load.sent(since);
         Self {
             node: Arc::clone(node),
             since,

@@ -4,6 +4,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -217,6 +218,17 @@ async fn dial(node: &Node, options: &SocketOptions) -> Result<TcpStream, Connect
         }
     }
     Err(last_error.into())
+}
+
+/// Whether `node`'s name still leads to `peer`, for all that the resolver tells.
+pub async fn leads_to(node: &Node, peer: IpAddr) -> bool {
+    match tokio::net::lookup_host((node.host.as_str(), node.port)).await {
+        Ok(addresses) => {
+            let mut addresses = addresses.map(|address| address.ip()).peekable();
+            addresses.peek().is_none() || addresses.any(|address| address == peer)
+        }
+        Err(_) => true,
+    }
 }
 
 /// Starts TLS; the stream comes back plain if the server answers that it has none.

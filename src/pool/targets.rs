@@ -113,6 +113,15 @@ impl Pools {
         }
     }
 
+    /// The name of `node` leads elsewhere now: connections to it are replaced when they are next free.
+    pub fn readdress(&self, servers: &str, node: &Node) {
+        for pool in self.of_servers(servers) {
+            if pool.effective.load().primary.is_same_server(node) {
+                pool.reconnect();
+            }
+        }
+    }
+
     /// A replica serves nobody any more: clients that wait for it go elsewhere, and what is under way there is given up.
     pub fn give_up(&self, servers: &str, node: &str) {
         for pool in self.of_servers(servers) {

@@ -47,10 +47,12 @@ pub enum Reason {
     Behind,
     /// No connection to a replica is at hand; one is being opened.
     NoConnection,
+    /// There is no primary at the moment: it waits for one. Counted besides the reason it goes to the primary for.
+    Held,
 }
 
 impl Reason {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Read,
         Self::ReadOnlyTransaction,
         Self::HintReplica,
@@ -72,6 +74,7 @@ impl Reason {
         Self::NoReplica,
         Self::Behind,
         Self::NoConnection,
+        Self::Held,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -97,6 +100,7 @@ impl Reason {
             Self::NoReplica => "no_replica",
             Self::Behind => "behind",
             Self::NoConnection => "no_connection",
+            Self::Held => "held",
         }
     }
 
@@ -132,6 +136,7 @@ impl Reason {
             Self::NoReplica => "no replica serves",
             Self::Behind => "no replica has what must be seen",
             Self::NoConnection => "no connection to a replica was at hand",
+            Self::Held => "there was no primary: it waited for one",
         }
     }
 }

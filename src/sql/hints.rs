@@ -16,10 +16,17 @@ pub enum RouteHint {
 /// Where a comment says the statement is to run. If comments disagree, the primary.
 pub fn route_hint(text: &[u8], options: LexOptions) -> Option<RouteHint> {
     const WORD: &[u8] = b"pgweir:";
-    memmem::find(text, WORD)?;
+    let find = |bytes: &[u8]| {
+        let mut places = memchr::memchr_iter(b':', bytes);
+        places.find_map(|colon| {
+            let at = (colon + 1).checked_sub(WORD.len())?;
+            bytes[at..=colon].eq_ignore_ascii_case(WORD).then_some(at)
+        })
+    };
+    find(text)?;
     let mut hint = None;
     for comment in comments(text, options) {
-        let Some(at) = memmem::find(comment, WORD) else {
+        let Some(at) = find(comment) else {
             continue;
         };
         let value = comment

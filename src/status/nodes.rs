@@ -40,6 +40,8 @@ pub struct ClusterStatus {
     /// How long statements have been waiting for a primary.
     pub held: Option<Duration>,
     pub failovers: u64,
+    /// Times that statements had to wait for a primary.
+    pub holds: u64,
     /// Time that statements had to wait for a primary, in all.
     pub held_total: Duration,
 }
@@ -107,6 +109,7 @@ pub(super) fn clusters(clusters: &Clusters) -> Vec<ClusterStatus> {
             .held_since
             .map(|since| now.duration_since(since)),
         failovers: cluster.failovers(),
+        holds: cluster.holds(),
         held_total: cluster.held_total(),
     };
     clusters.all().into_iter().map(status).collect()

@@ -1,12 +1,16 @@
 //! The primary is found, goes away, and is replaced: by itself, or by a replica that is promoted.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use pgweir::demo::cluster::{Cluster, StopMode};
 
 use crate::support::client::Client;
+use crate::support::link::Link;
 use crate::support::messages;
 use crate::support::pgweir::{Options, Pgweir};
+use crate::support::scripted_backend::{BackendConnection, ScriptedBackend};
 use crate::support::wait::eventually;
 
 /// Probes that notice a frozen server within half a second.
@@ -183,4 +187,201 @@ async fn where_probes_are_not_let_in_the_configured_primary_serves() {
         .await
         .unwrap()
         .ok();
+}
+
+/// Counts of `SHOW ROUTES`.
+async fn routed(pgweir: &Pgweir, reason: &str) -> u64 {
+    let mut console = pgweir.console().await;
+    let reply = console.query("SHOW ROUTES").await.ok();
+    let row = |row: &&Vec<Option<String>>| row[1].as_deref() == Some(reason);
+    let found = reply.rows.iter().find(row).unwrap()[2].clone();
+    found.unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_primary_that_is_cut_off_is_left_and_gets_nothing_when_it_is_back() {
+    let cluster = Cluster::start(1).unwrap();
+    let link = Link::to(cluster.primary.address()).await;
+    let replica = &cluster.replicas[0];
+    let pgweir = quick(Options::in_front_of(&link.node_url()))
+        .flag("--replica", &replica.node_url())
+        .start();
+    let mut client = pgweir.client().await;
+    client.query("CREATE TABLE parted (a int)").await.ok();
+    cluster.wait_until_caught_up().unwrap();
+    link.cut();
+    let old = link.address().to_string();
+    until_node(&pgweir, &old, "state", "down").await;
+    client
+        .send(&messages::query("INSERT INTO parted VALUES (1)"))
+        .await;
+    replica.promote().unwrap();
+    client.reply().await.ok();
+    // It runs on all the while, and takes what others write.
+    let count = "SELECT count(*) FROM parted";
+    cluster
+        .primary
+        .sql("postgres", "INSERT INTO parted VALUES (10), (11)")
+        .unwrap();
+    link.mend();
+    until_node(&pgweir, &old, "state", "fenced").await;
+    pgweir.wait_for_log("TWO PRIMARIES");
+    for _ in 0..20 {
+        client.query("INSERT INTO parted VALUES (2)").await.ok();
+        let mut fresh = pgweir.client().await;
+        fresh.query("INSERT INTO parted VALUES (3)").await.ok();
+    }
+    assert_eq!(cluster.primary.sql("postgres", count).unwrap(), "2");
+    assert_eq!(client.value(count).await, "41");
+    assert_eq!(routed(&pgweir, "held").await, 1);
+    let held = "pgweir_cluster_holds_total";
+    let metrics = pgweir.http_get("/metrics").unwrap();
+    let count = |line: &&str| line.starts_with(held) && line.ends_with(" 1");
+    assert!(metrics.lines().any(|line| count(&line)), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_primary_that_is_demoted_comes_back_as_a_replica() {
+    let mut cluster = Cluster::start(1).unwrap();
+    let pgweir = quick(Options::cluster(&cluster)).start();
+    let mut client = pgweir.client().await;
+    client
+        .query("CREATE VIEW place AS SELECT inet_server_port()::text AS port")
+        .await
+        .ok();
+    client.query("CREATE TABLE moved (a int)").await.ok();
+    cluster.primary.stop(StopMode::Fast).unwrap();
+    cluster.replicas[0].promote().unwrap();
+    client.query("INSERT INTO moved VALUES (1)").await.ok();
+    let conninfo = format!(
+        "primary_conninfo = 'host=127.0.0.1 port={} user=postgres'\n",
+        cluster.replicas[0].port()
+    );
+    let data = cluster.primary.data();
+    std::fs::write(data.join("standby.signal"), "").unwrap();
+    let own = data.join("postgresql.auto.conf");
+    let before = std::fs::read_to_string(&own).unwrap();
+    std::fs::write(&own, before + &conninfo).unwrap();
+    cluster.primary.start().unwrap();
+    let old = cluster.primary.address().to_string();
+    until_node(&pgweir, &old, "role", "replica").await;
+    until_node(&pgweir, &old, "state", "up").await;
+    for value in 2..30 {
+        let sql = format!("INSERT INTO moved VALUES ({value})");
+        client.query(&sql).await.ok();
+        let sql = "SELECT max(a) FROM moved";
+        assert_eq!(client.value(sql).await, value.to_string());
+    }
+    let place = cluster.primary.port().to_string();
+    eventually("a read on the server that was the primary", async || {
+        client.value("SELECT port FROM place").await == place
+    })
+    .await;
+    assert!(!cluster.primary.log().contains("read-only transaction"));
+}
+
+/// A standby far ahead whose first connection answers probes, and which answers nothing else.
+async fn answers_probes_only(mut connection: BackendConnection) {
+    if connection.number > 0 {
+        return std::future::pending().await;
+    }
+    while let Some(message) = connection.read_message().await {
+        let text = message.strings().concat();
+        let row = if text.contains("pg_control_system") {
+            messages::data_row(&[None, Some("16777216"), Some("8192")])
+        } else if text.contains("pg_is_in_recovery") {
+            let far = Some("FFFF/0");
+            messages::data_row(&[Some("t"), None, None, far, far, Some("1")])
+        } else {
+            Vec::new()
+        };
+        let end = [
+            messages::command_complete("SELECT 1"),
+            messages::ready_for_query(b'I'),
+        ];
+        connection.send(&[row, end.concat()].concat()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_answers_probes_but_no_reads_is_found_out() {
+    let cluster = Cluster::start(0).unwrap();
+    for (name, value) in [("timezone", "UTC"), ("datestyle", "ISO, MDY")] {
+        cluster.primary.set(name, value).unwrap();
+    }
+    let replica = ScriptedBackend::start_with(answers_probes_only).await;
+    let pgweir = quick(Options::new(&cluster.primary))
+        .flag("--replica", &replica.node_url())
+        .start();
+    let address = replica.address().to_string();
+    until_node(&pgweir, &address, "state", "up").await;
+    let mut clients = Vec::new();
+    let mut console = pgweir.console().await;
+    eventually("a read on the replica", async || {
+        let mut client = pgweir.client().await;
+        client.send(&messages::query("SELECT 7")).await;
+        clients.push(client);
+        node(&mut console, &address, "outstanding").await != "0"
+    })
+    .await;
+    // What it left unanswered is run elsewhere.
+    for client in &mut clients {
+        assert_eq!(client.reply().await.ok().value(), "7");
+    }
+    assert_eq!(node(&mut console, &address, "state").await, "down");
+    pgweir.wait_for_log("server is down");
+}
+
+/// Writes and reads what it wrote, outside transactions, until told to stop. Any error fails the test.
+async fn write_and_read(pgweir: Arc<Pgweir>, written: Arc<AtomicU64>, stop: Arc<AtomicBool>) {
+    let mut client = pgweir.client().await;
+    while !stop.load(Ordering::SeqCst) {
+        let insert = "INSERT INTO ledger DEFAULT VALUES RETURNING id";
+        let id = client.value(insert).await;
+        written.fetch_add(1, Ordering::SeqCst);
+        let read = format!("SELECT count(*) FROM ledger WHERE id = {id}");
+        assert_eq!(client.extended(&read, &[]).await.ok().value(), "1");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_outside_transactions_survive_a_switchover_and_a_restart() {
+    let mut cluster = Cluster::start(1).unwrap();
+    let pgweir = Arc::new(quick(Options::cluster(&cluster)).start());
+    let mut client = pgweir.client().await;
+    client
+        .query("CREATE TABLE ledger (id bigserial PRIMARY KEY)")
+        .await
+        .ok();
+    cluster.wait_until_caught_up().unwrap();
+    let (written, stop) = (
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let start = |_| {
+        let worker = write_and_read(Arc::clone(&pgweir), Arc::clone(&written), Arc::clone(&stop));
+        pgweir::tasks::spawn("writer", worker)
+    };
+    let writers: Vec<_> = (0..8).map(start).collect();
+    let more = async |count: u64| {
+        let goal = written.load(Ordering::SeqCst) + count;
+        eventually("more writes", async || {
+            written.load(Ordering::SeqCst) >= goal
+        })
+        .await;
+    };
+    more(100).await;
+    tokio::task::block_in_place(|| {
+        cluster.primary.stop(StopMode::Fast).unwrap();
+        cluster.replicas[0].promote().unwrap();
+    });
+    more(100).await;
+    tokio::task::block_in_place(|| cluster.replicas[0].restart(StopMode::Fast).unwrap());
+    more(100).await;
+    stop.store(true, Ordering::SeqCst);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let written = written.load(Ordering::SeqCst).to_string();
+    assert_eq!(client.value("SELECT count(*) FROM ledger").await, written);
 }

@@ -618,3 +618,45 @@ async fn a_replica_with_other_settings_is_not_used() {
     }
     pgweir.wait_for_log("the replica is not used: its TimeZone is");
 }
+
+/// What the golden file sends to replicas, by the words of its answers.
+fn golden_reads() -> Vec<String> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/routes.txt");
+    let golden = std::fs::read_to_string(path).unwrap();
+    let lines: Vec<&str> = golden.lines().collect();
+    let is_read = |pair: &&[&str]| pair[1].starts_with("  => replica");
+    let pairs = lines.windows(2).filter(is_read);
+    pairs.map(|pair| pair[0].replace("\\n", "\n")).collect()
+}
+
+#[tokio::test]
+async fn what_is_said_to_be_a_read_is_one_by_a_replicas_word() {
+    let cluster = cluster(1);
+    let sql = "CREATE TABLE u (id int PRIMARY KEY, v int); CREATE SEQUENCE s; CREATE SCHEMA s;
+        CREATE SCHEMA other;
+        CREATE FUNCTION reads_a(int) RETURNS int STABLE LANGUAGE sql AS 'SELECT 1';
+        CREATE FUNCTION s.reads_a(int) RETURNS int STABLE LANGUAGE sql AS 'SELECT 1'";
+    cluster.primary.sql("postgres", sql).unwrap();
+    cluster.wait_until_caught_up().unwrap();
+    let replica = cluster.replicas[0].address();
+    let mut client = Client::connect(replica, "postgres", "postgres").await;
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+    let mut count = 0;
+    for text in golden_reads() {
+        let reply = client.query(&text).await;
+        // Some are no SQL, call functions that this database lacks, or want a transaction: the primary says the same.
+        if let Some(error) = reply.errors.first() {
+            let code = error.code.as_str();
+            assert!(
+                matches!(code, "42601" | "42883" | "25P01"),
+                "{text}: {code}"
+            );
+        }
+        if reply.status != 'I' {
+            client.query("ROLLBACK").await.ok();
+        }
+        assert_eq!(client.value(locks).await, "0", "{text}");
+        count += 1;
+    }
+    assert!(count > 80, "{count}");
+}

@@ -8,7 +8,7 @@ use crate::shared::{self, Role};
 use crate::support::client::{Client, Login};
 use crate::support::messages::{self, ServerError};
 use crate::support::pgweir::Options;
-use crate::support::scripted_backend::{ScriptedBackend, Step};
+use crate::support::scripted_backend::{BackendConnection, ScriptedBackend, Step};
 use crate::support::wait::eventually;
 
 #[tokio::test]
@@ -214,4 +214,27 @@ async fn a_server_that_breaks_the_protocol_is_not_used_again() {
         next.send(&messages::query("SELECT 1")).await;
         eventually("another connection", async || backend.logins() >= 2).await;
     }
+}
+
+#[tokio::test]
+async fn a_server_that_ends_its_session_behind_an_answer_ends_no_clients() {
+    let ends_first = |mut connection: BackendConnection| async move {
+        if connection.number > 0 {
+            return connection.answer_all("2").await;
+        }
+        connection.expect(b'Q').await;
+        let end = messages::error_response(
+            "FATAL",
+            "57P01",
+            "terminating connection due to administrator command",
+        );
+        let answer = [messages::one_value_reply("1"), end].concat();
+        connection.send(&answer).await;
+    };
+    let server = ScriptedBackend::start_with(ends_first).await;
+    let pgweir = Options::in_front_of(&server.node_url()).start();
+    let mut client = pgweir.client().await;
+    assert_eq!(client.value("SELECT 1").await, "1");
+    assert_eq!(client.value("SELECT 1").await, "2");
+    assert_eq!(client.extended("SELECT 1", &[]).await.ok().value(), "2");
 }

@@ -8,6 +8,7 @@
 pub mod browser;
 pub mod client;
 pub mod http;
+pub mod link;
 pub mod messages;
 pub mod pgweir;
 pub mod scripted_backend;

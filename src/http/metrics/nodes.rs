@@ -143,6 +143,15 @@ fn put_clusters(page: &mut Page, snapshot: &Snapshot) {
             u8::from(cluster.held.is_some()),
         );
     }
+    let name = "pgweir_cluster_holds_total";
+    page.family(
+        name,
+        "counter",
+        "Times that statements had to wait for a primary.",
+    );
+    for cluster in &snapshot.clusters {
+        page.sample(name, &[("cluster", &*cluster.servers)], cluster.holds);
+    }
     page.family(
         "pgweir_cluster_held_seconds_total",
         "counter",

@@ -207,3 +207,14 @@ async fn a_refused_port_and_an_unknown_host_are_told_apart() {
     let unknown = reach(node("no such host.invalid", 5432)).await.unwrap_err();
     assert!(matches!(unknown, ConnectError::Resolve(_)), "{unknown}");
 }
+
+#[tokio::test]
+async fn a_name_leads_to_the_addresses_it_has() {
+    let at = |host: &str| Node::at(host, 5432);
+    let local: IpAddr = "127.0.0.1".parse().unwrap();
+    let other: IpAddr = "127.0.0.2".parse().unwrap();
+    assert!(leads_to(&at("localhost"), local).await);
+    assert!(!leads_to(&at("localhost"), other).await);
+    // What can't be looked up has not moved.
+    assert!(leads_to(&at("no-such-name.invalid"), local).await);
+}

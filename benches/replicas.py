@@ -1,0 +1,255 @@
+#!/usr/bin/env python3
+"""What replicas behind pgweir are good for: `make show-failover`, `make show-reads`.
+
+    benches/replicas.py failover [--fault stop|kill] [--seconds 20] [--clients 16]
+    benches/replicas.py reads [--seconds 5] [--rounds 3] [--clients 48]
+
+Everything is started and stopped here: scratch servers, pgweir from target/release, and PgBouncer if it is installed.
+
+failover: pgbench reads and single-statement writes, outside transactions, while the primary goes away and a replica is
+promoted with pg_promote(). Fails if a statement failed through pgweir, or if an acknowledged write is missing or one is
+there twice. (pgbench does not count what is under way when its time is up; such rows are more than it says.) PgBouncer does not look for a primary: it is pointed at the promoted server by RELOAD at the moment it takes
+writes, as a failover manager's hook would, so no time to find out is counted against it. (Around a planned change,
+PAUSE and RESUME spare PgBouncer's clients the errors.)
+
+reads: the same reads through pgweir with the primary alone, and with two replicas.
+"""
+import argparse, os, pathlib, re, shutil, signal, statistics, subprocess, sys, tempfile, threading, time
+
+from compare import ROOT, find, free_port, unprivileged, Bench
+
+PGWEIR = os.environ.get("PGWEIR") or ROOT / "target/release/pgweir"
+READ = "\\set id random(1, 100000)\nSELECT abalance FROM pgbench_accounts WHERE aid = :id;\n"
+# Every write has a name of its own, so that one that is there twice or missing shows.
+WRITE = "\\set n :n + 1\nINSERT INTO written VALUES (:run, :client_id, :n);\n"
+TWICE = "SELECT count(*) FROM (SELECT FROM written GROUP BY run, client, n HAVING count(*) > 1) AS s"
+MISSING = "SELECT coalesce(sum(missing), 0) FROM (SELECT max(n) - count(DISTINCT n) AS missing FROM written GROUP BY run, client) AS s"
+
+
+class Cluster:
+    """A primary and its streaming replicas on loopback."""
+
+    def __init__(self, bench, name, replicas):
+        self.bench, self.name, self.servers = bench, name, []
+        first = self.folder(0)
+        subprocess.run([find("initdb"), "-D", first, "-A", "trust", "-U", "postgres", "--no-sync"], check=True, stdout=subprocess.DEVNULL, cwd=bench.folder, **unprivileged())
+        self.run_server(0)
+        for place in range(1, replicas + 1):
+            command = [find("pg_basebackup"), "-D", self.folder(place), "-R", "-X", "stream", "-c", "fast", "-h", "127.0.0.1", "-p", str(self.servers[0][0]), "-U", "postgres"]
+            subprocess.run(command, check=True, cwd=bench.folder, **unprivileged())
+            self.run_server(place)
+        subprocess.run([find("pgbench"), "-i", "-q", "-s", "1", "postgres"], env=bench.env(self.servers[0][0]), check=True, stderr=subprocess.DEVNULL)
+        self.sql(0, "CREATE TABLE written (run int, client int, n int)")
+        self.until("SELECT count(*) FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_flush_lsn()", str(replicas))
+
+    def folder(self, place):
+        return self.bench.folder / f"{self.name}-{place}"
+
+    def run_server(self, place):
+        port = free_port()
+        settings = ["fsync=off", "max_connections=300", f"unix_socket_directories={self.bench.folder}", "listen_addresses=127.0.0.1", "wal_keep_size=256MB"]
+        command = [find("postgres"), "-D", self.folder(place), "-p", str(port)] + [part for setting in settings for part in ("-c", setting)]
+        self.bench.start(f"{self.name}-{place}", command, port, cwd=self.bench.folder, **unprivileged())
+        self.servers.append((port, self.bench.processes[-1]))
+        while self.sql(place, "SELECT 1", check=False) != "1":
+            time.sleep(0.05)
+
+    def sql(self, place, text, check=True):
+        done = subprocess.run([find("psql"), "-XAtqc", text, "postgres"], env=self.bench.env(self.servers[place][0]), capture_output=True, text=True)
+        if check and done.returncode:
+            sys.exit(f"{text}: {done.stderr}")
+        return done.stdout.strip()
+
+    def until(self, text, value):
+        deadline = time.time() + 30
+        while self.sql(0, text) != value:
+            if time.time() > deadline:
+                sys.exit(f"waited too long for {text}")
+            time.sleep(0.05)
+
+    def fail_over(self, fault):
+        """The primary goes away and the replica takes its place. Returns when each had happened."""
+        process = self.servers[0][1]
+        gone = time.time()
+        if fault == "kill":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.send_signal(signal.SIGINT)  # pg_ctl stop -m fast
+        process.wait(60)
+        # With its default to wait, pg_promote's own snapshot may hold up the replay it waits for.
+        self.sql(1, "SELECT pg_promote(false)")
+        deadline = time.time() + 60
+        while self.sql(1, "SELECT pg_is_in_recovery()") == "t":
+            if time.time() > deadline:
+                sys.exit("the replica was not promoted")
+        return gone, time.time()
+
+
+class Through:
+    """A pooler in front of the cluster."""
+
+    def __init__(self, bench, name, cluster):
+        self.bench, self.name, self.cluster, self.port = bench, name, cluster, free_port()
+
+    def start(self):
+        if self.name == "pgweir":
+            urls = [f"postgres://127.0.0.1:{port}" for port, _ in self.cluster.servers]
+            command = [PGWEIR, "run", "--primary", urls[0], "--listen", f"127.0.0.1:{self.port}", "--http", "off", "--auth", "trust", "--pool-size", "20"]
+            self.bench.start("pgweir", command + [part for url in urls[1:] for part in ("--replica", url)], self.port)
+        else:
+            (self.bench.folder / "users").write_text('"postgres" ""\n')
+            self.point(0)
+            copy = self.bench.folder / "pgbouncer"
+            shutil.copy(pgbouncer(), copy)
+            self.bench.start("pgbouncer", [copy, self.ini()], self.port, cwd=self.bench.folder, **unprivileged())
+
+    def ini(self):
+        return self.bench.folder / "pgbouncer.ini"
+
+    def point(self, place):
+        port = self.cluster.servers[place][0]
+        self.ini().write_text(f"[databases]\npostgres = host=127.0.0.1 port={port}\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={self.port}\nunix_socket_dir=\nauth_type=trust\n"
+                              f"auth_file={self.bench.folder}/users\nadmin_users=postgres\npool_mode=transaction\ndefault_pool_size=20\n")
+
+    def moved(self):
+        """The replica is the primary now. pgweir finds out by itself."""
+        if self.name != "pgweir":
+            self.point(1)
+            subprocess.run([find("psql"), "-XAtqc", "RELOAD", "pgbouncer"], env=self.bench.env(self.port), check=True, stdout=subprocess.DEVNULL)
+
+
+def pgbouncer():
+    return os.environ.get("PGBOUNCER") or shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+
+
+class Load:
+    """pgbench for so many seconds; begun again if all its clients have given up, as an application would connect again."""
+
+    def __init__(self, bench, port, clients, seconds):
+        self.bench, self.aborted, self.failed, self.times, self.counts, self.errors, self.runs = bench, 0, 0, [[], []], [0, 0], {}, 0
+        self.until = time.time() + seconds
+        self.thread = threading.Thread(target=self.run, args=(port, clients))
+        self.thread.start()
+
+    def run(self, port, clients):
+        scripts = [self.bench.folder / "read.sql", self.bench.folder / "write.sql"]
+        for path, text in zip(scripts, (READ, WRITE)):
+            path.write_text(text)
+        log, env = self.bench.folder / "log", self.bench.env(port)
+        while (left := self.until - time.time()) > 0.5:
+            self.runs += 1
+            command = [find("pgbench"), "-n", "-c", str(clients), "-j", "2", "-T", str(round(left)), "-D", f"run={self.runs}", "-D", "n=0", "-f", f"{scripts[0]}@1", "-f", f"{scripts[1]}@1", "-l", f"--log-prefix={log}", "postgres"]
+            done = subprocess.run(command, env=env, capture_output=True, text=True, start_new_session=True)
+            self.aborted += len(re.findall(r"client \d+ .*aborted", done.stderr))
+            for error in re.findall(r"(?:ERROR|FATAL):  (.*)", done.stderr):
+                self.errors[error] = self.errors.get(error, 0) + 1
+            for place, count in enumerate(re.findall(r"SQL script \d+: .*?- (\d+) transactions", done.stdout, re.S)):
+                self.counts[place] += int(count)
+            self.failed += sum(map(int, re.findall(r"^number of failed transactions: (\d+)", done.stdout, re.M)))
+            for file in self.bench.folder.glob("log.*"):
+                for line in file.read_text().splitlines():
+                    fields = line.split()
+                    if fields[2] != "failed":
+                        self.times[int(fields[3])].append(int(fields[4]) + int(fields[5]) / 1e6)
+                file.unlink()
+            time.sleep(0.05)
+
+    def gap(self, place):
+        times = sorted(self.times[place])
+        return max((b - a for a, b in zip(times, times[1:])), default=0)
+
+
+def fail_over_through(name, options, bench):
+    cluster = Cluster(bench, name, 1)
+    if options.fault == "kill":
+        # What was acknowledged is to survive a primary that says nothing any more.
+        cluster.sql(0, "ALTER SYSTEM SET synchronous_standby_names = '*'")
+        cluster.sql(0, "SELECT pg_reload_conf()")
+    through = Through(bench, name, cluster)
+    through.start()
+    load = Load(bench, through.port, options.clients, options.seconds)
+    time.sleep(options.seconds / 3)
+    gone, promoted = cluster.fail_over(options.fault)
+    through.moved()
+    load.thread.join()
+    total, twice, missing = (int(cluster.sql(1, text)) for text in ("SELECT count(*) FROM written", TWICE, MISSING))
+    reads, writes = load.counts
+    print(f"{name:10} {reads} reads and {writes} writes answered; failed statements: {load.failed + load.aborted}"
+          f"{' (each ends a client of pgbench)' if load.aborted else ''}; {total} rows, {twice} there twice, {missing} missing")
+    print(f"{'':10} the primary was away for {promoted - gone:.2f} s; longest time without an answered write {load.gap(1):.2f} s, without an answered read {load.gap(0):.2f} s")
+    for error, count in sorted(load.errors.items()):
+        print(f"{'':10} {count} times: {error}")
+    sys.stdout.flush()
+    return load, writes, total, twice + missing
+
+
+def failover(options, bench):
+    print(f"{'PostgreSQL is stopped (fast)' if options.fault == 'stop' else 'All processes of the primary are killed'}, the replica is promoted; {options.clients} clients, {options.seconds} s")
+    load, writes, total, wrong = fail_over_through("pgweir", options, bench)
+    if pgbouncer():
+        version = subprocess.run([pgbouncer(), "--version"], capture_output=True, text=True).stdout.split("\n")[0]
+        print(f"beside {version}")
+        fail_over_through("pgbouncer", options, bench)
+    else:
+        print("PgBouncer is not installed: pgweir alone")
+    unknown = load.failed + load.aborted
+    if options.fault == "stop" and unknown:
+        sys.exit("statements failed")
+    if wrong or not writes <= total <= writes + unknown + options.clients:
+        sys.exit("the rows are not what was acknowledged")
+
+
+def reads(options, bench):
+    cluster = Cluster(bench, "servers", 2)
+    # A function of its own would do too; pg_sleep says what it is.
+    wait = bench.folder / "wait.sql"
+    wait.write_text("\\set id random(1, 100000)\n/* pgweir: replica */ SELECT abalance FROM pgbench_accounts, (SELECT pg_sleep(0.05) OFFSET 0) AS s WHERE aid = :id;\n")
+    plain = bench.folder / "plain.sql"
+    plain.write_text(READ)
+    ports = {}
+    for name, count in (("primary alone", 1), ("with two replicas", 3)):
+        ports[name] = free_port()
+        urls = [f"postgres://127.0.0.1:{port}" for port, _ in cluster.servers[:count]]
+        command = [PGWEIR, "run", "--primary", urls[0], "--listen", f"127.0.0.1:{ports[name]}", "--http", "off", "--auth", "trust", "--pool-size", "8"]
+        bench.start(name.replace(" ", "-"), command + [part for url in urls[1:] for part in ("--replica", url)], ports[name])
+    time.sleep(2)
+    for title, script in (("reads that keep a server's connection busy for 50 ms (pg_sleep), 8 connections a server", wait),
+                          (f"reads by key: all servers share this machine's {os.cpu_count()} processors, which are the limit", plain)):
+        rates = {name: [] for name in ports}
+        for _ in range(options.rounds):
+            for name, port in ports.items():
+                command = [find("pgbench"), "-n", "-M", "prepared", "-c", str(options.clients), "-T", str(options.seconds), "-f", script, "postgres"]
+                done = subprocess.run(command, env=bench.env(port), capture_output=True, text=True, start_new_session=True)
+                rate = re.search(r"tps = ([\d.]+)", done.stdout)
+                if not rate or "aborted" in done.stderr:
+                    sys.exit(done.stderr)
+                rates[name].append(float(rate[1]))
+        alone, shared = (statistics.median(rates[name]) for name in ports)
+        print(f"{title}\n  primary alone {alone:.0f}/s, with two replicas {shared:.0f}/s: {shared / alone:.2f} times", flush=True)
+        if script == wait and shared < 1.7 * alone:
+            sys.exit("two replicas should answer nearly twice as much as the primary alone")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["failover", "reads"])
+    parser.add_argument("--fault", choices=["stop", "kill"], default="stop")
+    parser.add_argument("--seconds", type=int)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", type=int)
+    options = parser.parse_args()
+    is_reads = options.what == "reads"
+    options.seconds = options.seconds or (5 if is_reads else 20)
+    options.clients = options.clients or (48 if is_reads else 16)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="pgweir-replicas-"))
+    folder.chmod(0o777)
+    bench = Bench(folder, 20)
+    try:
+        (reads if is_reads else failover)(options, bench)
+    finally:
+        bench.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
