@@ -13,6 +13,7 @@ use pgweir::meter::{Execution, Queries};
 use pgweir::net::connect::Encryption;
 use pgweir::net::stream::Stream;
 use pgweir::pool::effective::Effective;
+use pgweir::pool::limits::Cap;
 use pgweir::pool::{Pool, PoolKey};
 use pgweir::reload::Source;
 use pgweir::session::mirror::Mirror;
@@ -190,7 +191,7 @@ fn pool() -> Result<(Arc<Pool>, UnixStream), Box<dyn std::error::Error>> {
     let (near, far) = UnixStream::pair()?;
     let identity = Identity::new(node, 1, Vec::new(), Encryption::Plain);
     let mirror = Mirror::new(Arc::default(), 10);
-    let slot = pool.reserve(&settings).map_err(|cap| cap.setting())?;
+    let slot = pool.reserve(&settings).map_err(Cap::setting)?;
     pool.adopt(Backend::new(Stream::Unix(near), identity, mirror, 0), slot);
     Ok((pool, far))
 }

@@ -103,7 +103,8 @@ class Scratch:
         version = subprocess.run([program, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
         print(f"beside {version}", flush=True)
         major, minor = map(int, re.search(r"(\d+)\.(\d+)", version).groups())
-        port, ini = free_port(), self.folder / "pgbouncer.ini"
+        port = free_port()
+        ini, copy = self.folder / f"pgbouncer-{port}.ini", self.folder / f"pgbouncer-{port}"
         has_prepared = (major, minor) >= (1, 21)
         lines = ["[databases]", f"* = host=127.0.0.1 port={self.port} user=postgres", "[pgbouncer]", "listen_addr=127.0.0.1", f"listen_port={port}", "unix_socket_dir=",
                  "auth_type=any", "pool_mode=transaction", f"default_pool_size={pool_size}", "max_client_conn=20000", "ignore_startup_parameters=extra_float_digits",
@@ -112,9 +113,8 @@ class Scratch:
             certificate, key = self.certificate()
             lines += ["client_tls_sslmode=require", f"client_tls_cert_file={certificate}", f"client_tls_key_file={key}", "server_tls_sslmode=require"]
         ini.write_text("\n".join(lines) + "\n")
-        copy = self.folder / "pgbouncer"
         shutil.copy(program, copy)
-        return Target("pgbouncer", port, self.start("pgbouncer", [*before, copy, ini], port, cwd=self.folder, **unprivileged()), has_prepared)
+        return Target("pgbouncer", port, self.start(copy.name, [*before, copy, ini], port, cwd=self.folder, **unprivileged()), has_prepared)
 
     def pgweir(self, lanes=2, pool_size=20, tls=False, name=None, before=(), settings=()):
         """pgweir; `before` stands in front of its command line, such as a tracer's."""
@@ -130,7 +130,7 @@ class Scratch:
         else:
             settings.append("tls.server.sslmode=disable")
         command += [part for setting in settings for part in ("--set", setting)]
-        return Target(name, port, self.start(re.sub(r"\W+", "-", name), command, port))
+        return Target(name, port, self.start(f'{re.sub(r"[^a-z0-9]+", "-", name)}-{port}', command, port))
 
     def stop(self, pid):
         """Stops one of them and waits for its end."""
