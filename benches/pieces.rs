@@ -7,7 +7,15 @@ use std::time::Duration;
 
 use divan::counter::BytesCount;
 use divan::{AllocProfiler, Bencher, black_box};
+use pgweir::backend::connection::{Backend, Identity};
+use pgweir::config::Overrides;
 use pgweir::meter::{Execution, Queries};
+use pgweir::net::connect::Encryption;
+use pgweir::net::stream::Stream;
+use pgweir::pool::effective::Effective;
+use pgweir::pool::limits::Cap;
+use pgweir::pool::{Pool, PoolKey};
+use pgweir::reload::Source;
 use pgweir::session::mirror::Mirror;
 use pgweir::session::plan;
 use pgweir::session::settings::Settings;
@@ -16,6 +24,7 @@ use pgweir::sql::{LexOptions, classify, normalise};
 use pgweir::wire::expect::{Expect, For, Owed, Request};
 use pgweir::wire::frame::Header;
 use pgweir::wire::{backend, frontend};
+use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 #[global_allocator]
@@ -158,6 +167,49 @@ fn session_plan_of_two_settings(bencher: Bencher<'_, '_>) {
         let want = if turn { &one } else { &two };
         plan::onto(&mut mirror, want, false, None, &mut text);
         text.len()
+    });
+}
+
+/// A pool with one idle connection, to a socket whose other end says nothing.
+fn pool() -> Result<(Arc<Pool>, UnixStream), Box<dyn std::error::Error>> {
+    let mut overrides = Overrides::new();
+    overrides.set("bench", "cluster.primary", "postgres://127.0.0.1:1");
+    let parts = Source {
+        file: None,
+        overrides,
+    }
+    .read()?;
+    let effective = Effective::of(&parts.config, "exchange", "app").ok_or("no database")?;
+    let key = PoolKey {
+        database: "exchange".into(),
+        user: "app".into(),
+        node: None,
+    };
+    let node = effective.primary.clone();
+    let settings = effective.pool.clone();
+    let pool = Pool::new(key, effective, Arc::default());
+    let (near, far) = UnixStream::pair()?;
+    let identity = Identity::new(node, 1, Vec::new(), Encryption::Plain);
+    let mirror = Mirror::new(Arc::default(), 10);
+    let slot = pool.reserve(&settings).map_err(Cap::setting)?;
+    pool.adopt(Backend::new(Stream::Unix(near), identity, mirror, 0), slot);
+    Ok((pool, far))
+}
+
+/// A backend checked out, looked at, and checked in, for each transaction.
+#[divan::bench]
+fn checkout_and_checkin(bencher: Bencher<'_, '_>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let _entered = runtime.enter();
+    let (pool, _far) = pool().expect("a pool");
+    bencher.bench_local(|| {
+        let lease = black_box(&pool).try_checkout().expect("an idle connection");
+        let is_clean = lease.is_clean();
+        lease.checkin();
+        is_clean
     });
 }
 

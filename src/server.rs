@@ -1,6 +1,6 @@
 //! Accepting connections and seeing each to its end: session, console, replication or cancel request.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -78,12 +78,26 @@ struct Origin {
     /// `None` on a Unix socket.
     address: Option<IpAddr>,
     text: Box<str>,
+    /// Where it connected to; `None` on a Unix socket.
+    local: Option<SocketAddr>,
+}
+
+impl Listener {
+    /// The one address that all clients connect to; `None` if there are several, or none.
+    fn only_address(&self) -> Option<SocketAddr> {
+        let Self::Tcp(listener) = self else {
+            return None;
+        };
+        let address = listener.local_addr().ok()?;
+        (!address.ip().is_unspecified()).then_some(address)
+    }
 }
 
 /// Accepts until dropped.
 pub async fn accept(listener: Listener, shared: Arc<Shared>, console: Arc<Console>) {
+    let local = listener.only_address();
     loop {
-        match accept_one(&listener, &shared).await {
+        match accept_one(&listener, local, &shared).await {
             Ok((stream, origin)) => admit(stream, origin, &shared, &console),
             Err(error) => {
                 tracing::warn!(%error, "could not accept a connection");
@@ -93,19 +107,22 @@ pub async fn accept(listener: Listener, shared: Arc<Shared>, console: Arc<Consol
     }
 }
 
-async fn accept_one(listener: &Listener, shared: &Shared) -> std::io::Result<(Stream, Origin)> {
+async fn accept_one(
+    listener: &Listener,
+    local: Option<SocketAddr>,
+    shared: &Shared,
+) -> std::io::Result<(Stream, Origin)> {
     match listener {
         Listener::Tcp(listener) => {
             let (tcp, peer) = listener.accept().await?;
             // A client that is gone already fails here and is noticed when it is read.
             let _ = SocketOptions::from_config(&shared.config.load().general).apply(&tcp);
-            Ok((
-                Stream::Tcp(tcp),
-                Origin {
-                    address: Some(peer.ip()),
-                    text: peer.to_string().into(),
-                },
-            ))
+            let origin = Origin {
+                address: Some(peer.ip()),
+                text: peer.to_string().into(),
+                local: local.or_else(|| tcp.local_addr().ok()),
+            };
+            Ok((Stream::Tcp(tcp), origin))
         }
         Listener::Unix(listener) => {
             let (unix, _) = listener.accept().await?;
@@ -114,6 +131,7 @@ async fn accept_one(listener: &Listener, shared: &Shared) -> std::io::Result<(St
                 Origin {
                     address: None,
                     text: "unix".into(),
+                    local: None,
                 },
             ))
         }
@@ -151,7 +169,7 @@ async fn log_in(
         {
             Ok(Ok(arrival)) => arrival,
             Ok(Err((stream, error))) => {
-                refuse(stream, &error, &origin, &shared).await;
+                Box::pin(refuse(stream, &error, &origin, &shared)).await;
                 return None;
             }
             // It has not said what it wants; there is nothing to answer.
@@ -159,7 +177,7 @@ async fn log_in(
         };
     match arrival {
         Arrival::Cancel { pid, key } => {
-            cancel_client(&shared, pid, &key).await;
+            Box::pin(cancel_client(&shared, pid, &key)).await;
             None
         }
         Arrival::Startup(mut stream, message) => {
@@ -173,11 +191,11 @@ async fn log_in(
             };
             match admitted {
                 Err(error) => {
-                    refuse(Some(stream), &error, &origin, &shared).await;
+                    Box::pin(refuse(Some(stream), &error, &origin, &shared)).await;
                     None
                 }
                 Ok(None) => {
-                    console.serve(stream, &message, origin.address).await;
+                    Box::pin(console.serve(stream, &message, origin.address)).await;
                     None
                 }
                 Ok(Some(place)) => {
@@ -185,6 +203,7 @@ async fn log_in(
                         stream,
                         message,
                         peer: origin.text.clone(),
+                        local: origin.local,
                         place,
                         shared,
                         deadline,
@@ -200,14 +219,14 @@ async fn log_in(
 async fn start(client: Admitted, origin: &Origin) -> Option<Session> {
     let shared = Arc::clone(&client.shared);
     let outcome = if client.message.replication.is_some() {
-        replication::serve(client).await.map(|()| None)
+        Box::pin(replication::serve(client)).await.map(|()| None)
     } else {
         startup::begin(client).await.map(Some)
     };
     match outcome {
         Ok(session) => session,
         Err((stream, error)) => {
-            refuse(stream, &error, origin, &shared).await;
+            Box::pin(refuse(stream, &error, origin, &shared)).await;
             None
         }
     }

@@ -116,6 +116,9 @@ impl Applicant<'_> {
 }
 
 /// Runs the exchange. On return the client has proved itself and `pool` can log in to the server for it.
+///
+/// What most connections do not come to is boxed, here and around: a login's future is moved several times, and would
+/// be ten times as large.
 pub async fn authenticate(
     mut applicant: Applicant<'_>,
     shared: &Shared,
@@ -123,7 +126,7 @@ pub async fn authenticate(
 ) -> Result<(), Denied> {
     let how = method(&applicant, shared)?;
     if how.checks_cleartext {
-        return check_cleartext(&mut applicant, shared, pool).await;
+        return Box::pin(check_cleartext(&mut applicant, shared, pool)).await;
     }
     match how.exchange {
         AuthMethod::Trust => Ok(()),
@@ -143,16 +146,17 @@ pub async fn authenticate(
         AuthMethod::Peer => {
             let uid = applicant.stream.peer_uid().map_err(AuthError::from)?;
             let access = shared.access.load_full();
-            authenticate::peer(uid, applicant.user, how.map.as_deref(), &access.ident).await?;
+            let (user, map) = (applicant.user, how.map.as_deref());
+            Box::pin(authenticate::peer(uid, user, map, &access.ident)).await?;
             Ok(())
         }
         AuthMethod::ScramSha256 | AuthMethod::Md5 => {
-            by_secret(&mut applicant, how.exchange, shared, pool).await
+            Box::pin(by_secret(&mut applicant, how.exchange, shared, pool)).await
         }
         AuthMethod::Passthrough => match pool {
-            Some(pool) => passthrough(&mut applicant, shared, pool).await,
+            Some(pool) => Box::pin(passthrough(&mut applicant, shared, pool)).await,
             // The console has no server to ask.
-            None => check_cleartext(&mut applicant, shared, None).await,
+            None => Box::pin(check_cleartext(&mut applicant, shared, None)).await,
         },
         // `method` has replaced it by the rule's own.
         AuthMethod::Hba => Err(Denied::Insecure),

@@ -50,13 +50,16 @@ fn requested(message: &StartupMessage) -> Option<Settings> {
     Some(settings)
 }
 
-/// Has the server accept the startup parameters of `message`.
-pub(super) async fn prepare(
-    pool: &Arc<Pool>,
-    message: &StartupMessage,
-    waiter: &Arc<Waiter>,
-    deadline: Instant,
-) -> Result<Prepared, HandshakeError> {
+/// What is known of startup parameters before a server was asked.
+#[derive(Debug)]
+pub(super) enum Known {
+    Prepared(Prepared),
+    /// A backend has to try them.
+    ToTry(Arc<Settings>),
+}
+
+/// What is known of the startup parameters of `message`.
+pub(super) fn known(pool: &Pool, message: &StartupMessage) -> Result<Known, HandshakeError> {
     let Some(settings) = requested(message) else {
         return Err(HandshakeError::Parameter {
             code: SqlState::SYNTAX_ERROR,
@@ -68,15 +71,25 @@ pub(super) async fn prepare(
     if settings.is_empty()
         && let Some(reported) = pool.baseline()
     {
-        return Ok(Prepared {
+        return Ok(Known::Prepared(Prepared {
             settings: Arc::default(),
             reported,
-        });
+        }));
     }
     let settings = Arc::new(settings);
-    if let Some((settings, reported)) = pool.startups.get(&settings) {
-        return Ok(Prepared { settings, reported });
-    }
+    Ok(match pool.startups.get(&settings) {
+        Some((settings, reported)) => Known::Prepared(Prepared { settings, reported }),
+        None => Known::ToTry(settings),
+    })
+}
+
+/// Has the server accept startup parameters that are not known yet.
+pub(super) async fn prepare(
+    pool: &Arc<Pool>,
+    settings: Arc<Settings>,
+    waiter: &Arc<Waiter>,
+    deadline: Instant,
+) -> Result<Prepared, HandshakeError> {
     let mut lease = wait_for_lease(pool, waiter, deadline).await?;
     let Ok(tried) = tokio::time::timeout_at(deadline, try_on(&mut lease, &settings)).await else {
         return Err(HandshakeError::Timeout {

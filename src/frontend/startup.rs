@@ -2,7 +2,7 @@
 //!
 //! Nothing is held for a client before it is authenticated but the packet it is sending, of at most 10,000 bytes.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -28,7 +28,7 @@ use crate::shared::{Shared, is_console};
 use crate::wire::backend;
 use crate::wire::startup::{self, StartupError, StartupMessage, StartupPacket, Version};
 
-use super::prepare;
+use super::prepare::{self, Known};
 use super::session::{Session, Start};
 
 /// Why a connection did not become a session.
@@ -170,7 +170,7 @@ pub async fn arrive(
     if let (Some(tls), Stream::Tcp(tcp)) = (tls, &stream)
         && starts_tls(tcp).await
     {
-        stream = start_tls(stream, tls, Negotiation::Direct).await?;
+        stream = Box::pin(start_tls(stream, tls, Negotiation::Direct)).await?;
     }
     // PostgreSQL answers one request for each kind of encryption.
     for _ in 0..3 {
@@ -181,7 +181,7 @@ pub async fn arrive(
             Ok(StartupPacket::Ssl) if tls.is_some() && matches!(stream, Stream::Tcp(_)) => {
                 stream = answer(stream, *b"S").await?;
                 if let Some(tls) = tls {
-                    stream = start_tls(stream, tls, Negotiation::SslRequest).await?;
+                    stream = Box::pin(start_tls(stream, tls, Negotiation::SslRequest)).await?;
                 }
             }
             Ok(StartupPacket::Ssl | StartupPacket::GssEnc) => {
@@ -291,6 +291,8 @@ pub struct Admitted {
     pub message: StartupMessage,
     /// `address:port`, or `unix`.
     pub peer: Box<str>,
+    /// Where it connected to; `None` on a Unix socket.
+    pub local: Option<SocketAddr>,
     pub place: ClientPlace,
     pub shared: Arc<Shared>,
     /// When its login has taken too long.
@@ -313,7 +315,7 @@ impl Admitted {
                 Some(b"database") => Replication::Logical,
                 Some(_) => Replication::Physical,
             },
-            local: self.stream.local_addr(),
+            local: self.local,
         })
     }
 }
@@ -330,11 +332,20 @@ pub async fn begin(client: Admitted) -> Result<Session, (Option<Stream>, Handsha
         deadline,
         ..
     } = client;
-    let prepare = prepare::prepare(place.pool(), &message, &entry.waiter, deadline);
-    let prepared = match unless_gone(&stream, prepare).await {
-        Ok(Ok(prepared)) => prepared,
-        Ok(Err(error)) => return Err((Some(stream), error)),
-        Err(gone) => return Err((None, gone.into())),
+    let known = match prepare::known(place.pool(), &message) {
+        Ok(known) => known,
+        Err(error) => return Err((Some(stream), error)),
+    };
+    let prepared = match known {
+        Known::Prepared(prepared) => prepared,
+        Known::ToTry(settings) => {
+            let prepare = prepare::prepare(place.pool(), settings, &entry.waiter, deadline);
+            match Box::pin(unless_gone(&stream, prepare)).await {
+                Ok(Ok(prepared)) => prepared,
+                Ok(Err(error)) => return Err((Some(stream), error)),
+                Err(gone) => return Err((None, gone.into())),
+            }
+        }
     };
     if let Err(error) = greet(&mut stream, &entry, &prepared.reported).await {
         return Err((Some(stream), error.into()));
@@ -357,9 +368,7 @@ async fn greet(
 ) -> std::io::Result<()> {
     let mut out = Vec::with_capacity(512);
     backend::put_authentication_ok(&mut out);
-    for (name, value) in reported.iter() {
-        backend::put_parameter_status(&mut out, name, value);
-    }
+    out.extend_from_slice(reported.greeting(backend::put_parameter_status));
     backend::put_backend_key_data(&mut out, entry.pid.0, entry.key());
     backend::put_ready_for_query(&mut out, backend::TransactionStatus::Idle);
     stream.write_all(&out).await?;

@@ -1,7 +1,7 @@
 //! What one backend has now, as far as pgweir has put it there or been told.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
 
@@ -17,9 +17,33 @@ pub struct Reported {
     entries: Vec<Entry>,
     /// What they say of how SQL is read, kept because every simple query asks.
     lex_options: LexOptions,
+    greeting: Greeting,
 }
 
+/// The messages that tell a new client all values, kept because every login sends them. Equal sets have equal ones.
+#[derive(Clone, Debug, Default)]
+struct Greeting(OnceLock<Box<[u8]>>);
+
+impl PartialEq for Greeting {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Greeting {}
+
 impl Reported {
+    /// The messages that tell all values, as `write` puts each of them.
+    pub fn greeting(&self, write: impl Fn(&mut Vec<u8>, &[u8], &[u8])) -> &[u8] {
+        self.greeting.0.get_or_init(|| {
+            let mut out = Vec::new();
+            for (name, value) in self.iter() {
+                write(&mut out, name, value);
+            }
+            out.into()
+        })
+    }
+
     /// How a server that reports these values reads SQL.
     pub fn lex_options(&self) -> LexOptions {
         self.lex_options
@@ -59,6 +83,7 @@ impl Reported {
     }
 
     pub fn set(&mut self, name: &[u8], value: &[u8]) {
+        self.greeting = Greeting::default();
         match self
             .entries
             .iter_mut()

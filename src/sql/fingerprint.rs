@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::lexer::{LexOptions, TokenKind};
 use super::shape::{Shape, What};
+use super::skim::skim;
 
 /// Number of a statement's shape in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,6 +66,13 @@ impl FingerprintKey {
         let mut sink = Buffered::new(Sip(self.0.build_hasher()));
         walk(text, options, &mut sink);
         Fingerprint(sink.into_hash().0.finish())
+    }
+
+    /// The number of a text as a quick look finds it (see [`super::skim`]): texts of one number have one fingerprint. `None`
+    /// if that takes a closer look.
+    pub(super) fn skim(&self, text: &[u8], options: LexOptions) -> Option<u64> {
+        let mut hash = self.0.build_hasher();
+        skim(text, options, |bytes| hash.write(bytes)).then(|| hash.finish())
     }
 }
 

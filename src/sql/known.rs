@@ -4,10 +4,10 @@
 //! counted of it, which outlives it.
 //!
 //! Bound: [`KNOWN_MAX`] statements. When it is full, statements that no session or prepared statement holds are
-//! forgotten.
+//! forgotten. [`SKIMMED_MAX`] ways to them.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashTable;
 
@@ -25,6 +25,9 @@ use crate::meter::{Queries, Query, QueryId};
 
 /// Distinct statements kept.
 pub const KNOWN_MAX: usize = 10_000;
+
+/// Texts known by a quick look. When there are more, all are looked at closely once again.
+const SKIMMED_MAX: usize = 4096;
 
 /// Refusals by replicas after which a statement is not sent to them any more.
 const REFUSALS_MAX: u8 = 3;
@@ -216,10 +219,50 @@ fn concerns_session(effect: &Effect) -> bool {
     )
 }
 
+/// By fingerprint, and by what a quick look at a text finds.
+#[derive(Debug, Default)]
+struct Table {
+    known: HashTable<Arc<Known>>,
+    skimmed: HashTable<(u64, Arc<Known>)>,
+}
+
+impl Table {
+    fn by_skim(&self, skim: Option<u64>) -> Option<&Arc<Known>> {
+        let found = self.skimmed.find(skim?, |(other, _)| Some(*other) == skim);
+        found.map(|(_, known)| known)
+    }
+
+    /// Keeps a way to `known` that is shorter, unless the text itself decides about it.
+    fn note_skim(&mut self, skim: Option<u64>, known: &Arc<Known>) {
+        let Some(skim) = skim.filter(|_| !known.class.needs_text) else {
+            return;
+        };
+        if self.skimmed.len() >= SKIMMED_MAX {
+            self.skimmed.clear();
+        }
+        let entry = (skim, Arc::clone(known));
+        self.skimmed.insert_unique(skim, entry, |(skim, _)| *skim);
+    }
+
+    fn put(&mut self, known: &Arc<Known>) {
+        if self.known.len() >= KNOWN_MAX {
+            self.skimmed.clear();
+            self.known.retain(|known| Arc::strong_count(known) > 1);
+        }
+        if self.known.len() < KNOWN_MAX {
+            let number = known.fingerprint.as_u64();
+            self.known
+                .insert_unique(number, Arc::clone(known), |known| {
+                    known.fingerprint.as_u64()
+                });
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct KnownStatements {
-    table: Mutex<HashTable<Arc<Known>>>,
+    table: Mutex<Table>,
     key: FingerprintKey,
     /// What was counted of statements.
     pub queries: Queries,
@@ -244,32 +287,36 @@ impl Default for KnownStatements {
 impl KnownStatements {
     /// What is known of `text`.
     pub fn lookup(&self, text: &[u8], options: LexOptions) -> Arc<Known> {
+        let skim = self.key.skim(text, options);
+        if let Some(known) = self.lock().by_skim(skim) {
+            return Arc::clone(known);
+        }
         let fingerprint = self.key.fingerprint(text, options);
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = table.find(fingerprint.as_u64(), |known| {
+        let mut table = self.lock();
+        let found = table.known.find(fingerprint.as_u64(), |known| {
             known.fingerprint == fingerprint
-        }) {
+        });
+        if let Some(known) = found.cloned() {
             if known.class.needs_text {
                 // Its constants decide, so the shape's class is another text's.
                 let query = Arc::clone(&known.query);
                 return Arc::new(Known::new(fingerprint, text, options, query));
             }
-            return Arc::clone(known);
+            table.note_skim(skim, &known);
+            return known;
         }
         let id = QueryId(stable_id(text, options).as_u64());
         let query = self
             .queries
             .record(id, || normalise(text, options, TEXT_MAX).into());
         let known = Arc::new(Known::new(fingerprint, text, options, query));
-        if table.len() >= KNOWN_MAX {
-            table.retain(|known| Arc::strong_count(known) > 1);
-        }
-        if table.len() < KNOWN_MAX {
-            table.insert_unique(fingerprint.as_u64(), Arc::clone(&known), |known| {
-                known.fingerprint.as_u64()
-            });
-        }
+        table.put(&known);
+        table.note_skim(skim, &known);
         known
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stands for statements whose text was not read, such as one too long to be held.

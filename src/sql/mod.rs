@@ -16,6 +16,7 @@ pub mod normalise;
 pub mod prepared;
 pub mod repeat;
 mod shape;
+mod skim;
 pub mod state;
 pub mod tables;
 

@@ -105,10 +105,16 @@ async fn who_waits_in_front_keeps_nobody_waiting() {
         let reply = other.reply().await.ok();
         assert_eq!(reply.value(), (4 / number).to_string());
     }
+    // On a busy machine a statement may have to be short a few times more before it rides.
+    let mut another = scene.client().await;
+    eventually("a statement that rides", async || {
+        assert_eq!(another.value(&scaled(2)).await, "2");
+        scene.boarded("answered") >= 1.0
+    })
+    .await;
     drop(locker);
     assert_eq!(ordinary.reply().await.ok().value(), "b1");
     assert_eq!(rider.reply().await.ok().value(), "b2");
-    assert!(scene.boarded("answered") >= 1.0);
 }
 
 #[tokio::test]

@@ -31,6 +31,7 @@ mod extended;
 mod failover;
 mod http;
 mod lanes;
+mod lanes_scripted;
 mod page;
 mod page_access;
 mod passthrough;

@@ -280,14 +280,16 @@ impl Client {
 
     /// The next message of any kind; `None` at the end of the connection, be it orderly or a reset.
     pub async fn read_message(&mut self) -> Option<Message> {
-        let message = self.read_whole_message().await;
-        let is_cut = message.is_none() && !self.buffer.is_empty();
-        assert!(!is_cut, "closed amid a message");
+        let message = self.read_message_or_cut().await;
+        assert!(
+            message.is_some() || self.buffer.is_empty(),
+            "closed amid a message"
+        );
         message
     }
 
-    /// As [`Self::read_message`]; a message that is cut short is the end, too.
-    pub async fn read_whole_message(&mut self) -> Option<Message> {
+    /// The same where the end may come amid a message: a server that dies takes the rest of its answer along.
+    pub async fn read_message_or_cut(&mut self) -> Option<Message> {
         loop {
             if let Some(message) = self.take_buffered() {
                 return Some(message);

@@ -57,6 +57,9 @@ pub struct BackendConnection {
     pub number: usize,
     /// What the client sent in its startup packet.
     pub startup: BTreeMap<String, String>,
+    /// Its process id as a cancel request begins with it, and the requests so far.
+    pid: u32,
+    cancels: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl ScriptedBackend {
@@ -158,7 +161,7 @@ impl Drop for CountPanic {
 async fn log_in(
     mut stream: TcpStream,
     logins: &AtomicUsize,
-    cancels: &Mutex<Vec<Vec<u8>>>,
+    cancels: &Arc<Mutex<Vec<Vec<u8>>>>,
 ) -> Option<BackendConnection> {
     stream.set_nodelay(true).unwrap();
     let startup = loop {
@@ -197,6 +200,8 @@ async fn log_in(
         buffer: Vec::new(),
         number,
         startup,
+        pid,
+        cancels: Arc::clone(cancels),
     })
 }
 
@@ -329,6 +334,13 @@ impl BackendConnection {
             };
             self.send(&reply).await;
         }
+    }
+
+    /// Cancel requests for this connection so far.
+    pub fn canceled(&self) -> usize {
+        let pid = self.pid.to_be_bytes();
+        let cancels = self.cancels.lock().unwrap();
+        cancels.iter().filter(|key| key.starts_with(&pid)).count()
     }
 
     /// Makes the end of this connection an RST instead of a FIN: drop it next.

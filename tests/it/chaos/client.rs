@@ -94,7 +94,7 @@ impl Connection {
     async fn until(&mut self, tags: &[u8]) -> Result<Answer, Over> {
         let mut answer = Answer::default();
         loop {
-            let message = tokio::time::timeout(PATIENCE, self.client.read_whole_message()).await;
+            let message = tokio::time::timeout(PATIENCE, self.client.read_message_or_cut()).await;
             let Ok(message) = message else {
                 self.find("no answer");
                 self.scene.describe().await;
@@ -866,7 +866,7 @@ impl Chaotic {
         for _ in 0..self.rng.random_range(0..4) {
             // Half a message is not answered.
             let moment = Duration::from_micros(self.rng.random_range(0..10_000));
-            let read = self.connection.client.read_whole_message();
+            let read = self.connection.client.read_message_or_cut();
             if let Ok(None) = tokio::time::timeout(moment, read).await {
                 break;
             }
