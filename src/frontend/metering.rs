@@ -196,6 +196,21 @@ impl Metering {
         }
     }
 
+    /// The client has sent `len` bytes that belong to the statement that starts next.
+    pub(super) fn received(&mut self, len: usize) {
+        self.received += len as u64;
+    }
+
+    /// Takes the statement in front off, which has nothing behind it.
+    pub(super) fn take_front(&mut self) -> Option<Running> {
+        self.front.take()
+    }
+
+    /// Bytes relayed of the statement in front, or just taken off.
+    pub(super) fn relayed_since(&self) -> u64 {
+        self.relayed - self.relayed_before
+    }
+
     /// Statements run on this server from now on.
     pub(super) fn runs_on(&mut self, node: &Arc<str>, names: &Names) {
         let mut nodes = self.nodes.iter();
@@ -380,6 +395,11 @@ impl Session {
 
     fn start_portal(&mut self, known: Arc<Known>, portal: Portal) {
         self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
+        self.run_from_here(known, portal);
+    }
+
+    /// Has a statement run from here.
+    pub(super) fn run_from_here(&mut self, known: Arc<Known>, portal: Portal) {
         self.shared.known.queries.touch(&known.query);
         if matches!(self.metering.trace, Tracing::Unknown) && self.shared.tracer.is_on() {
             // A statement prepared earlier carries nobody's trace.
@@ -410,6 +430,10 @@ impl Session {
             if self.metering.again > 0 {
                 self.metering.again -= 1;
             } else {
+                if ended.error.is_none() {
+                    let took = self.now.saturating_duration_since(ended.started);
+                    ended.known.brevity.saw(took, ended.rows);
+                }
                 self.count(&ended, sent);
             }
             self.metering.counted += 1;
@@ -474,7 +498,10 @@ impl Session {
             End::ClientGone | End::ServerGone => SqlState::CONNECTION_FAILURE,
         };
         front.error = front.error.or(failed).or(Some(code));
-        let sent = self.metering.relayed - self.metering.relayed_before;
+        if self.riding.is_some() {
+            self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
+        }
+        let sent = self.metering.relayed_since();
         self.count(&front, sent);
     }
 

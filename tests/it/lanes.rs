@@ -67,6 +67,12 @@ impl Scene {
         self.pgweir.metric(&series).unwrap_or_default()
     }
 
+    /// Statements that failed so.
+    fn failed(&self, code: &str) -> f64 {
+        let series = format!("pgweir_statement_errors_total{{sqlstate=\"{code}\"}} ");
+        self.pgweir.metric(&series).unwrap_or_default()
+    }
+
     /// A client that holds the table, past pgweir.
     async fn lock(&self) -> Client {
         let mut locker = shared::direct().await;
@@ -112,6 +118,60 @@ async fn who_waits_in_front_keeps_nobody_waiting() {
 }
 
 #[tokio::test]
+async fn riders_are_in_the_logs_and_traces_like_others() {
+    let mut scene = scene("lane_logs", "1").await;
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("all.log");
+    // Nobody takes the traces: each is counted as dropped.
+    scene.pgweir = Options::new(shared::server())
+        .flag("--pool-size", "6")
+        .set("pool.lanes", "1")
+        .set("query_log.file", &format!("'{}'", log.display()))
+        .set("log_rules.all.log", "true")
+        .set("traces.endpoint", "'http://127.0.0.1:9/v1/traces'")
+        .set("traces.sample", "1")
+        .start();
+    let mut rider = scene.client().await;
+    for _ in 0..WARM {
+        rider.value(&scene.select(3)).await;
+        rider.value(&scaled(2)).await;
+    }
+    let locker = scene.lock().await;
+    let mut ordinary = scene.client().await;
+    ordinary.send(&query(&scene.select(1))).await;
+    scene.blocked(1).await;
+    let mut sent = WARM;
+    while scene.boarded("answered") < 20.0 {
+        assert_eq!(rider.value(&scaled(4)).await, "1");
+        sent += 1;
+    }
+    drop(locker);
+    assert_eq!(ordinary.reply().await.ok().value(), "b1");
+    eventually("each in the log", async || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        text.matches("SELECT $1 / $2").count() == sent
+    })
+    .await;
+    let all = (sent + WARM + 1) as f64;
+    eventually("each in a trace", async || {
+        scene.pgweir.metric("pgweir_traces_dropped_total ") >= Some(all)
+    })
+    .await;
+    let shown = scene.pgweir.console().await;
+    assert_eq!(calls(shown, "SELECT $1 / $2").await, sent.to_string());
+}
+
+/// What `SHOW QUERIES` has as the calls of a statement.
+async fn calls(mut console: Client, text: &str) -> String {
+    let reply = console
+        .query(&format!("SHOW QUERIES WHERE query = '{text}'"))
+        .await
+        .ok();
+    let place = reply.columns.iter().position(|column| column == "calls");
+    reply.rows[0][place.unwrap()].clone().unwrap()
+}
+
+#[tokio::test]
 async fn a_rider_is_canceled_at_once_and_its_backend_is_used_again() {
     let mut scene = scene("lane_cancel", "1").await;
     let locker = scene.lock().await;
@@ -131,6 +191,7 @@ async fn a_rider_is_canceled_at_once_and_its_backend_is_used_again() {
     // Nobody waits for it any more: the server is told too, and the connection serves others.
     scene.blocked(1).await;
     assert_eq!(rider.value("SELECT 7").await, "7");
+    assert!((scene.failed("57014") - 1.0).abs() < 0.1);
     drop(locker);
     assert_eq!(ordinary.reply().await.ok().value(), "b1");
     for number in 1..5 {
@@ -150,6 +211,8 @@ async fn a_client_that_leaves_amid_its_ride_leaves_nothing_running() {
     scene.blocked(2).await;
     drop(rider);
     scene.blocked(1).await;
+    eventually("the failed call", async || scene.failed("08006") > 0.0).await;
+    assert!(scene.failed("08006") < 1.5);
     drop(locker);
     assert_eq!(ordinary.reply().await.ok().value(), "b1");
 }
