@@ -107,7 +107,10 @@ impl Session {
     fn count_ride(&mut self, ended: &Running) {
         self.entry.activity.rests();
         self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
-        let sent = self.metering.relayed_since().saturating_sub(READY_LEN as u64);
+        let sent = self
+            .metering
+            .relayed_since()
+            .saturating_sub(READY_LEN as u64);
         self.count(ended, sent);
         self.count_transaction();
     }

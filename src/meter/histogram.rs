@@ -121,7 +121,12 @@ impl Histogram {
 
     fn each(&self, mut visit: impl FnMut(usize, &AtomicU64)) {
         for (block, buckets) in self.blocks.iter().enumerate() {
-            for (place, count) in buckets.get().into_iter().flat_map(|b| b.0.iter()).enumerate() {
+            for (place, count) in buckets
+                .get()
+                .into_iter()
+                .flat_map(|b| b.0.iter())
+                .enumerate()
+            {
                 visit(block * BUCKETS + place, count);
             }
         }
