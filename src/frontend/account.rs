@@ -216,6 +216,27 @@ impl Session {
         });
     }
 
+    /// An extended exchange has ended.
+    pub(super) fn end_exchange(&mut self) {
+        if let Some((code, known)) = self.metering.end_exchange() {
+            let query = &known.query;
+            self.shared.known.queries.touch(query);
+            query.finished(&Execution {
+                origin: self.metering.origin,
+                node: self.metering.node,
+                at: self.now,
+                queued: Duration::ZERO,
+                took: Duration::ZERO,
+                first: Duration::ZERO,
+                rows: 0,
+                received: 0,
+                sent: 0,
+                error: Some(code),
+                continues: false,
+            });
+        }
+    }
+
     /// A transaction has ended.
     pub(super) fn count_transaction(&self) {
         let took = self.now.duration_since(self.transaction_since);

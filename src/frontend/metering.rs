@@ -278,6 +278,14 @@ impl Metering {
         self.failed = Some(Box::new(Failed { code, parse }));
     }
 
+    /// An extended exchange has ended: what was to be prepared only and failed, where nothing is under way that it could be
+    /// taken for.
+    pub(super) fn end_exchange(&mut self) -> Option<(SqlState, Arc<Known>)> {
+        self.relayed_before = self.relayed + READY_LEN as u64;
+        let failed = self.failed.take()?;
+        Some((failed.code, failed.parse?))
+    }
+
     /// A portal of this name is made, of a statement unless that is not known.
     pub(super) fn bound(&mut self, portal: &[u8], known: Option<&Arc<Known>>) {
         if portal.is_empty() {
@@ -458,34 +466,6 @@ impl Session {
         } else {
             self.metering.pop(self.now);
             self.tell_next();
-        }
-    }
-
-    /// An extended exchange has ended.
-    pub(super) fn end_exchange(&mut self) {
-        self.metering.relayed_before = self.metering.relayed + READY_LEN as u64;
-        let failed = self.metering.failed.take();
-        if let Some(Failed {
-            code,
-            parse: Some(known),
-        }) = failed.map(|failed| *failed)
-        {
-            // It was to be prepared only, and nothing is under way that it could be taken for.
-            let query = &known.query;
-            self.shared.known.queries.touch(query);
-            query.finished(&Execution {
-                origin: self.metering.origin,
-                node: self.metering.node,
-                at: self.now,
-                queued: Duration::ZERO,
-                took: Duration::ZERO,
-                first: Duration::ZERO,
-                rows: 0,
-                received: 0,
-                sent: 0,
-                error: Some(code),
-                continues: false,
-            });
         }
     }
 
