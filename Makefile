@@ -132,6 +132,9 @@ show-queries: rust packages ## 1,000,000 statements of 300 fingerprints: exact c
 		PGWEIR_DISTINCT=$${PGWEIR_DISTINCT:-1000000} \
 		cargo test --release --test it queries_at_scale -- --nocapture --test-threads 1
 
+show-metering: build packages ## Instructions of pgweir for each statement, and those of them that count it (needs valgrind)
+	tests/show.sh metering
+
 show-import: build packages ## A pgbouncer.ini with its userlist, imported and served
 	tests/show.sh import
 

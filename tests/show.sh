@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows on a scratch server what the pooler is for: tests/show.sh pgbench | primary_alone | import | demo | page
+# Shows on a scratch server what the pooler is for: tests/show.sh pgbench | primary_alone | import | demo | page | metering
 # Needs the release binary (make build) and PostgreSQL's programs. Everything it makes is removed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,6 +8,8 @@ pgweir=${PGWEIR:-target/release/pgweir}
 bin=${PGWEIR_PG_BIN:-$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1)}
 folder=$(mktemp -d)
 as_server=()
+# What pgweir is run under, if anything.
+under=()
 if [ "$(id -u)" = 0 ]; then
   chown postgres "$folder"
   as_server=(setpriv --reuid postgres --regid postgres --init-groups)
@@ -30,7 +32,7 @@ start_server() { # ARGUMENTS of initdb
 }
 
 start_pgweir() { # ARGUMENTS of run
-  "$pgweir" run "$@" --listen 127.0.0.1:0 --http off 2>"$folder/pgweir.log" &
+  "${under[@]}" "$pgweir" run "$@" --listen 127.0.0.1:0 --http off 2>"$folder/pgweir.log" &
   pgweir_pid=$!
   for _ in $(seq 200); do
     port=$(sed -n 's/.*listening on 127.0.0.1:\([0-9]*\).*/\1/p' "$folder/pgweir.log" | head -n 1)
@@ -104,6 +106,48 @@ INI
   [ "$("$bin/psql" -h 127.0.0.1 -p "$port" -U postgres -At app -c 'SELECT 42')" = 42 ]
   if PGPASSWORD=wrong "$bin/psql" -h 127.0.0.1 -p "$port" -U postgres app -c 'SELECT 1' 2>/dev/null; then exit 1; fi
   echo "imported, checked and served; a wrong password is refused"
+}
+
+# Instructions of pgweir for each statement, and how many of them count it. Repeatable where times are not.
+metering() {
+  local statements=${STATEMENTS:-2000} most=${INSTRUCTIONS_MAX:-1200}
+  command -v valgrind >/dev/null || { echo "valgrind is missing: apt-get install valgrind" >&2; exit 1; }
+  start_server -A trust
+  under=(valgrind --tool=callgrind --callgrind-out-file="$folder/callgrind.out" --vgdb-prefix="$folder/vgdb")
+  start_pgweir --primary "postgres://127.0.0.1:$server_port" --set general.workers=1
+  export PGHOST=127.0.0.1 PGPORT=$port PGUSER=postgres
+  "$bin/createdb" -p "$server_port" bench
+  "$bin/pgbench" -p "$server_port" -i -q -s 1 bench 2>/dev/null
+  local control=(callgrind_control --vgdb-prefix="$folder/vgdb") mode
+  for mode in simple prepared; do
+    "$bin/pgbench" -n -S -M "$mode" -c 1 -t 200 bench >/dev/null
+    "${control[@]}" --zero "$pgweir_pid" >/dev/null
+    "$bin/pgbench" -n -S -M "$mode" -c 1 -t "$statements" bench >/dev/null
+    "${control[@]}" --dump="$mode" "$pgweir_pid" >/dev/null
+    local dump
+    dump=$(ls -t "$folder"/callgrind.out.* | head -n 1)
+    callgrind_annotate --inclusive=yes --threshold=100 "$dump" >"$folder/annotated"
+    # A pgbench run is one session: its login is part of the total, and little of it.
+    python3 - "$folder/annotated" "$mode" "$statements" "$most" <<'PYTHON'
+import re, sys
+path, mode, statements, most = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+total, counting = 0, {}
+for line in open(path):
+    found = re.match(r" *([\d,]+) \([ \d.]+%\)  (.*)", line)
+    if not found:
+        continue
+    instructions = int(found[1].replace(",", ""))
+    if "PROGRAM TOTALS" in found[2]:
+        total = instructions
+    for name in ("Session>::run_from_here", "Session>::end_statement"):
+        if name in found[2]:
+            counting[name] = max(counting.get(name, 0), instructions)
+assert len(counting) == 2, f"not found in the profile: {counting}"
+each, own = total / statements, sum(counting.values()) / statements
+print(f"{mode}: {each:,.0f} instructions a statement, {own:,.0f} of them ({own / each:.1%}) to count it")
+assert own <= most, f"more than {most}"
+PYTHON
+  done
 }
 
 page() {

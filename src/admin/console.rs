@@ -8,6 +8,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::command::Role;
 use super::dialogue::{Dialogue, End};
+use super::refine::Refinement;
 use super::rows::{PGBOUNCER_VERSION, View};
 use super::show::Show;
 use super::table::Row;
@@ -30,7 +31,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub struct Console {
     pub shared: Arc<Shared>,
     pub reloader: Arc<Reloader>,
-    history: History,
+    history: Arc<History>,
 }
 
 impl Console {
@@ -38,7 +39,7 @@ impl Console {
         Self {
             shared,
             reloader,
-            history: History::default(),
+            history: Arc::default(),
         }
     }
 
@@ -103,17 +104,26 @@ impl Console {
         }
     }
 
-    /// The rows of a table, now.
-    pub(super) fn rows(&self, show: Show, role: Role) -> Vec<Row> {
-        let shared = &self.shared;
-        let snapshot = Snapshot::of(shared);
-        let stats = self.history.stats(&shared.pools);
-        View {
-            snapshot: &snapshot,
-            stats: &stats,
-            role,
-        }
-        .rows(show)
+    /// The rows of a table, now, those that are asked for: made on a thread of its own, since a snapshot of everything
+    /// takes milliseconds that sessions on this one would wait for. None if that failed, which the log has more on.
+    pub(super) async fn rows(
+        &self,
+        show: Show,
+        role: Role,
+        refinement: Refinement,
+    ) -> Option<Vec<Row>> {
+        let (shared, history) = (Arc::clone(&self.shared), Arc::clone(&self.history));
+        let made = tokio::task::spawn_blocking(move || {
+            let snapshot = Snapshot::of(&shared);
+            let stats = history.stats(&shared.pools);
+            let view = View {
+                snapshot: &snapshot,
+                stats: &stats,
+                role,
+            };
+            refinement.apply(view.rows(show))
+        });
+        made.await.ok()
     }
 }
 

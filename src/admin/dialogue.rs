@@ -361,8 +361,10 @@ impl<'a> Dialogue<'a> {
         };
         Ok(match outcome {
             Outcome::Table(show, refinement) => {
-                let rows = self.console.rows(show, self.role);
-                Ok(Answer::Rows(refinement.apply(rows)))
+                let rows = self.console.rows(show, self.role, refinement).await;
+                rows.map(Answer::Rows).ok_or_else(|| {
+                    Report::error(SqlState::INTERNAL_ERROR, "could not make the table")
+                })
             }
             Outcome::Done { tag, notice } => {
                 if let Some(notice) = notice {

@@ -100,13 +100,25 @@ impl Value {
             Self::Null => String::new(),
             Self::Text(text) => text.clone(),
             Self::Number(number) => number.to_string(),
-            Self::Time(time) => millis(*time).to_string(),
+            Self::Time(time) => shown_millis(*time),
         }
     }
 }
 
 fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
+}
+
+/// To the nanosecond, as it was counted.
+fn shown_millis(time: Duration) -> String {
+    let nanos = time.as_nanos();
+    let (whole, part) = (nanos / 1_000_000, nanos % 1_000_000);
+    if part == 0 {
+        return whole.to_string();
+    }
+    format!("{whole}.{part:06}")
+        .trim_end_matches('0')
+        .to_owned()
 }
 
 impl From<Duration> for Value {
@@ -285,6 +297,14 @@ mod tests {
             [0, 2, 0, 1, 0, 0, 0, 0, 0x04, 0xd2, 0x16, 0x2e]
         );
         assert_eq!(binary_numeric(0), [0; 8]);
+        for (nanos, millis) in [
+            (0, "0"),
+            (1_234_567, "1.234567"),
+            (5_000_000, "5"),
+            (40, "0.00004"),
+        ] {
+            assert_eq!(Value::Time(Duration::from_nanos(nanos)).shown(), millis);
+        }
     }
 
     #[test]

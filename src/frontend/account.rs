@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use super::metering::{READY_LEN, Running};
+use super::metering::{Portal, READY_LEN, Running};
 use super::session::Session;
+use crate::error::SqlState;
 use crate::journal::Entry;
 use crate::meter::{Client, Execution, Exemplar, Incident, Verdict, Whose};
+use crate::pool::lane::seat::Answered;
 use crate::shared::PlanRequest;
 use crate::sql::known::Known;
 use crate::traces::{TraceParent, Traced};
@@ -32,9 +34,6 @@ impl Session {
             first: first.saturating_duration_since(ended.started).min(took),
             sent,
         };
-        if ended.error.is_none() {
-            ended.known.brevity.saw(took, ended.rows);
-        }
         ended.known.query.finished(&Execution {
             origin: self.metering.origin,
             node: self.metering.node,
@@ -62,6 +61,58 @@ impl Session {
         if let Some(trace) = &ended.trace {
             self.export(ended, parts, trace);
         }
+    }
+
+    /// Counts a statement that rides on a lane, and `received` bytes of its exchange.
+    pub(super) fn start_ride(&mut self, known: Arc<Known>, received: usize) {
+        self.metering.received(received);
+        self.run_from_here(known, Portal::default());
+    }
+
+    /// A statement that rode was answered. What it waited for the lane's connection is time in the queue; that others
+    /// were in front of it on that connection is not told apart from its own time.
+    pub(super) fn end_ride_answered(&mut self, answered: &Answered) {
+        let Some(mut ended) = self.metering.take_front() else {
+            return;
+        };
+        if answered.was_long {
+            ended.known.brevity.disappointed();
+        }
+        let sent = answered.sent.clamp(ended.started, self.now);
+        ended.queued = sent.duration_since(ended.started);
+        ended.started = sent;
+        ended.rows = answered.rows;
+        ended.error = answered.error;
+        self.count_ride(&ended);
+    }
+
+    /// A statement that rode was cut off.
+    pub(super) fn end_ride_failed(&mut self, code: SqlState) {
+        if let Some(mut ended) = self.metering.take_front() {
+            ended.error = Some(code);
+            self.count_ride(&ended);
+        }
+    }
+
+    /// A statement that rode is run the ordinary way, and counted there.
+    pub(super) fn forget_ride(&mut self, was_slow: bool) {
+        if let Some(front) = self.metering.take_front()
+            && was_slow
+        {
+            front.known.brevity.disappointed();
+        }
+        self.entry.activity.rests();
+    }
+
+    fn count_ride(&mut self, ended: &Running) {
+        self.entry.activity.rests();
+        self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
+        let sent = self
+            .metering
+            .relayed_since()
+            .saturating_sub(READY_LEN as u64);
+        self.count(ended, sent);
+        self.count_transaction();
     }
 
     fn judge(&mut self, ended: &Running, total: Duration) -> Verdict {
@@ -165,28 +216,25 @@ impl Session {
         });
     }
 
-    /// A statement that rode on a lane was answered: its whole answer came at once.
-    pub(super) fn count_ride(&mut self, known: &Known, received: usize, sent: usize, rows: u64) {
-        self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
-        self.shared.known.queries.touch(&known.query);
-        let took = self.now.saturating_duration_since(self.since);
-        known.query.finished(&Execution {
-            origin: self.metering.origin,
-            node: self.metering.node,
-            at: self.now,
-            queued: Duration::ZERO,
-            took,
-            first: took,
-            rows,
-            received: received as u64,
-            sent: sent.saturating_sub(READY_LEN) as u64,
-            error: None,
-            continues: false,
-        });
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let counters = &self.pool.counters;
-        counters.query_micros.fetch_add(micros, Ordering::Relaxed);
-        self.count_transaction();
+    /// An extended exchange has ended.
+    pub(super) fn end_exchange(&mut self) {
+        if let Some((code, known)) = self.metering.end_exchange() {
+            let query = &known.query;
+            self.shared.known.queries.touch(query);
+            query.finished(&Execution {
+                origin: self.metering.origin,
+                node: self.metering.node,
+                at: self.now,
+                queued: Duration::ZERO,
+                took: Duration::ZERO,
+                first: Duration::ZERO,
+                rows: 0,
+                received: 0,
+                sent: 0,
+                error: Some(code),
+                continues: false,
+            });
+        }
     }
 
     /// A transaction has ended.

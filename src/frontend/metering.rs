@@ -196,6 +196,21 @@ impl Metering {
         }
     }
 
+    /// The client has sent `len` bytes that belong to the statement that starts next.
+    pub(super) fn received(&mut self, len: usize) {
+        self.received += len as u64;
+    }
+
+    /// Takes the statement in front off, which has nothing behind it.
+    pub(super) fn take_front(&mut self) -> Option<Running> {
+        self.front.take()
+    }
+
+    /// Bytes relayed of the statement in front, or just taken off.
+    pub(super) fn relayed_since(&self) -> u64 {
+        self.relayed - self.relayed_before
+    }
+
     /// Statements run on this server from now on.
     pub(super) fn runs_on(&mut self, node: &Arc<str>, names: &Names) {
         let mut nodes = self.nodes.iter();
@@ -261,6 +276,14 @@ impl Metering {
     /// Something failed in an extended exchange: if it was a Parse, that of `parse`.
     pub(super) fn failed_extended(&mut self, code: SqlState, parse: Option<Arc<Known>>) {
         self.failed = Some(Box::new(Failed { code, parse }));
+    }
+
+    /// An extended exchange has ended: what was to be prepared only and failed, where nothing is under way that it could be
+    /// taken for.
+    pub(super) fn end_exchange(&mut self) -> Option<(SqlState, Arc<Known>)> {
+        self.relayed_before = self.relayed + READY_LEN as u64;
+        let failed = self.failed.take()?;
+        Some((failed.code, failed.parse?))
     }
 
     /// A portal of this name is made, of a statement unless that is not known.
@@ -380,6 +403,12 @@ impl Session {
 
     fn start_portal(&mut self, known: Arc<Known>, portal: Portal) {
         self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
+        self.run_from_here(known, portal);
+    }
+
+    /// Has a statement run from here. Not inlined, as the end is not, so that a profile shows what counting costs.
+    #[inline(never)]
+    pub(super) fn run_from_here(&mut self, known: Arc<Known>, portal: Portal) {
         self.shared.known.queries.touch(&known.query);
         if matches!(self.metering.trace, Tracing::Unknown) && self.shared.tracer.is_on() {
             // A statement prepared earlier carries nobody's trace.
@@ -401,6 +430,7 @@ impl Session {
     }
 
     /// The statement in front ends with a message of `len` bytes that is still to be relayed.
+    #[inline(never)]
     pub(super) fn end_statement(&mut self, len: usize) {
         let before = self.metering.relayed_before;
         self.metering.relayed_before = self.metering.relayed + len as u64;
@@ -410,6 +440,10 @@ impl Session {
             if self.metering.again > 0 {
                 self.metering.again -= 1;
             } else {
+                if ended.error.is_none() {
+                    let took = self.now.saturating_duration_since(ended.started);
+                    ended.known.brevity.saw(took, ended.rows);
+                }
                 self.count(&ended, sent);
             }
             self.metering.counted += 1;
@@ -435,34 +469,6 @@ impl Session {
         }
     }
 
-    /// An extended exchange has ended.
-    pub(super) fn end_exchange(&mut self) {
-        self.metering.relayed_before = self.metering.relayed + READY_LEN as u64;
-        let failed = self.metering.failed.take();
-        if let Some(Failed {
-            code,
-            parse: Some(known),
-        }) = failed.map(|failed| *failed)
-        {
-            // It was to be prepared only, and nothing is under way that it could be taken for.
-            let query = &known.query;
-            self.shared.known.queries.touch(query);
-            query.finished(&Execution {
-                origin: self.metering.origin,
-                node: self.metering.node,
-                at: self.now,
-                queued: Duration::ZERO,
-                took: Duration::ZERO,
-                first: Duration::ZERO,
-                rows: 0,
-                received: 0,
-                sent: 0,
-                error: Some(code),
-                continues: false,
-            });
-        }
-    }
-
     /// The session ends amid a statement.
     pub(super) fn abandon_statement(&mut self, end: &End) {
         let Some(mut front) = self.metering.front.take() else {
@@ -474,7 +480,10 @@ impl Session {
             End::ClientGone | End::ServerGone => SqlState::CONNECTION_FAILURE,
         };
         front.error = front.error.or(failed).or(Some(code));
-        let sent = self.metering.relayed - self.metering.relayed_before;
+        if self.riding.is_some() {
+            self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
+        }
+        let sent = self.metering.relayed_since();
         self.count(&front, sent);
     }
 

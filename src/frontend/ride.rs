@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use super::reply;
 use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
+use crate::error::SqlState;
 use crate::pool::lane::seat::{Outcome, Request, Seat};
 use crate::pool::lane::{Boarding, Short};
 use crate::shared::Prepared;
@@ -21,10 +22,8 @@ use crate::wire::limits::{OUTBOX_MAX, SMALL_MESSAGE_MAX};
 #[derive(Debug)]
 pub(super) struct Riding {
     seat: Arc<Seat>,
-    known: Arc<Known>,
-    /// Bytes of the exchange, in front of the inbox, and how many of them are the statement's.
+    /// Bytes of the exchange, in front of the inbox.
     len: usize,
-    received: usize,
     /// Bytes of the answer so far.
     sent: usize,
     _short: Short,
@@ -61,12 +60,16 @@ impl Session {
             self.enter(Phase::Riding);
             self.riding = Some(Riding {
                 seat: Arc::clone(self.entry.seat.get_or_init(Arc::default)),
-                known: exchange.known,
                 len: input.len(),
-                received: exchange.received,
                 sent: 0,
                 _short: short,
             });
+            if let Request::Query = exchange.request
+                && let Ok(text) = f::query_text(&exchange.rest[HEADER..])
+            {
+                self.trace(text);
+            }
+            self.start_ride(exchange.known, exchange.received);
             return true;
         }
         self.short = Some(short);
@@ -160,7 +163,12 @@ impl Session {
             outbox.push(bytes);
             *sent += bytes.len();
         });
-        let moved = *sent > before;
+        let brought = *sent - before;
+        let moved = brought > 0;
+        if moved {
+            self.metering.relayed(brought);
+            self.metering.answered(self.now);
+        }
         if let Poll::Ready(outcome) = outcome {
             self.end_ride(outcome, cx)?;
             return Ok(true);
@@ -176,24 +184,19 @@ impl Session {
             return Ok(());
         };
         match outcome {
-            Outcome::Answered { rows, was_long } => {
+            Outcome::Answered(answered) => {
                 if let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx) {
                     sent?;
                 }
-                if was_long {
-                    riding.known.brevity.disappointed();
-                }
+                self.end_ride_answered(&answered);
                 self.inbox.consume(riding.len);
                 self.timed_out = false;
                 self.forget_runs();
-                self.count_ride(&riding.known, riding.received, riding.sent, rows);
                 self.pool.lanes.counters.count_answered();
                 self.enter(Phase::Idle);
             }
             Outcome::Elsewhere { was_slow } => {
-                if was_slow {
-                    riding.known.brevity.disappointed();
-                }
+                self.forget_ride(was_slow);
                 self.pool.lanes.counters.count_elsewhere();
                 self.goes_alone = true;
                 self.enter(Phase::Idle);
@@ -204,17 +207,21 @@ impl Session {
                 } else {
                     reply::canceled()
                 };
+                self.end_ride_failed(report.code);
                 self.enter(Phase::Idle);
                 self.refuse(&report, cx)?;
             }
             // It is a read, and the client has seen nothing of its answer.
             Outcome::Broken if riding.sent == 0 && self.runs_after_ride() => {
+                self.metering.abandon();
+                self.entry.activity.rests();
                 self.goes_alone = true;
                 self.enter(Phase::Idle);
             }
             Outcome::Broken => {
                 // Where the answer was cut nobody knows.
                 self.torn = true;
+                self.end_ride_failed(SqlState::CONNECTION_FAILURE);
                 return Err(End::ServerGone);
             }
         }

@@ -4,6 +4,10 @@
 //! `/events`, which has no end but is given up when its reader takes nothing for `STALL_LIMIT`. No more than
 //! `CONNECTIONS_MAX` are open, and no request's head is larger than `HEAD_MAX`. So a client that stalls costs a
 //! little for a moment, and the data path nothing. Who may read what is `access`'s to say.
+//!
+//! # Why replies are made on threads of their own
+//! With one worker, sessions share a thread with everything else here. A page of a thousand statements' histograms takes
+//! milliseconds to make, which every statement under way would wait for.
 
 mod access;
 mod api;
@@ -24,7 +28,7 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{HeaderMap, Method, Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
@@ -67,11 +71,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const WRONG_TOKEN_PAUSE: Duration = Duration::from_millis(500);
 
 /// What every connection is served from.
+#[derive(Clone)]
 struct Server {
     shared: Arc<Shared>,
     events: PrometheusHandle,
     monitor: Arc<Monitor>,
-    exports: Exports,
+    exports: Arc<Exports>,
     /// Only this machine reaches the listener.
     is_loopback: bool,
 }
@@ -87,7 +92,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, events: Prometheu
         shared,
         events,
         monitor,
-        exports: Exports::default(),
+        exports: Arc::default(),
     });
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -104,6 +109,11 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, events: Prometheu
             drop(permit);
         });
     }
+}
+
+/// Does `work` where no session waits for it; none if it panicked, or the process ends.
+async fn aside<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Option<R> {
+    tokio::task::spawn_blocking(work).await.ok()
 }
 
 /// What a path stands for.
@@ -191,7 +201,14 @@ impl Server {
             )
         };
         match admitted {
-            Ok(role) => self.reply(&route, role, request.headers()),
+            Ok(role) if route.area() == Area::Health => self.reply(&route, role, false),
+            Ok(role) => {
+                let open = reply::wants_openmetrics(request.headers());
+                let server = self.clone();
+                aside(move || server.reply(&route, role, open))
+                    .await
+                    .unwrap_or_else(reply::failed)
+            }
             Err(refusal) => {
                 if refusal == Refusal::WrongToken {
                     sleep(WRONG_TOKEN_PAUSE).await;
@@ -201,7 +218,7 @@ impl Server {
         }
     }
 
-    fn reply(&self, route: &Route, role: Role, headers: &HeaderMap) -> Reply {
+    fn reply(&self, route: &Route, role: Role, open: bool) -> Reply {
         match route {
             Route::Page => page::reply(),
             Route::Live => reply::text(StatusCode::OK, "live\n"),
@@ -212,7 +229,7 @@ impl Server {
             Route::Metrics => {
                 let wanted = Wanted {
                     texts: role == Role::Admin,
-                    open: reply::wants_openmetrics(headers),
+                    open,
                 };
                 let page = metrics::render(&self.shared, &self.events, &self.exports, wanted);
                 reply::metrics(page, wanted.open)

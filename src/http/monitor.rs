@@ -11,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::access::Role;
 use super::api::Question;
+use super::aside;
 use super::events::{Events, Feed, places};
 use super::reply::{self, Reply};
 use super::view::Now;
@@ -54,17 +55,26 @@ impl Monitor {
         let mut next_trends = Instant::now() + trends::STEP;
         for second in 0_u64.. {
             let now = ticks.tick().await;
-            self.timeline().sample(&self.shared.pools);
-            if now >= next_trends {
+            let with_trends = now >= next_trends;
+            if with_trends {
                 next_trends += trends::STEP;
-                let queries = self.shared.known.queries.sample();
-                self.trends().record(&queries.queries);
             }
-            let with_queries = second.is_multiple_of(QUERIES_EVERY);
-            for role in [Role::Stats, Role::Admin] {
-                if self.feed(role).has_readers() {
-                    self.feed(role).send(self.frame(role, with_queries));
-                }
+            let monitor = Arc::clone(&self);
+            // What went wrong is in the log; the next second is another one.
+            aside(move || monitor.take_reading(second, with_trends)).await;
+        }
+    }
+
+    fn take_reading(&self, second: u64, with_trends: bool) {
+        self.timeline().sample(&self.shared.pools);
+        if with_trends {
+            let queries = self.shared.known.queries.sample();
+            self.trends().record(&queries.queries);
+        }
+        let with_queries = second.is_multiple_of(QUERIES_EVERY);
+        for role in [Role::Stats, Role::Admin] {
+            if self.feed(role).has_readers() {
+                self.feed(role).send(self.frame(role, with_queries));
             }
         }
     }

@@ -130,6 +130,11 @@ pub(super) fn events(events: Events) -> Reply {
     )
 }
 
+/// It could not be made, which the log has more on.
+pub(super) fn failed() -> Reply {
+    text(StatusCode::INTERNAL_SERVER_ERROR, "could not be made\n")
+}
+
 pub(super) fn not_found() -> Reply {
     text(StatusCode::NOT_FOUND, "not found\n")
 }

@@ -1,23 +1,36 @@
 //! Histograms of times, log-linear as HDR histograms are.
 //!
-//! An octave (a doubling) is divided into 32 equal buckets, so that a bucket is at most 1/32 as wide as the times in
-//! it, and its middle at most 1/64, 1.6 %, away from any of them. That is the error of a quantile.
+//! An octave (a doubling) is divided into 128 equal buckets, so that a bucket is at most 1/128 as wide as the times in
+//! it, and its middle at most 1/256, 0.4 %, away from any of them. That is the error of a quantile, whatever the times.
 //!
-//! Bound: [`OCTAVES`] blocks of 256 bytes, each allocated when the first time falls into it; the times of one
-//! statement rarely spread over more than six.
+//! Bound: [`OCTAVES`] blocks of 1 kB, each allocated when the first time falls into it; the times of one statement
+//! rarely spread over more than six.
+//!
+//! # Why
+//! With 32 buckets the middle was up to 1.6 % off, and what is shown was further from a client's own record than what
+//! the way to the client takes.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Buckets of an octave.
-const BUCKETS: usize = 32;
-/// Times below 2^10 ns share the first block, linear in steps of 32 ns.
+/// Buckets of an octave: 2^7.
+const BUCKET_BITS: u32 = 7;
+const BUCKETS: usize = 1 << BUCKET_BITS;
+/// Times below 2^10 ns share the first block, linear in steps of 8 ns.
 const FIRST_BITS: u32 = 10;
 /// Blocks: up to 2^46 ns, which is 19.5 hours; longer times count as that.
 const OCTAVES: usize = 37;
 
-type Block = [AtomicU64; BUCKETS];
+/// Buckets of one octave.
+#[derive(Debug)]
+struct Block([AtomicU64; BUCKETS]);
+
+impl Default for Block {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; BUCKETS])
+    }
+}
 
 /// A histogram that many threads add to.
 #[derive(Debug)]
@@ -40,8 +53,11 @@ fn place(nanos: u64) -> (usize, usize) {
     if block >= OCTAVES {
         return (OCTAVES - 1, BUCKETS - 1);
     }
-    let width_bits = if block == 0 { 5 } else { bits - 1 - 5 };
-    // The mask leaves less than 32.
+    let width_bits = match block {
+        0 => FIRST_BITS - BUCKET_BITS,
+        _ => bits - 1 - BUCKET_BITS,
+    };
+    // The mask leaves less than `BUCKETS`.
     #[allow(clippy::cast_possible_truncation, reason = "masked")]
     let place = (nanos >> width_bits) as usize & (BUCKETS - 1);
     (block, place)
@@ -51,10 +67,13 @@ fn place(nanos: u64) -> (usize, usize) {
 fn bounds(bucket: usize) -> (u64, u64) {
     let (block, place) = (bucket / BUCKETS, (bucket % BUCKETS) as u64);
     match u32::try_from(block).unwrap_or(0).checked_sub(1) {
-        None => (place << 5, 1 << 5),
+        None => {
+            let width_bits = FIRST_BITS - BUCKET_BITS;
+            (place << width_bits, 1 << width_bits)
+        }
         Some(octave) => {
             let least = 1_u64 << (FIRST_BITS + octave);
-            let width = least >> 5;
+            let width = least >> BUCKET_BITS;
             (least + place * width, width)
         }
     }
@@ -69,7 +88,7 @@ impl Histogram {
     /// Counts one time.
     pub fn record(&self, nanos: u64) {
         let (block, place) = place(nanos);
-        self.block(block)[place].fetch_add(1, Ordering::Relaxed);
+        self.block(block).0[place].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts one time.
@@ -95,14 +114,19 @@ impl Histogram {
             let count = count.swap(0, Ordering::Relaxed);
             if count > 0 {
                 let block = other.block(bucket / BUCKETS);
-                block[bucket % BUCKETS].fetch_add(count, Ordering::Relaxed);
+                block.0[bucket % BUCKETS].fetch_add(count, Ordering::Relaxed);
             }
         });
     }
 
     fn each(&self, mut visit: impl FnMut(usize, &AtomicU64)) {
         for (block, buckets) in self.blocks.iter().enumerate() {
-            for (place, count) in buckets.get().into_iter().flat_map(|b| b.iter()).enumerate() {
+            for (place, count) in buckets
+                .get()
+                .into_iter()
+                .flat_map(|b| b.0.iter())
+                .enumerate()
+            {
                 visit(block * BUCKETS + place, count);
             }
         }
@@ -121,7 +145,7 @@ impl Distribution {
         self.counts.iter().map(|(_, count)| count).sum()
     }
 
-    /// The time that the share `q` of all is at or below, within 1.6 %; zero if there are none.
+    /// The time that the share `q` of all is at or below, within 0.4 %; zero if there are none.
     pub fn quantile(&self, q: f64) -> Duration {
         let count = self.count();
         // Counts beyond 2^53 would round, which a rank of that size forgives.
@@ -241,7 +265,7 @@ mod tests {
 
     #[test]
     fn times_from_nothing_to_the_longest_have_a_bucket() {
-        for nanos in [0, 31, 32, 1023, 1024, 1 << 45, (1 << 46) - 1, u64::MAX] {
+        for nanos in [0, 7, 8, 1023, 1024, 1 << 45, (1 << 46) - 1, u64::MAX] {
             assert_eq!(of(&[nanos]).count(), 1);
         }
         assert_eq!(of(&[]).quantile(0.5), Duration::ZERO);
@@ -275,13 +299,13 @@ mod tests {
         }
 
         #[test]
-        fn quantiles_are_within_two_percent(mut times in prop::collection::vec(2_000_u64..1 << 40, 1..500), percent in 1..=100_u32) {
+        fn quantiles_are_within_four_thousandths(mut times in prop::collection::vec(2_000_u64..1 << 40, 1..500), percent in 1..=100_u32) {
             let quantile = of(&times).quantile(f64::from(percent) / 100.0);
             let quantile = nanos(quantile);
             times.sort_unstable();
             let rank = (percent as usize * times.len()).div_ceil(100);
             let exact = times[rank - 1];
-            prop_assert!(quantile.abs_diff(exact) <= exact / 50, "{quantile} for {exact}");
+            prop_assert!(quantile.abs_diff(exact) * 1000 <= exact * 4, "{quantile} for {exact}");
         }
 
         #[test]

@@ -145,6 +145,13 @@ impl QuerySample {
         }
     }
 
+    /// The time up to the last answer that the share `q` of all calls is at or below: as close as the histogram tells,
+    /// and between the least and the most there was.
+    pub fn time_at(&self, q: f64) -> Duration {
+        let estimate = self.total.distribution.quantile(q);
+        estimate.clamp(self.min, self.max.max(self.min))
+    }
+
     /// Whether it stands for all statements that have no record of their own.
     pub fn is_other(&self) -> bool {
         self.id == QueryId::default()

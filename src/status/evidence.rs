@@ -158,7 +158,7 @@ fn statement(query: &QuerySample, trends: &Trends) -> Statement {
         calls: query.calls,
         rows: query.rows,
         min: query.min,
-        p50: query.total.distribution.quantile(0.5),
+        p50: query.time_at(0.5),
         mean: query.total.mean(query.calls),
         concurrency: load.concurrency,
         errors: query.errors,

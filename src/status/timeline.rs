@@ -46,7 +46,7 @@ pub struct Point {
     pub in_use: u32,
 }
 
-/// Of times, in seconds, within 1.6 %.
+/// Of times, in seconds, within 0.4 %.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quantiles {
     pub p50: f32,

@@ -4,7 +4,7 @@
 //! once it has run; where there is no room, those with the least time over the quarter of an hour make it.
 //!
 //! Bound: [`QUERIES_MAX`] statements with [`COLUMNS`] columns of the few doublings that their times spread over, and a
-//! copy of their histograms: 10 kB each, 2 MB in all. Of all others, two numbers are kept.
+//! copy of their histograms: 20 kB each, 4 MB in all. Of all others, two numbers are kept.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;

@@ -59,29 +59,37 @@ async fn calls(client: &mut Client, table: &str) -> Vec<u64> {
     calls
 }
 
-async fn run(pgweir: &Pgweir, statements: usize) -> Vec<u64> {
+/// What was sent of each fingerprint, and what clients measured of the seventh, in order.
+async fn run(pgweir: &Pgweir, statements: usize) -> (Vec<u64>, Vec<Duration>) {
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..CLIENTS {
         let address = pgweir.address;
         let share = statements / CLIENTS;
         tasks.spawn(async move {
             let mut client = Client::connect(address, "postgres", "postgres").await;
-            let mut sent = vec![0; FINGERPRINTS];
+            let (mut sent, mut own) = (vec![0; FINGERPRINTS], Vec::new());
             for turn in 0..share {
                 let place = (turn * 7 + number * 13) % FINGERPRINTS;
+                let begun = Instant::now();
                 client.query(&statement(place, turn)).await.ok();
+                if place == 7 {
+                    own.push(begun.elapsed());
+                }
                 sent[place] += 1;
             }
-            sent
+            (sent, own)
         });
     }
-    let mut sent = vec![0; FINGERPRINTS];
-    while let Some(own) = tasks.join_next().await {
-        for (sum, count) in sent.iter_mut().zip(own.unwrap()) {
+    let (mut sent, mut own) = (vec![0; FINGERPRINTS], Vec::new());
+    while let Some(done) = tasks.join_next().await {
+        let (counts, times) = done.unwrap();
+        for (sum, count) in sent.iter_mut().zip(counts) {
             *sum += count;
         }
+        own.extend(times);
     }
-    sent
+    own.sort();
+    (sent, own)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -112,7 +120,7 @@ async fn every_count_is_exact_and_the_top_statement_is_the_servers_own() {
     direct.query("SELECT pg_stat_statements_reset()").await.ok();
     let pgweir = Options::new(&server).start();
     let begun = Instant::now();
-    let sent = run(&pgweir, statements).await;
+    let (sent, times) = run(&pgweir, statements).await;
     let took = begun.elapsed();
     let mut console = pgweir.console().await;
     assert_eq!(calls(&mut console, "SHOW QUERIES").await, sent);
@@ -124,6 +132,13 @@ async fn every_count_is_exact_and_the_top_statement_is_the_servers_own() {
         .ok();
     let top = "SELECT query FROM pg_stat_statements ORDER BY total_exec_time DESC LIMIT 1";
     let servers = direct.value(top).await;
+    // Here, where the machine is busy, the client's record is a bound only.
+    for (name, percent) in [("p50_time", 50), ("p95_time", 95), ("p99_time", 99)] {
+        let exact = times[(times.len() * percent).div_ceil(100) - 1].as_secs_f64() * 1e3;
+        let told: f64 = column(&own, name)[0].parse().unwrap();
+        eprintln!("its {name}: {told:.3} ms, the client's own {exact:.3} ms with its waits");
+        assert!(told <= exact * 1.004, "{name}: {told} for {exact}");
+    }
     let own = column(&own, "query").remove(0);
     assert_eq!(fingerprint(&own), Some(7), "{own}");
     assert_eq!(fingerprint(&servers), Some(7), "{servers}");
@@ -135,38 +150,77 @@ async fn every_count_is_exact_and_the_top_statement_is_the_servers_own() {
     eprintln!("top by time here and in pg_stat_statements: {own}");
 }
 
-/// The client's own record has the way to pgweir and back in it, pgweir's has not; so statements take long enough here
-/// for that to be little.
-#[tokio::test]
-async fn quantiles_are_those_of_a_clients_own_record() {
-    let rounds = size("PGWEIR_ROUNDS", 100);
-    let pgweir = Options::new(shared::server()).start();
-    let mut client = pgweir.client().await;
-    let mut own = Vec::new();
-    for round in 0..rounds {
-        let millis = 10 + (round * 37) % 60;
-        let sql = format!("SELECT pg_sleep({millis} / 1000.0) AS measured");
-        let begun = Instant::now();
-        client.query(&sql).await.ok();
-        own.push(begun.elapsed());
+/// Clients of the run whose quantiles are compared, and how long their statements sleep: evenly spread from 10 to 70 ms,
+/// so that no quantile falls into a gap.
+const SLEEPERS: usize = 50;
+
+fn sleep_micros(number: usize) -> u64 {
+    // Multiples of the golden ratio spread over the unit interval more evenly than random numbers do.
+    let part = (number as f64 * 0.618_033_988_749_895).fract();
+    10_000 + (part * 60_000.0) as u64
+}
+
+/// Statements that sleep: how long each was asked to, and what its client measured, in order.
+async fn sleep(pgweir: &Pgweir, rounds: usize) -> (Vec<Duration>, Vec<Duration>) {
+    let mut tasks = tokio::task::JoinSet::new();
+    for sleeper in 0..SLEEPERS {
+        let address = pgweir.address;
+        tasks.spawn(async move {
+            let mut client = Client::connect(address, "postgres", "postgres").await;
+            // Server connections are opened by this one.
+            client.query("SELECT pg_sleep(0.2) AS first").await.ok();
+            let (mut asked, mut own) = (Vec::new(), Vec::new());
+            for round in 0..rounds {
+                let micros = sleep_micros(round * SLEEPERS + sleeper);
+                let sql = format!("SELECT pg_sleep({micros} / 1e6) AS measured");
+                let begun = Instant::now();
+                client.query(&sql).await.ok();
+                own.push(begun.elapsed());
+                asked.push(Duration::from_micros(micros));
+            }
+            (asked, own)
+        });
     }
+    let (mut asked, mut own) = (Vec::new(), Vec::new());
+    while let Some(done) = tasks.join_next().await {
+        let (a, o) = done.unwrap();
+        asked.extend(a);
+        own.extend(o);
+    }
+    asked.sort();
     own.sort();
+    (asked, own)
+}
+
+/// On any machine, what is shown lies between what the server was asked to take and what the client measured: each time
+/// does, so each quantile does. The client's has the way to pgweir and back in it, and its own wait for a processor,
+/// which pgweir can't know; where the machine is not busy that is little, and then the two are held to 2 %.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quantiles_are_those_of_a_clients_own_record() {
+    const HISTOGRAM: f64 = 0.004;
+    let is_quiet = std::env::var_os("PGWEIR_ROUNDS").is_some();
+    let rounds = size("PGWEIR_ROUNDS", 10);
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", &SLEEPERS.to_string())
+        .start();
+    let (asked, own) = sleep(&pgweir, rounds).await;
     let mut console = pgweir.console().await;
     let shown = console.query("SHOW QUERIES LIKE '%measured'").await.ok();
-    let allowed = if std::env::var_os("PGWEIR_ROUNDS").is_some() {
-        0.02
-    } else {
-        0.25
-    };
+    assert_eq!(column(&shown, "calls"), [own.len().to_string()]);
     for (name, percent) in [("p50_time", 50), ("p95_time", 95), ("p99_time", 99)] {
-        let exact = own[(rounds * percent).div_ceil(100) - 1].as_secs_f64() * 1e3;
+        let rank = (own.len() * percent).div_ceil(100) - 1;
+        let exact = own[rank].as_secs_f64() * 1e3;
+        let least = asked[rank].as_secs_f64() * 1e3;
         let told: f64 = column(&shown, name)[0].parse().unwrap();
         let off = (told - exact).abs() / exact;
         eprintln!(
-            "{name}: {told:.3} ms, the client's own {exact:.3} ms, {:.2} % apart",
+            "{name} of {}: {told:.3} ms, the client's own {exact:.3} ms, {:.2} % apart",
+            own.len(),
             off * 100.0
         );
-        assert!(off <= allowed, "{name}: {told} for {exact}");
+        let (least, most) = (least * (1.0 - HISTOGRAM), exact * (1.0 + HISTOGRAM));
+        assert!((least..=most).contains(&told), "{name}: {told} for {exact}");
+        assert!(!is_quiet || off <= 0.02, "{name}: {told} for {exact}");
     }
 }
 

@@ -45,6 +45,11 @@ function longTime(seconds) {
   return rest > 0 ? `${head}${GAP}${rest}${GAP}${next[0]}` : head;
 }
 
+/** The largest unit alone: how old something in a list is. */
+function roughTime(seconds) {
+  return longTime(seconds).split(GAP).slice(0, 2).join(GAP);
+}
+
 /** A number a second. */
 function rate(number) {
   if (number === null || number === undefined) return "–";
@@ -92,5 +97,5 @@ function moment(milliseconds) {
 }
 
 function ago(milliseconds, now) {
-  return `${longTime(Math.max(1, (now - milliseconds) / 1000))} ago`;
+  return `${roughTime(Math.max(1, (now - milliseconds) / 1000))} ago`;
 }

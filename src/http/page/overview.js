@@ -184,17 +184,17 @@ const serversTable = sortable($("servers-table"), {
   empty: "Servers are listed where pgweir looks after several: give it replicas (cluster.replicas).",
   columns: [
     { label: "Server", value: (server) => server.name, show: (server) => server.name },
-    { label: "Role", width: "13%", value: (server) => server.role, show: (server) => server.role },
-    { label: "State", width: "21%", value: (server) => server.state,
+    { label: "Role", width: "12%", value: (server) => server.role, show: (server) => server.role },
+    { label: "State", width: "20%", value: (server) => server.state,
       fill: (cell, server) => {
-        say(cell, `${server.state} for ${longTime(server.in_state)}`);
+        say(cell, `${server.state} for ${roughTime(server.in_state)}`);
         cell.className = server.state === "up" ? "" : server.state === "down" || server.state === "fenced" ? "bad" : "warn";
         mark(cell, "title", server.error);
       } },
-    { label: "Lag", kind: "num", width: "18%", value: (server) => server.lag,
+    { label: "Lag", kind: "num", width: "16%", value: (server) => server.lag,
       show: (server) => (server.lag === null ? "–" : `${time(server.lag)}, ${bytes(server.lag_bytes ?? 0)}`) },
-    { label: "Connections", kind: "num", width: "17%", value: (server) => server.connections, show: (server) => count(server.connections) },
-    { label: "Reads", kind: "num", width: "11%", value: (server) => server.reads, show: (server) => count(server.reads) },
+    { label: "Connections", kind: "num", width: "14%", value: (server) => server.connections, show: (server) => count(server.connections) },
+    { label: "Reads", kind: "num", width: "10%", value: (server) => server.reads, show: (server) => count(server.reads) },
   ],
 });
 
@@ -252,7 +252,7 @@ const errorsTable = sortable($("errors-table"), {
   most: [10, 4],
   columns: [
     { label: "Statement", value: (error) => error.text ?? error.id, fill: (cell, error) => fillStatement(cell, error.id, error.text) },
-    { label: "When", kind: "num", width: "17%", value: (error) => error.time, fill: fillWhen },
+    { label: "When", kind: "num", width: "19%", value: (error) => error.time, fill: fillWhen },
     { label: "Error", width: "33%", value: (error) => error.sqlstate,
       fill: (cell, error) => {
         say(cell, `${error.sqlstate} ${(error.condition ?? "").replaceAll("_", " ")}`);

@@ -18,7 +18,9 @@ const statementsTable = sortable($("statements-table"), {
     { label: "Calls", kind: "num", width: "6%", value: (one) => one.calls, show: (one) => count(one.calls) },
     { label: "Mean time", kind: "num", width: "7%", value: (one) => one.mean_time, show: (one) => time(one.mean_time) },
     { label: "p95", title: NEARLY_ALL, kind: "num", width: "7%", value: (one) => one.p95, show: (one) => time(one.p95) },
-    { label: "Rows a call", kind: "num", width: "6%", value: (one) => one.rows / Math.max(one.calls, 1), show: rowsEach },
+    { label: "Rows a call", kind: "num", width: "5%", value: (one) => one.rows / Math.max(one.calls, 1), show: rowsEach },
+    { label: "Retries", kind: "num", width: "6%", title: "Times it was run again in place of an attempt that failed",
+      value: (one) => one.retries, show: (one) => count(one.retries) },
     { label: "Errors", kind: "num", width: "5%", value: (one) => one.errors,
       fill: (cell, one) => {
         say(cell, count(one.errors));

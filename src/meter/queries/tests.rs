@@ -77,6 +77,19 @@ fn an_execution_counts_in_all_its_aspects() {
 }
 
 #[test]
+fn no_quantile_is_outside_of_what_there_was() {
+    let queries = Queries::default();
+    let query = queries.record(QueryId(7), || "SELECT $1".into());
+    query.finished(&execution(31));
+    query.finished(&execution(33));
+    let sample = queries.sample().queries.remove(0);
+    let millis = Duration::from_millis;
+    assert_ne!(sample.total.distribution.quantile(1.0), millis(33));
+    let at = [0.0, 0.5, 1.0].map(|q| sample.time_at(q));
+    assert!(at[0] >= millis(31) && at[2] <= millis(33), "{at:?}");
+}
+
+#[test]
 fn the_records_with_the_most_time_stay_and_nothing_is_lost() {
     let queries = Queries::default();
     queries.set_max(10);

@@ -3,9 +3,12 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::seat::{Handed, Outcome, Ticket};
+use tokio::time::Instant;
+
+use super::seat::{Answered, Handed, Outcome, Ticket};
 use crate::backend::connection::Backend;
 use crate::backend::receive::Receiver;
+use crate::error::SqlState;
 use crate::wire::backend as b;
 use crate::wire::expect::{For, Owed, Received, Request};
 
@@ -18,17 +21,22 @@ pub(super) struct Flight {
     pub streams: bool,
     /// It kept others waiting, and the server was asked to cancel it.
     pub was_slow: bool,
-    pub rows: u64,
+    sent: Instant,
+    rows: u64,
+    /// Of the last error.
+    code: Option<SqlState>,
 }
 
 impl Flight {
-    pub(super) fn new(ticket: Ticket) -> Self {
+    pub(super) fn new(ticket: Ticket, sent: Instant) -> Self {
         Self {
             ticket,
             failed: false,
             streams: false,
             was_slow: false,
+            sent,
             rows: 0,
+            code: None,
         }
     }
 
@@ -39,10 +47,12 @@ impl Flight {
                 was_slow: self.was_slow,
             }
         } else {
-            Outcome::Answered {
+            Outcome::Answered(Answered {
+                sent: self.sent,
                 rows: self.rows,
                 was_long: self.streams || self.was_slow,
-            }
+                error: self.code,
+            })
         }
     }
 }
@@ -117,6 +127,7 @@ impl Receiver for Answers<'_> {
                 self.brought.is_over |= b::is_fatal(payload) || !is_riders;
                 if let Some(front) = self.flights.front_mut() {
                     front.failed = true;
+                    front.code = b::sqlstate(payload);
                 }
             }
             b::COMMAND_COMPLETE if is_riders => {

@@ -6,7 +6,10 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
+use tokio::time::Instant;
+
 use super::Lane;
+use crate::error::SqlState;
 use crate::net::buffer::{give_storage, take_storage};
 use crate::session::mirror::Reported;
 use crate::session::settings::Settings;
@@ -33,11 +36,22 @@ pub enum Request {
     },
 }
 
+/// What an answer came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// When the statement was written to the server.
+    pub sent: Instant,
+    pub rows: u64,
+    pub was_long: bool,
+    /// It ended so, after rows that were handed over already.
+    pub error: Option<SqlState>,
+}
+
 /// How a ride ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The whole answer was handed over.
-    Answered { rows: u64, was_long: bool },
+    Answered(Answered),
     /// Nothing of an answer was handed over: the statement, a read, has to be run the ordinary way.
     Elsewhere {
         /// It kept others waiting.
@@ -136,7 +150,7 @@ impl Seat {
         let (outcome, drained) = self.with(|ride| {
             let is_given = matches!(
                 ride.stage,
-                Stage::Streaming | Stage::Ended(Outcome::Answered { .. } | Outcome::Broken)
+                Stage::Streaming | Stage::Ended(Outcome::Answered(_) | Outcome::Broken)
             );
             let mut drained = None;
             if is_given && !ride.answer.is_empty() {
@@ -272,10 +286,10 @@ impl Ticket {
         let waker = self.with(|ride| {
             ride.stage = Stage::Ended(match (ride.stage, outcome) {
                 (Stage::Streaming, Outcome::Elsewhere { .. }) => Outcome::Broken,
-                (Stage::Streaming, Outcome::Answered { rows, .. }) => Outcome::Answered {
-                    rows,
+                (Stage::Streaming, Outcome::Answered(answered)) => Outcome::Answered(Answered {
                     was_long: true,
-                },
+                    ..answered
+                }),
                 (_, outcome) => outcome,
             });
             ride.waker.take()

@@ -332,7 +332,7 @@ impl Runner {
                     owe(Asked::Sync, 0);
                 }
             }
-            self.flights.push_back(Flight::new(ticket));
+            self.flights.push_back(Flight::new(ticket, self.now));
         }
     }
 
