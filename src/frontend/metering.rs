@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::session::{End, Session};
 use crate::error::SqlState;
-use crate::meter::{Execution, NameId, Names, Origin, SessionBits};
+use crate::meter::{NameId, Names, Origin, SessionBits};
 use crate::registry::ClientEntry;
 use crate::session::mirror::Reported;
 use crate::shared::Shared;
