@@ -4,7 +4,7 @@
 //! counted of it, which outlives it.
 //!
 //! Bound: [`KNOWN_MAX`] statements. When it is full, statements that no session or prepared statement holds are
-//! forgotten. [`SKIMMED_MAX`] ways to them.
+//! forgotten. `SKIMMED_MAX` ways to them.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -159,7 +159,7 @@ async fn riders_are_in_the_logs_and_traces_like_others() {
         text.matches("SELECT $1 / $2").count() == sent
     })
     .await;
-    let all = (sent + WARM + 1) as f64;
+    let all = f64::from(u32::try_from(sent + WARM + 1).unwrap());
     eventually("each in a trace", async || {
         scene.pgweir.metric("pgweir_traces_dropped_total ") >= Some(all)
     })
