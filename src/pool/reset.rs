@@ -36,6 +36,12 @@ pub enum Residue {
     Pinned,
 }
 
+/// How long a cancel request has to end a statement before another follows.
+///
+/// # Why
+/// A backend that has not begun the statement when the signal comes, because it had not read it yet, ignores it.
+const CANCEL_AGAIN: Duration = Duration::from_millis(500);
+
 /// Gives a lease back: at once if the connection is clean, else by a task that cleans it within `limit`.
 pub fn give_back(lease: Lease, residue: Residue, dialer: &Arc<Dialer>, limit: Duration) {
     if residue == Residue::None && !lease.identity.is_being_cancelled() && lease.is_clean() {
@@ -77,18 +83,14 @@ async fn clean(
     dialer: Arc<Dialer>,
     limit: Duration,
 ) -> io::Result<Lease> {
+    let mut is_cancelled = false;
     if !lease.expect.is_at_rest() && lease.expect.copy() != Copy::In {
-        if !lease.expect.awaits_more() {
-            tasks::spawn(
-                "cancel for a client that left",
-                cancel::cancel(Arc::clone(&lease.identity), dialer, limit),
-            );
-        }
+        is_cancelled = !lease.expect.awaits_more();
         if lease.expect.is_open() {
             roll_back_exchange(&mut lease);
         }
     }
-    poll_fn(|cx| poll_drain(&mut lease, cx)).await?;
+    drain(&mut lease, is_cancelled, &dialer, limit).await?;
     lease.identity.cancels_done().await;
     if lease.status != TransactionStatus::Idle {
         query::on_backend(&mut lease, b"ROLLBACK")
@@ -147,6 +149,29 @@ fn roll_back_exchange(backend: &mut Backend) {
 fn sync(backend: &mut Backend) {
     backend.outbox.push(&frontend::SYNC_FRAME);
     backend.expect.push(Owed::new(Request::Sync, For::Client));
+}
+
+/// Reads and drops what the server still owes; what runs is cancelled if `is_cancelled`, as often as it takes.
+async fn drain(
+    lease: &mut Lease,
+    is_cancelled: bool,
+    dialer: &Arc<Dialer>,
+    limit: Duration,
+) -> io::Result<()> {
+    loop {
+        if is_cancelled && !lease.identity.is_being_cancelled() {
+            tasks::spawn(
+                "cancel for a client that left",
+                cancel::cancel(Arc::clone(&lease.identity), Arc::clone(dialer), limit),
+            );
+        }
+        let drained = poll_fn(|cx| poll_drain(lease, cx));
+        match tokio::time::timeout(CANCEL_AGAIN, drained).await {
+            Ok(drained) => return drained,
+            Err(_) if !is_cancelled => {}
+            Err(_) => tracing::debug!("a statement goes on after a cancel request"),
+        }
+    }
 }
 
 /// Reads and drops what the server still owes.
