@@ -14,11 +14,10 @@ PAUSE and RESUME spare PgBouncer's clients the errors.)
 
 reads: the same reads through pgweir with the primary alone, and with two replicas.
 """
-import argparse, os, pathlib, re, shutil, signal, statistics, subprocess, sys, tempfile, threading, time
+import argparse, os, re, shutil, signal, statistics, subprocess, sys, threading, time
 
-from compare import ROOT, find, free_port, unprivileged, Bench
+from scratch import PGWEIR, env, find, find_pgbouncer as pgbouncer, free_port, scratch, unprivileged
 
-PGWEIR = os.environ.get("PGWEIR") or ROOT / "target/release/pgweir"
 READ = "\\set id random(1, 100000)\nSELECT abalance FROM pgbench_accounts WHERE aid = :id;\n"
 # Every write has a name of its own, so that one that is there twice or missing shows.
 WRITE = "\\set n :n + 1\nINSERT INTO written VALUES (:run, :client_id, :n);\n"
@@ -38,7 +37,7 @@ class Cluster:
             command = [find("pg_basebackup"), "-D", self.folder(place), "-R", "-X", "stream", "-c", "fast", "-h", "127.0.0.1", "-p", str(self.servers[0][0]), "-U", "postgres"]
             subprocess.run(command, check=True, cwd=bench.folder, **unprivileged())
             self.run_server(place)
-        subprocess.run([find("pgbench"), "-i", "-q", "-s", "1", "postgres"], env=bench.env(self.servers[0][0]), check=True, stderr=subprocess.DEVNULL)
+        subprocess.run([find("pgbench"), "-i", "-q", "-s", "1", "postgres"], env=env(self.servers[0][0]), check=True, stderr=subprocess.DEVNULL)
         self.sql(0, "CREATE TABLE written (run int, client int, n int)")
         self.until("SELECT count(*) FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_flush_lsn()", str(replicas))
 
@@ -55,7 +54,7 @@ class Cluster:
             time.sleep(0.05)
 
     def sql(self, place, text, check=True):
-        done = subprocess.run([find("psql"), "-XAtqc", text, "postgres"], env=self.bench.env(self.servers[place][0]), capture_output=True, text=True)
+        done = subprocess.run([find("psql"), "-XAtqc", text, "postgres"], env=env(self.servers[place][0]), capture_output=True, text=True)
         if check and done.returncode:
             sys.exit(f"{text}: {done.stderr}")
         return done.stdout.strip()
@@ -115,11 +114,7 @@ class Through:
         """The replica is the primary now. pgweir finds out by itself."""
         if self.name != "pgweir":
             self.point(1)
-            subprocess.run([find("psql"), "-XAtqc", "RELOAD", "pgbouncer"], env=self.bench.env(self.port), check=True, stdout=subprocess.DEVNULL)
-
-
-def pgbouncer():
-    return os.environ.get("PGBOUNCER") or shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+            subprocess.run([find("psql"), "-XAtqc", "RELOAD", "pgbouncer"], env=env(self.port), check=True, stdout=subprocess.DEVNULL)
 
 
 class Load:
@@ -135,11 +130,11 @@ class Load:
         scripts = [self.bench.folder / "read.sql", self.bench.folder / "write.sql"]
         for path, text in zip(scripts, (READ, WRITE)):
             path.write_text(text)
-        log, env = self.bench.folder / "log", self.bench.env(port)
+        log, environment = self.bench.folder / "log", env(port)
         while (left := self.until - time.time()) > 0.5:
             self.runs += 1
             command = [find("pgbench"), "-n", "-c", str(clients), "-j", "2", "-T", str(round(left)), "-D", f"run={self.runs}", "-D", "n=0", "-f", f"{scripts[0]}@1", "-f", f"{scripts[1]}@1", "-l", f"--log-prefix={log}", "postgres"]
-            done = subprocess.run(command, env=env, capture_output=True, text=True, start_new_session=True)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True)
             self.aborted += len(re.findall(r"client \d+ .*aborted", done.stderr))
             for error in re.findall(r"(?:ERROR|FATAL):  (.*)", done.stderr):
                 self.errors[error] = self.errors.get(error, 0) + 1
@@ -219,7 +214,7 @@ def reads(options, bench):
         for _ in range(options.rounds):
             for name, port in ports.items():
                 command = [find("pgbench"), "-n", "-M", "prepared", "-c", str(options.clients), "-T", str(options.seconds), "-f", script, "postgres"]
-                done = subprocess.run(command, env=bench.env(port), capture_output=True, text=True, start_new_session=True)
+                done = subprocess.run(command, env=env(port), capture_output=True, text=True, start_new_session=True)
                 rate = re.search(r"tps = ([\d.]+)", done.stdout)
                 if not rate or "aborted" in done.stderr:
                     sys.exit(done.stderr)
@@ -241,14 +236,8 @@ def main():
     is_reads = options.what == "reads"
     options.seconds = options.seconds or (5 if is_reads else 20)
     options.clients = options.clients or (48 if is_reads else 16)
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="pgweir-replicas-"))
-    folder.chmod(0o777)
-    bench = Bench(folder, 20)
-    try:
+    with scratch() as bench:
         (reads if is_reads else failover)(options, bench)
-    finally:
-        bench.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
