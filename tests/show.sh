@@ -126,22 +126,26 @@ metering() {
     "${control[@]}" --dump="$mode" "$pgweir_pid" >/dev/null
     local dump
     dump=$(ls -t "$folder"/callgrind.out.* | head -n 1)
-    callgrind_annotate --inclusive=yes --threshold=100 "$dump" >"$folder/annotated"
     # A pgbench run is one session: its login is part of the total, and little of it.
-    python3 - "$folder/annotated" "$mode" "$statements" "$most" <<'PYTHON'
+    python3 - "$dump" "$mode" "$statements" "$most" <<'PYTHON'
 import re, sys
 path, mode, statements, most = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-total, counting = 0, {}
-for line in open(path):
-    found = re.match(r" *([\d,]+) \([ \d.]+%\)  (.*)", line)
-    if not found:
-        continue
-    instructions = int(found[1].replace(",", ""))
-    if "PROGRAM TOTALS" in found[2]:
-        total = instructions
-    for name in ("Session>::run_from_here", "Session>::end_statement"):
-        if name in found[2]:
-            counting[name] = max(counting.get(name, 0), instructions)
+total, names, counting, callee = 0, {}, {}, None
+lines = iter(open(path, errors="replace"))
+for line in lines:
+    if found := re.match(r"c?fn=\((\d+)\)(?: (.*))?", line):
+        if found[2]:
+            names[found[1]] = found[2]
+        if line.startswith("cfn"):
+            callee = names[found[1]]
+    elif line.startswith("calls="):
+        # The line behind it has what the calls came to, what they called included.
+        cost = int(next(lines).split()[-1])
+        for name in ("run_from_here", "end_statement"):
+            if name in callee:
+                counting[name] = counting.get(name, 0) + cost
+    elif line.startswith("totals:"):
+        total = int(line.split()[1])
 assert len(counting) == 2, f"not found in the profile: {counting}"
 each, own = total / statements, sum(counting.values()) / statements
 print(f"{mode}: {each:,.0f} instructions a statement, {own:,.0f} of them ({own / each:.1%}) to count it")
