@@ -168,7 +168,9 @@ impl Scene {
         let mut options = Options::in_front_of(&link.node_url())
             .flag("--pool-size", "2")
             .set("timeouts.server_login_retry", "50ms")
-            .set("retry.statements", "false");
+            .set("retry.statements", "false")
+            // Its side connection would be counted.
+            .set("metrics.lock_wait_after", "0");
         for (name, value) in &settings {
             options = options.set(name, value);
         }
@@ -321,7 +323,7 @@ impl Scene {
             self.link.close();
         }
         let gone = format!("pid = {pid} AND state <> 'idle'");
-        if matches!(fault, Fault::Reset | Fault::Close) && point == "running" {
+        if matches!(fault, Fault::Reset | Fault::Close | Fault::Stall) && point == "running" {
             // It notices the end of its connection when it next reads.
             self.sql(&format!("SELECT pg_cancel_backend({pid})"));
         }
@@ -457,7 +459,7 @@ async fn a_reset_connection_with_retries() {
 async fn a_stalled_connection() {
     let settings = vec![
         ("timeouts.query_timeout", "400ms"),
-        ("timeouts.cancel_wait_timeout", "300ms"),
+        ("timeouts.cancel_wait_timeout", "1s"),
     ];
     Scene::new(settings)
         .await
