@@ -42,7 +42,7 @@ impl Session {
             if self.pool.is_headless() {
                 self.count_route(Reason::Held);
             }
-            self.pool.enqueue(&self.entry.waiter);
+            self.pool.enqueue_client(&self.entry.waiter);
             false
         }
     }
@@ -120,6 +120,7 @@ impl Session {
     pub(super) fn begin(&mut self, lease: Lease, gather: &mut Gather) -> bool {
         self.rest_rerun();
         self.in_transaction = false;
+        self.forget_own_cancel();
         self.transaction_since = self.now;
         match &lease.pool().key.node {
             None => self.metering.runs_on_primary(),

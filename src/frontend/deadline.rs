@@ -73,7 +73,7 @@ impl Session {
                 Limit::CancelWait,
             ),
             Phase::Riding => earlier(
-                at(self.since, timeouts.query_timeout, Limit::Query),
+                at(self.since, self.query_limit(), Limit::Query),
                 transaction,
             ),
             Phase::Planning => at(self.since, timeouts.query_timeout, Limit::Query),
@@ -93,7 +93,7 @@ impl Session {
                 transaction,
             ),
             Phase::Active => earlier(
-                at(self.since, timeouts.query_timeout, Limit::Query),
+                at(self.since, self.query_limit(), Limit::Query),
                 transaction,
             ),
         };
@@ -141,13 +141,10 @@ impl Session {
                 self.process_inbox(cx)
             }
             Limit::Query => {
-                self.timed_out = true;
-                self.since = self.now;
-                self.cancel_ride();
-                self.cancel_running();
+                self.cancel_overrun();
                 Ok(())
             }
-            Limit::CancelWait => Self::cut(SqlState::QUERY_CANCELED, "query", "query_timeout"),
+            Limit::CancelWait => Err(self.cannot_cancel()),
             Limit::Transaction => Self::cut(
                 SqlState::TRANSACTION_TIMEOUT,
                 "transaction",
@@ -204,13 +201,6 @@ impl Session {
         )
         .hint(format!("The limit is pgweir's timeouts.{setting}."));
         Err(End::Fatal(Box::new(report)))
-    }
-
-    /// Asks the server to cancel what it runs for this client.
-    pub(super) fn cancel_running(&self) {
-        if let Some(lease) = &self.lease {
-            self.cancel(&lease.identity);
-        }
     }
 
     /// Asks the server to cancel what `backend` runs.

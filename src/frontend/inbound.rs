@@ -121,6 +121,10 @@ impl Session {
                 if !self.has_backend(&input[at..], max, gather)? {
                     break;
                 }
+                if self.must_come_alone(frame) {
+                    self.held_up = true;
+                    break;
+                }
                 if self.must_wait(frame) {
                     // Answers that are due now come from nobody else.
                     self.emit_locals(cx)?;

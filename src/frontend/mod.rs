@@ -18,6 +18,7 @@ pub mod login;
 mod metering;
 mod moving;
 mod outbound;
+mod overrun;
 mod pinning;
 mod prepare;
 mod reading;

@@ -158,7 +158,10 @@ impl Relay<'_> {
         if is_fatal {
             self.end = Some(End::ServerGone);
         } else if owed.to == For::Plan {
-            self.end.get_or_insert_with(|| plan_failed(payload));
+            let overrun = self.session.take_overrun(b::sqlstate(payload));
+            let end = overrun.map(|_| self.session.cannot_cancel());
+            self.end
+                .get_or_insert_with(|| end.unwrap_or_else(|| plan_failed(payload)));
         } else if owed.to == For::Probe {
             // A cancel request that the client meant for its own statement may have come late.
             self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
@@ -183,14 +186,11 @@ impl Relay<'_> {
             return false;
         }
         let is_clients = !matches!(owed.to, For::Plan | For::Evict | For::Probe);
-        if !self.session.timed_out
-            || !is_clients
-            || b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED)
-        {
+        let code = b::sqlstate(payload);
+        let overrun = is_clients.then(|| self.session.take_overrun(code));
+        let Some(report) = overrun.flatten() else {
             return true;
-        }
-        self.session.timed_out = false;
-        let report = reply::query_timeout();
+        };
         self.gather.own(|out| b::put_report(out, &report));
         false
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::inbound::Frame;
+use super::overrun::Overrun;
 use super::session::{End, Phase, Session};
 use crate::net::buffer::{Gather, Held, Mark, give_storage, take_storage};
 use crate::pool::reset::{self, Residue};
@@ -50,6 +51,8 @@ pub(super) struct Rerun {
     /// Until when the request in front of the inbox pauses.
     pub until: Option<Instant>,
     pub first_write: FirstWrite,
+    /// In the same box: rare, and of use once something was sent.
+    pub overrun: Overrun,
 }
 
 impl Session {

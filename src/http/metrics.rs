@@ -6,6 +6,7 @@
 //! fractions, which the `metrics` crate's counters don't have.
 
 mod nodes;
+mod overload;
 mod queries;
 
 use std::fmt::Write as _;
@@ -47,6 +48,7 @@ pub(super) fn render(
     put_totals(&mut page, &snapshot.pools);
     put_retries(&mut page, &snapshot.pools);
     put_lanes(&mut page, &snapshot.pools);
+    overload::put(&mut page, &snapshot.pools, shared);
     put_databases(&mut page, &snapshot);
     if !snapshot.nodes.is_empty() {
         nodes::put(&mut page, &snapshot);
