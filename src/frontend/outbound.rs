@@ -161,10 +161,7 @@ impl Relay<'_> {
             self.end = Some(End::Fatal(Box::new(report)));
             return false;
         }
-        if owed.to == For::Answered && !is_fatal {
-            return false;
-        }
-        if is_fatal && self.session.outlives(backend) {
+        if (is_fatal && self.session.outlives(backend)) || (!is_fatal && owed.to == For::Answered) {
             return false;
         }
         if is_fatal {
