@@ -181,6 +181,16 @@ show-allocations: rust packages ## Allocations for each transaction in steady st
 bench: rust ## Micro-benchmarks of the hot path
 	cargo bench --bench pieces
 
+.PHONY: show-deadlocks
+show-deadlocks: rust packages ## 32 clients lock accounts in opposed order: deadlocks seen without and with replay, and the throughput
+	PGWEIR_CLIENTS=$${PGWEIR_CLIENTS:-32} PGWEIR_SECONDS=$${PGWEIR_SECONDS:-20} \
+		cargo test --release --test it bank::a_deadlock_storm -- --nocapture
+
+.PHONY: show-kills
+show-kills: rust packages ## Transfers while the server is killed with SIGKILL every 5 s for a minute: nothing lost, nothing doubled
+	PGWEIR_CLIENTS=$${PGWEIR_CLIENTS:-32} PGWEIR_SECONDS=$${PGWEIR_SECONDS:-60} PGWEIR_KILL_EVERY_MS=$${PGWEIR_KILL_EVERY_MS:-5000} \
+		cargo test --release --test it bank::a_server_killed -- --nocapture
+
 .PHONY: show-routing
 show-routing: rust packages ## 100,000 random reads and writes, replicas up to 5 s behind, a failover in the middle: no stale read
 	PGWEIR_OPERATIONS=$${PGWEIR_OPERATIONS:-100000} PGWEIR_LAG_MS=$${PGWEIR_LAG_MS:-5000} PGWEIR_SEED=$${PGWEIR_SEED:-1} \

@@ -70,6 +70,11 @@ impl Session {
                 gather.give();
             }
             Err(error) if self.goes_elsewhere(&error) => {}
+            Err(_) if self.is_replaying() => {
+                self.stop_waiting();
+                self.end_pause();
+                self.fall_back(false, cx)?;
+            }
             Err(error) => {
                 // A client whose waiting was ended from outside still has its place in the queue.
                 self.stop_waiting();
@@ -135,6 +140,11 @@ impl Session {
             .fetch_add(1, Ordering::Relaxed);
         let awaited = self.plan(gather) == Pace::Awaited;
         self.reopen(gather);
+        self.open_to_fail(gather);
+        if self.in_transaction {
+            // The journal would begin in its midst.
+            self.give_up_rerun();
+        }
         self.enter(if awaited {
             Phase::Planning
         } else {
@@ -219,6 +229,9 @@ impl Session {
         if self.will_rerun() {
             return self.rerun_at_rest(cx);
         }
+        if self.replay_differs(true) {
+            return self.fall_back(false, cx);
+        }
         self.in_transaction = lease.status != TransactionStatus::Idle;
         self.copies_in = false;
         self.discards = false;
@@ -227,7 +240,7 @@ impl Session {
         if self.phase == Phase::Planning {
             self.metering.planned(self.now.duration_since(self.since));
             // The client's bytes are still to be written.
-            self.rest_rerun();
+            self.forget_written();
             self.enter(Phase::Active);
             return self.process_inbox(cx);
         }

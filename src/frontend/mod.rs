@@ -23,6 +23,7 @@ mod pinning;
 mod prepare;
 mod reading;
 mod refusal;
+mod replay;
 pub mod replication;
 mod reply;
 mod rerun;

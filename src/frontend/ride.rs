@@ -81,6 +81,8 @@ impl Session {
     fn may_ride(&mut self) -> bool {
         let goes_alone = std::mem::take(&mut self.goes_alone);
         !goes_alone
+            && !self.is_to_fail()
+            && !self.is_replaying()
             && !self.skipping
             && self.dropping == 0
             && self.pins.is_empty()

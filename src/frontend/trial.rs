@@ -112,6 +112,10 @@ impl Session {
 
     /// Holds back an answer that pgweir gives itself, where it belongs to an exchange that may run elsewhere.
     pub(super) fn holds_local_back(&mut self, answer: &[u8]) -> bool {
+        if self.is_replaying() && !self.will_rerun() {
+            self.compare_local(answer);
+            return true;
+        }
         let trial = self.routes.as_mut().and_then(|routes| {
             let is_reading = routes.reading.is_some();
             routes.trial.as_mut().filter(|_| is_reading)

@@ -341,6 +341,24 @@ fn put_retries(page: &mut Page, pools: &[PoolStatus]) {
             page.sample(name, &labels, count);
         }
     }
+    let name = "pgweir_replays_total";
+    page.family(
+        name,
+        "counter",
+        "Transactions run again to where they had failed, by whether their answers were the same.",
+    );
+    for pool in pools {
+        let [database, user] = labels(pool);
+        let retries = &pool.pool.retries;
+        let outcomes = [
+            ("same", &retries.replayed),
+            ("different", &retries.differed),
+        ];
+        for (answers, count) in outcomes {
+            let labels = [database, user, ("answers", answers)];
+            page.sample(name, &labels, count.load(Ordering::Relaxed));
+        }
+    }
     let name = "pgweir_retries_over_budget_total";
     let help = "Failures passed on because the budget for retries was spent.";
     page.family(name, "counter", help);

@@ -14,6 +14,7 @@
 mod support;
 
 mod bad_input;
+mod bank;
 mod cancelling;
 mod chaos;
 mod client_limits;
@@ -43,6 +44,7 @@ mod queries;
 mod queries_at_scale;
 mod refusals;
 mod reload;
+mod replays;
 mod replication;
 mod retries;
 mod routing;
