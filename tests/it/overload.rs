@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use pgweir::demo::cluster::{ServerOptions, StopMode};
+use pgweir::demo::cluster::{Server, ServerOptions, StopMode};
 use tokio::io::AsyncReadExt as _;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -308,20 +308,23 @@ async fn an_unreachable_server_fails_fast_where_that_is_wanted() {
     assert_eq!(pgweir.metric(&series), Some(0.0));
 }
 
+/// A server with the roles `user_0` and so on.
+fn server_with_users(count: usize) -> Server {
+    let options = ServerOptions::default().set("max_connections", "100");
+    let server = options.start().unwrap();
+    for user in 0..count {
+        let sql = format!("CREATE ROLE user_{user} LOGIN");
+        server.sql("postgres", &sql).unwrap();
+    }
+    server
+}
+
 /// Clients that all have a statement to run when the server comes back, from pools of `users`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stampede_after_an_outage_is_let_in_smoothly() {
     const OPENING_MAX: usize = 4;
     let (count, users) = (number("PGWEIR_STAMPEDE", 400), 10);
-    let mut server = ServerOptions::default()
-        .set("max_connections", "100")
-        .start()
-        .unwrap();
-    for user in 0..users {
-        server
-            .sql("postgres", &format!("CREATE ROLE user_{user} LOGIN"))
-            .unwrap();
-    }
+    let mut server = server_with_users(users);
     let link = Link::to(server.address()).await;
     let pgweir = Options::in_front_of(&link.node_url())
         .flag("--pool-size", "8")
@@ -369,7 +372,7 @@ async fn a_stampede_after_an_outage_is_let_in_smoothly() {
     server.start().unwrap();
     let all = async {
         while let Some(done) = asking.join_next().await {
-            done.unwrap()
+            done.unwrap();
         }
     };
     within_limit("everybody to be served", all).await;
