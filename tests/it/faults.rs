@@ -32,12 +32,12 @@ use crate::support::wait::{eventually, wait_until, within_limit};
 const KINDS: [&str; 5] = ["read", "write", "extended", "inside", "commit"];
 const POINTS: [&str; 6] = ["idle", "unsent", "running", "done", "half", "ended"];
 
-/// `pg_terminate_backend`: the server says why before it closes.
+/// `pg_terminate_backend`: the server says why before it closes. What became of a COMMIT it does not say.
 const TERMINATED: &str = "
 | point   | read  | write   | extended | inside  | commit  |
 | idle    | ok    | ok/1    | ok/1     | 57P01/0 | 57P01/0 |
-| unsent  | 57P01 | 57P01/0 | 57P01/0  | 57P01/0 | 57P01/0 |
-| running | 57P01 | 57P01/0 | 57P01/0  | 57P01/0 | 57P01/0 |
+| unsent  | 57P01 | 57P01/0 | 57P01/0  | 57P01/0 | 08007/0 |
+| running | 57P01 | 57P01/0 | 57P01/0  | 57P01/0 | 08007/0 |
 | done    | ok    | ok/1    | ok/1     | ok/0    | ok/1    |
 | half    | ok    | ok/1    | ok/1     | ok/0    | ok/1    |
 | ended   | ok    | ok/1    | ok/1     | ok/0    | ok/1    |
@@ -75,7 +75,7 @@ const CLOSED: &str = RESET;
 const TERMINATED_RETRIED: &str = "
 | point   | read  | write   | extended | inside  | commit  |
 | idle    | ok    | ok/1    | ok/1     | 57P01/0 | 57P01/0 |
-| unsent  | ok    | ok/1    | ok/1     | 57P01/0 | 57P01/0 |
+| unsent  | ok    | ok/1    | ok/1     | 57P01/0 | 08007/0 |
 | done    | ok    | ok/1    | ok/1     | ok/0    | ok/1    |
 | half    | ok    | ok/1    | ok/1     | ok/0    | ok/1    |
 | ended   | ok    | ok/1    | ok/1     | ok/0    | ok/1    |
