@@ -149,7 +149,7 @@ impl Session {
         payload: &[u8],
     ) -> bool {
         if self.will_rerun() {
-            return true;
+            return !(is_fatal && self.keeps_backend());
         }
         let failure = match code {
             SqlState::SERIALIZATION_FAILURE if !is_fatal => Failure::Serialization,
@@ -239,11 +239,18 @@ impl Session {
     /// The backend is lost: whether the request under way runs again, or else how the session ends.
     pub(super) fn judge_loss(&mut self) -> Result<Failure, Option<Report>> {
         if let Some(failure) = self.rerun.as_ref().and_then(|rerun| rerun.failed) {
-            return Ok(failure);
+            // A session that keeps its connection has lost with it what it keeps it for.
+            return if self.keeps_backend() {
+                Err(None)
+            } else {
+                Ok(failure)
+            };
         }
         let Some(lease) = &self.lease else {
             return Err(None);
         };
+        // A client that cancels its statement is to see it end.
+        let is_cancelled = self.timed_out || lease.identity.is_being_cancelled();
         let status = lease.status;
         let has_begun = self.phase == Phase::Planning && self.in_transaction;
         let was_refused = self
@@ -259,7 +266,7 @@ impl Session {
         let is_planning = self.phase == Phase::Planning;
         let is_idle = !is_planning && self.is_nothing_kept();
         let may_move = !is_idle && !has_begun && !self.keeps_backend() && !self.is_to_fail();
-        if may_move && self.may_undo(failure, verdict) {
+        if may_move && !is_cancelled && self.may_undo(failure, verdict) {
             if verdict == Verdict::Replay {
                 self.rerun_mut().original = Some(Original::Lost);
             }

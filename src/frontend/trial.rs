@@ -41,6 +41,11 @@ impl Session {
         code: Option<SqlState>,
         is_fatal: bool,
     ) -> bool {
+        if !self.is_on_trial() && self.failed_trial().is_none() {
+            // What was sent is not kept: there is no running it elsewhere.
+            self.end_trial();
+            return false;
+        }
         let Some(routes) = &mut self.routes else {
             return false;
         };

@@ -108,7 +108,9 @@ impl Pool {
 
     /// Whether it has all the connections that it may have: then nothing but its pace decides how long clients wait.
     fn is_full(&self) -> bool {
-        let has_all = self.open() >= self.effective.load().pool.max_size + self.opening();
+        let pool = self.effective.load();
+        let most = pool.pool.max_size + pool.pool.reserve_size;
+        let has_all = self.open() >= most + self.opening();
         let is_blocked = || {
             let cap = self.blocked_by.lock();
             cap.unwrap_or_else(PoisonError::into_inner).is_some()

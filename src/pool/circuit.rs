@@ -1,7 +1,7 @@
 //! Whether a server is asked for more connections: how many at a time, and whether at all while it can't be reached.
 //!
 //! Every pool has its own pauses after a failed attempt (`open`'s `Gate`), but a server that is away is away for all of
-//! them, and one that comes back is met by all of them at once. So there is one [`Circuit`] for each server, over all
+//! them, and one that comes back is met by all of them at once. So there is one `Circuit` for each server, over all
 //! pools:
 //! - *closed*: connections are opened, at most `window` at a time; each success adds one, up to
 //!   `overload.opening_max`, a failure halves it;

@@ -25,6 +25,9 @@ const SMOOTHED_MOST: Duration = Duration::from_secs(10);
 /// Looks closer together than this are one.
 const LOOK_LEAST: Duration = Duration::from_millis(5);
 
+/// Looks further apart than this say nothing of the time between them, in which nobody may have waited.
+const LOOK_MOST: Duration = Duration::from_millis(200);
+
 /// Clients that must have been served lately for the rate to be believed.
 const EVIDENCE: f64 = 10.0;
 
@@ -58,11 +61,15 @@ impl Pace {
             return;
         };
         let passed = look.now.saturating_duration_since(at);
+        // What was true of an earlier overload is not of the next.
+        if passed > smoothed {
+            *self = Self::default();
+        }
         if !look.is_full {
-            // What was true of an earlier overload is not of the next.
-            if passed > smoothed {
-                *self = Self::default();
-            }
+            return;
+        }
+        if passed > LOOK_MOST {
+            self.last = Some((look.now, look.served));
             return;
         }
         if passed < LOOK_LEAST {

@@ -67,6 +67,9 @@ fn open_where_needed(pools: &Arc<Pools>) {
     }
     pools.limits.set_starved(starved);
     for pool in all {
+        if pool.oldest_wait().is_none() {
+            pool.set_blocked_by(None);
+        }
         pool.look_at_pace(now);
         let demand = pool.take_demand();
         if demand > 0 {

@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pgweir::demo::cluster::{Server, ServerOptions};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+use tokio::time::Instant;
 
 use crate::support::client::{Client, Login};
 use crate::support::pgweir::{Options, Pgweir};
@@ -204,7 +205,7 @@ async fn audit(direct: &mut Client, told: &Told) {
         confirmed.len() + happened,
         "transfers that nobody made"
     );
-    println!(
+    eprintln!(
         "audit: {} acknowledged, 0 lost, 0 doubled; {} with unknown outcome, {happened} of them happened",
         confirmed.len(),
         unknown.len(),
@@ -291,7 +292,7 @@ fn replaying(server: &Server) -> Options {
 async fn a_bank_under_deadlocks_conflicts_and_kills_loses_and_doubles_nothing() {
     let (clients, seconds) = (number("PGWEIR_CLIENTS", 8), number("PGWEIR_SECONDS", 4));
     let seed = number("PGWEIR_SEED", 6);
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let server = ServerOptions::default().start().unwrap();
     let mut direct = open_bank(&server).await;
     let pgweir = Arc::new(replaying(&server).start());
@@ -306,11 +307,11 @@ async fn a_bank_under_deadlocks_conflicts_and_kills_loses_and_doubles_nothing() 
     })
     .await;
     let mut errors = run.told.errors.lock().unwrap().clone();
-    println!("errors: {errors:?}");
+    eprintln!("errors: {errors:?}");
     let metrics = pgweir.http_get("/metrics").unwrap();
     let lines = metrics.lines();
     for line in lines.filter(|line| line.starts_with("pgweir_re") && line.contains("teller")) {
-        println!("{line}");
+        eprintln!("{line}");
     }
     audit(&mut direct, &run.told).await;
     // Of what is terminated at its COMMIT the outcome is unknown.
@@ -328,7 +329,7 @@ async fn a_bank_under_deadlocks_conflicts_and_kills_loses_and_doubles_nothing() 
 async fn a_deadlock_storm_is_not_seen_by_clients() {
     let (clients, seconds) = (number("PGWEIR_CLIENTS", 8), number("PGWEIR_SECONDS", 3));
     let seed = number("PGWEIR_SEED", 6);
-    println!("seed {seed}, {clients} clients, {seconds} s each");
+    eprintln!("seed {seed}, {clients} clients, {seconds} s each");
     let own = Way {
         retries: true,
         ..READ_COMMITTED
@@ -354,7 +355,7 @@ async fn a_deadlock_storm_is_not_seen_by_clients() {
             .await;
         #[allow(clippy::cast_precision_loss, reason = "a rate to print")]
         let rate = acknowledged as f64 / run.took.as_secs_f64();
-        println!(
+        eprintln!(
             "{name}: {acknowledged} transfers ({rate:.0} a second), errors seen by clients: {errors:?}; \
              deadlocks the server reports: {deadlocks}"
         );
@@ -376,7 +377,7 @@ async fn a_server_killed_again_and_again_loses_and_doubles_nothing() {
     let (clients, seconds) = (number("PGWEIR_CLIENTS", 8), number("PGWEIR_SECONDS", 4));
     let every = Duration::from_millis(number("PGWEIR_KILL_EVERY_MS", 1500));
     let seed = number("PGWEIR_SEED", 6);
-    println!("seed {seed}, {clients} clients, {seconds} s, killed every {every:?}");
+    eprintln!("seed {seed}, {clients} clients, {seconds} s, killed every {every:?}");
     let mut server = ServerOptions::default().start().unwrap();
     drop(open_bank(&server).await);
     let options = replaying(&server)
@@ -401,7 +402,7 @@ async fn a_server_killed_again_and_again_loses_and_doubles_nothing() {
     let errors = run.told.errors.lock().unwrap().clone();
     let mut direct = Client::connect(server.address(), "postgres", "postgres").await;
     let unknown = run.told.unknown.lock().unwrap().len();
-    println!(
+    eprintln!(
         "{kills} kills; errors seen by clients: {errors:?}; {unknown} outcomes of COMMIT unknown"
     );
     audit(&mut direct, &run.told).await;

@@ -80,7 +80,7 @@ impl Link {
             logins: AtomicUsize::new(0),
         });
         let shared = Arc::clone(&control);
-        let acceptor = tokio::spawn(async move {
+        let acceptor = pgweir::tasks::spawn("faulty link", async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 connections.spawn(relay(stream, Arc::clone(&shared)));
