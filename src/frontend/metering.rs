@@ -454,6 +454,7 @@ impl Session {
 
     /// The portal in front has returned as many rows as it was asked for.
     pub(super) fn suspend_statement(&mut self) {
+        self.note_completed();
         if let Some(front) = &mut self.metering.front {
             front.rows += u64::from(front.portal.limit);
         }

@@ -94,12 +94,7 @@ impl Receiver for Relay<'_> {
             b::EMPTY_QUERY_RESPONSE if owed.request == Request::Execute => {
                 self.session.end_statement(HEADER);
             }
-            b::PORTAL_SUSPENDED => {
-                if owed.to == For::Client {
-                    self.session.note_completed();
-                }
-                self.session.suspend_statement();
-            }
+            b::PORTAL_SUSPENDED => self.session.suspend_statement(),
             b::READY_FOR_QUERY => {
                 if owed.to == For::Client {
                     self.session.note_acknowledged();

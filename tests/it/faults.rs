@@ -498,8 +498,8 @@ async fn a_connection_that_stalls_at_login() {
 #[tokio::test]
 async fn a_stall_behind_settings() {
     let scene = Scene::new(vec![
-        ("timeouts.query_timeout", "300ms"),
-        ("timeouts.cancel_wait_timeout", "300ms"),
+        ("timeouts.query_timeout", "1s"),
+        ("timeouts.cancel_wait_timeout", "1s"),
     ])
     .await;
     let login = Login::new("app", "postgres");
