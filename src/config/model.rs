@@ -344,6 +344,8 @@ pub struct PoolSettings {
     /// Server connections that run short reads of many clients back to back.
     pub lanes: usize,
     pub on_session_state: OnSessionState,
+    /// One connection for each database listens for all of its sessions.
+    pub shared_listener: bool,
     /// Share of `max_size` that pinned sessions may hold.
     pub max_pinned: Percent,
     /// Run once on each new server connection.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::inbound::Frame;
+use super::listening::Gate;
 use super::refusal::Refusal;
 use super::session::{End, Session};
 use super::stale::Agreement;
@@ -18,7 +19,7 @@ use crate::session::shape::Shape;
 use crate::session::statements::{DISOWNED, NAMES_MAX, Named, SERVER_NAME_PREFIX};
 use crate::shared::Prepared;
 use crate::sql::prepared::PreparedUse;
-use crate::sql::state::PinReason;
+use crate::sql::state::{PinReason, PinSet};
 use crate::wire::expect::{For, Owed, Request, UNNAMED};
 use crate::wire::frame::{FrameError, HEADER};
 use crate::wire::frontend::{self as f, Bind, Parse, Target};
@@ -282,6 +283,12 @@ impl Session {
             return Ok(false);
         }
         let named = self.names.get(bind.statement).cloned();
+        let gate = named.as_ref().map_or(Gate::Open(PinSet::EMPTY), |named| {
+            self.gate(&named.statement.known, Some(bind.portal))
+        });
+        let Gate::Open(pins) = gate else {
+            return Ok(false);
+        };
         let is_own = named.as_ref().is_some_and(|named| self.is_own(named));
         let is_global = !bind.statement.is_empty() && !is_own;
         if let Some(named) = named.as_ref().filter(|_| is_global) {
@@ -306,7 +313,9 @@ impl Session {
         let rest = frame.start + HEADER + bind.head..frame.end;
         let rest_len = rest.len() + frame.missing;
         if let Some(statement) = &statement {
-            if let Some(refusal) = self.pin(statement.known.pins, Some(&statement.known)) {
+            let refusal = self.pin(pins, Some(&statement.known));
+            let shown = || self.show_channels(&statement.known, true, gather);
+            if let Some(refusal) = refusal.or_else(shown) {
                 self.bound = Some(Arc::clone(statement));
                 self.refuse_step(frame, refusal, gather);
                 return Ok(true);

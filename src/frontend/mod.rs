@@ -14,6 +14,7 @@ mod extended;
 pub mod failover;
 mod failure;
 mod inbound;
+mod listening;
 pub mod login;
 mod metering;
 mod moving;

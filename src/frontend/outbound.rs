@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use super::checkout::QUESTION;
+use super::listening::LEAVING;
 use super::reply;
 use super::session::{End, ProbeAnswer, Session};
 use crate::backend::connection::Backend;
@@ -89,12 +90,15 @@ impl Receiver for Relay<'_> {
                 self.session.end_statement(HEADER);
             }
             b::PORTAL_SUSPENDED => self.session.suspend_statement(),
+            b::NOTIFICATION_RESPONSE => return !self.session.hears_elsewhere(payload),
             b::READY_FOR_QUERY => {
                 if owed.to == For::Client {
                     self.session.note_acknowledged();
                     self.session.passes_trial(false);
                 }
                 self.ready(backend, owed);
+                let is_clients = matches!(owed.to, For::Client | For::Refusal);
+                return !(is_clients && self.session.is_ready(backend.status));
             }
             b::DATA_ROW if owed.to == For::Probe => {
                 if let Some([Some(name), value]) = b::columns(payload).as_deref() {
@@ -125,6 +129,7 @@ impl Receiver for Relay<'_> {
         }
         let is_counted = matches!(owed.request, Request::Execute | Request::Query);
         if is_counted && matches!(owed.to, For::Client | For::Refusal) {
+            self.session.not_completed();
             self.session.skip_statement();
         }
     }
@@ -164,6 +169,9 @@ impl Relay<'_> {
             self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
         }
         self.count_error(owed, code);
+        if !matches!(owed.to, For::Plan | For::Evict | For::Probe) {
+            self.session.not_completed();
+        }
         // What was to pin the session may not have come to be.
         if owed.to == For::Client && !self.session.pins.is_empty() {
             self.session.settings.ask_leftovers();
@@ -209,6 +217,7 @@ impl Relay<'_> {
             b"DEALLOCATE ALL\0" => self.session.names.forget_all(),
             _ => {}
         }
+        self.session.completed(owed.request, payload);
         self.session.metering.returned(b::rows(payload));
         if owed.request == Request::Execute {
             self.session.end_statement(HEADER + payload.len());
@@ -249,6 +258,10 @@ impl Relay<'_> {
                     self.session.count_transaction();
                     self.session.transaction_since = self.session.now;
                 }
+            }
+            For::Probe if owed.statement == LEAVING => {
+                let ProbeAnswer { refused, .. } = std::mem::take(&mut self.session.probe);
+                self.session.left_channels(backend.status, refused);
             }
             For::Probe => {
                 self.tell(backend);

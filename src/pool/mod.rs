@@ -15,6 +15,7 @@ pub mod effective;
 pub mod lane;
 pub mod lease;
 pub mod limits;
+pub mod listener;
 pub mod live;
 pub mod manager;
 pub mod obstacle;

@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use super::catalogue::Catalogues;
 use super::effective::Effective;
 use super::limits::Limits;
+use super::listener::Listeners;
 use super::orders::OrderBook;
 use super::pool::{ClientPlace, Pool, PoolKey};
 use super::targets::Targets;
@@ -24,6 +25,8 @@ pub struct Pools {
     pub(super) by_key: RwLock<HashMap<PoolKey, Arc<Pool>>>,
     pub(super) limits: Arc<Limits>,
     pub dialer: ArcSwap<Dialer>,
+    /// The connections that listen for sessions.
+    pub listeners: Listeners,
     pub(super) targets: Targets,
     /// By servers and database.
     pub(super) catalogues: Mutex<Catalogues>,
@@ -48,6 +51,7 @@ impl Pools {
             by_key: RwLock::default(),
             limits: Arc::default(),
             dialer: ArcSwap::new(dialer),
+            listeners: Listeners::default(),
             targets: Targets::default(),
             catalogues: Mutex::default(),
             admitting: Mutex::default(),
