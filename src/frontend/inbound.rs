@@ -426,6 +426,9 @@ impl Session {
         if known.is_plain {
             return Ok(());
         }
+        if known.empties_database {
+            self.shared.pools.vacate(&known.query.text);
+        }
         let class = &known.class;
         self.copies_in |= known.copies_in;
         let transaction = class.transaction;

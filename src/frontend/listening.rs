@@ -32,7 +32,7 @@ use crate::sql::known::Known;
 use crate::sql::name::Name;
 use crate::sql::state::{Effect, PinReason, PinSet};
 use crate::wire::backend::{self as b, TransactionStatus};
-use crate::wire::expect::{For, Owed, Request};
+use crate::wire::expect::{Copy, For, Owed, Request};
 use crate::wire::frontend as f;
 use crate::wire::limits::OUTBOX_MAX;
 
@@ -149,7 +149,7 @@ impl Session {
         self.listening.is_some()
             && self.lease.as_ref().is_some_and(|lease| {
                 let last = lease.expect.iter().last();
-                lease.expect.copy() == crate::wire::expect::Copy::None
+                lease.expect.copy() != Copy::In
                     && last.is_some_and(|owed| {
                         matches!(
                             owed.request,

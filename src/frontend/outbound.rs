@@ -121,6 +121,10 @@ impl Receiver for Relay<'_> {
         }
         match owed.to {
             For::Refusal => drop(self.session.refusals.pop_front()),
+            For::Probe if owed.statement == LEAVING => {
+                self.session
+                    .left_channels(TransactionStatus::InTransaction, false);
+            }
             For::Reparse if owed.statement == 0 => drop(self.session.names.own_none()),
             For::Local if owed.request == Request::DescribeStatement => {
                 self.session.prepared.descriptions.pop_front();

@@ -34,6 +34,7 @@ use tokio::sync::Notify;
 
 use super::pool::Pool;
 use super::pools::Pools;
+use crate::session::channels::put_statement;
 use crate::sql::name::Name;
 use crate::tasks;
 pub use ear::{Answer, EAR_BYTES_MAX, Ear, Item, Notification};
@@ -80,8 +81,8 @@ struct State {
     ears: BTreeMap<u64, Place>,
     /// By the name the server gives a channel.
     channels: HashMap<Box<[u8]>, BTreeMap<u64, Arc<Ear>>>,
-    /// Which channels there are has changed since the connection was last told.
-    has_changed: bool,
+    /// Channels that nobody may want any more and that the connection has not been told to leave.
+    dropped: BTreeSet<Box<[u8]>>,
     /// Not sent yet, oldest first.
     asked: Vec<(Arc<Ear>, Ask)>,
     next_ear: u64,
@@ -190,15 +191,16 @@ impl State {
             ears.remove(&id);
             if ears.is_empty() {
                 self.channels.remove(channel);
-                self.has_changed = true;
+                self.dropped.insert(channel.into());
             }
         }
     }
 
     fn subscribe(&mut self, ear: &Arc<Ear>, channels: &BTreeSet<Name>) {
         // A session may have left since it asked; then nobody may want the channel.
-        self.has_changed = true;
         let Some(place) = self.ears.get_mut(&ear.id) else {
+            let dropped = channels.iter().map(|name| name.as_bytes().into());
+            self.dropped.extend(dropped);
             return;
         };
         for channel in channels {
@@ -250,21 +252,39 @@ impl Listener {
         }
     }
 
-    /// Takes what was asked and, if that has changed or `all`, what the connection should listen to.
-    fn take_asked(&self, all: bool) -> (Vec<(Arc<Ear>, Ask)>, Option<BTreeSet<Box<[u8]>>>) {
+    /// Takes what was asked, and writes what a connection that listens on `channels` must be told for it; with `all`,
+    /// also for all that was asked before.
+    fn take_asked(
+        &self,
+        channels: &mut BTreeSet<Box<[u8]>>,
+        all: bool,
+        text: &mut Vec<u8>,
+    ) -> Vec<(Arc<Ear>, Ask)> {
         let mut state = self.lock();
         let asked = std::mem::take(&mut state.asked);
-        let subscribes = |(_, ask): &(Arc<Ear>, Ask)| matches!(ask, Ask::Subscribe(_));
-        if !std::mem::take(&mut state.has_changed) && !all && !asked.iter().any(subscribes) {
-            return (asked, None);
+        let dropped = std::mem::take(&mut state.dropped);
+        let mut listen = |channel: &[u8]| {
+            if channels.insert(channel.into()) {
+                put_statement(text, b"LISTEN", channel);
+            }
+        };
+        if all {
+            state.channels.keys().for_each(|channel| listen(channel));
         }
-        let mut wanted: BTreeSet<Box<[u8]>> = state.channels.keys().cloned().collect();
+        let mut awaited: BTreeSet<&[u8]> = BTreeSet::new();
         for (_, ask) in &asked {
-            if let Ask::Subscribe(channels) = ask {
-                wanted.extend(channels.iter().map(|name| name.as_bytes().into()));
+            if let Ask::Subscribe(names) = ask {
+                awaited.extend(names.iter().map(Name::as_bytes));
             }
         }
-        (asked, Some(wanted))
+        awaited.iter().for_each(|channel| listen(channel));
+        for channel in dropped {
+            let is_wanted = state.channels.contains_key(&channel) || awaited.contains(&channel[..]);
+            if !is_wanted && channels.remove(&channel) {
+                put_statement(text, b"UNLISTEN", &channel);
+            }
+        }
+        asked
     }
 
     /// The server has done what was asked.

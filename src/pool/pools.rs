@@ -142,6 +142,22 @@ impl Pools {
             .collect()
     }
 
+    /// Closes the idle connections to the databases that `text` names, and to the one that is copied where none is named.
+    /// The server waits some seconds for their processes to end.
+    pub fn vacate(&self, text: &str) {
+        let is_named = |name: &str| {
+            text.split(|it: char| !(it.is_alphanumeric() || "_$-".contains(it)))
+                .any(|word| word.eq_ignore_ascii_case(name))
+                || text.contains(&format!("\"{}\"", name.replace('"', "\"\"")))
+        };
+        for pool in self.all() {
+            let dbname = &pool.effective.load().dbname;
+            if dbname == "template1" || is_named(dbname) {
+                pool.retain_idle(|_| false);
+            }
+        }
+    }
+
     /// Counters and caps shared by the pools.
     pub fn limits(&self) -> &Arc<Limits> {
         &self.limits

@@ -63,6 +63,8 @@ pub struct Known {
     pub listens: bool,
     /// It asks what the session listens on.
     pub reads_channels: bool,
+    /// It needs a database that nobody is connected to: it is dropped, renamed or copied.
+    pub empties_database: bool,
     /// How it names prepared statements.
     pub prepared: PreparedUse,
     /// It may read data from the client.
@@ -110,6 +112,7 @@ impl Known {
             pins.remove(PinReason::SqlPrepare);
         }
         let is_plain = pins.is_empty()
+            && !class.statements.iter().any(empties_database)
             && !copies_in
             && !transaction.begins()
             && !transaction.ends()
@@ -134,6 +137,7 @@ impl Known {
             block_end: repeat::block_end(&class),
             prepared,
             listens,
+            empties_database: class.statements.iter().any(empties_database),
             reads_channels: mentions(text, options, &[b"pg_listening_channels"]),
             copies_in,
             changes_functions: class.statements.iter().any(changes_functions),
@@ -176,6 +180,16 @@ fn changes_functions(statement: &Statement) -> bool {
         "schema",
     ];
     matches!(&statement.kind, StatementKind::Ddl { object, .. } if OBJECTS.contains(object))
+}
+
+fn empties_database(statement: &Statement) -> bool {
+    matches!(
+        &statement.kind,
+        StatementKind::Ddl {
+            object: "database",
+            ..
+        }
+    )
 }
 
 fn may_unpin(statement: &Statement) -> bool {

@@ -1,6 +1,8 @@
 //! LISTEN in transaction mode, carried by one server connection for all clients of a database.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -8,8 +10,9 @@ use rand::{Rng as _, SeedableRng as _};
 
 use crate::shared;
 use crate::support::client::{Client, Login, Reply};
-use crate::support::messages::{bind, execute, parse, query, sync};
+use crate::support::messages::{self, bind, execute, parse, query, sync};
 use crate::support::pgweir::{Options, Pgweir};
+use crate::support::scripted_backend::ScriptedBackend;
 use crate::support::wait::eventually;
 
 /// A database of one test: notifications go no further.
@@ -530,4 +533,49 @@ async fn many_clients_listen_on_one_server_connection() {
         "{count} clients listen on one server connection, {all} in all; LISTEN one after the other took {listening:?}, \
          {heard} notifications {hearing:?}; none lost, none doubled, all in order"
     );
+}
+
+/// A server whose listening connection answers late, and says something in between.
+#[tokio::test]
+async fn a_listen_is_sent_only_once_the_shared_listener_listens() {
+    let heard = messages::frame(b'A', b"\0\0\0\x07a\0own\0");
+    let listens = Arc::new(AtomicBool::new(false));
+    let backend = ScriptedBackend::start_with(move |mut connection| {
+        let (listens, heard) = (Arc::clone(&listens), heard.clone());
+        async move {
+            let is_listener = connection.startup["application_name"] == "pgweir listener";
+            while let Some(message) = connection.read_message().await {
+                let sql = message.strings().concat();
+                let mut answer = Vec::new();
+                if is_listener && sql.contains("LISTEN \"a\"") {
+                    // Whatever is sent meanwhile would find it not listening.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    listens.store(true, Ordering::SeqCst);
+                    // Older than the answer: nobody's.
+                    answer.extend(messages::frame(b'A', b"\0\0\0\x07a\0old\0"));
+                } else if is_listener && sql.is_empty() {
+                    answer.extend(&heard);
+                } else if sql.starts_with("LISTEN a") {
+                    assert!(listens.load(Ordering::SeqCst), "sent too early");
+                    // The shared listener says it, too.
+                    answer.extend(&heard);
+                }
+                let tag = if sql.contains("UNLISTEN") {
+                    "UNLISTEN"
+                } else {
+                    "LISTEN"
+                };
+                answer.extend(messages::command_complete(tag));
+                answer.extend(messages::ready_for_query(b'I'));
+                connection.send(&answer).await;
+            }
+        }
+    })
+    .await;
+    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let mut one = client(&pgweir, "scripted").await;
+    one.query("LISTEN a").await.ok();
+    assert_eq!(self::heard(&mut one), [note("a", "own")]);
+    one.query("NOTIFY a, 'own'").await.ok();
+    assert_eq!(self::heard(&mut one), [note("a", "own")]);
 }

@@ -52,6 +52,7 @@ mod server_failures;
 mod session_state;
 mod shared;
 mod slow_log;
+mod small_print;
 mod smoke;
 mod sql_prepare;
 mod stale;

@@ -18,7 +18,6 @@ use crate::pool::limits::{Cap, Slot};
 use crate::pool::live::Listed;
 use crate::pool::open::{self, OpenError};
 use crate::pool::{Pool, Pools};
-use crate::session::channels::put_statement;
 use crate::wire::backend as b;
 use crate::wire::expect::{For, Owed, Received, Request};
 use crate::wire::frame;
@@ -33,6 +32,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Pause after a connection that could not be opened or was lost; it doubles up to the second.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
+/// The connection is idle by nature; servers before 14 have no limit on that.
+const STAYS: &[u8] = b"SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
+    WHERE name = 'idle_session_timeout';";
 /// What `pg_stat_activity` shows of the connection.
 const APPLICATION_NAME: &str = "pgweir listener";
 
@@ -194,7 +196,7 @@ impl Link {
     async fn serve(&mut self, pools: &Pools, listener: &Listener, was_up: &mut bool) -> Trouble {
         // The first answer tells that it listens to all that is wanted.
         let mut is_up = false;
-        self.send(listener, true);
+        self.send(listener, true, true);
         loop {
             let now = Instant::now();
             if let Some(trouble) = self.must_go(pools, listener, now) {
@@ -205,7 +207,11 @@ impl Link {
                     is_up = true;
                     listener.come_up(std::mem::replace(was_up, true));
                 }
-                self.send(listener, now.duration_since(self.answered) >= HEARTBEAT);
+                self.send(
+                    listener,
+                    false,
+                    now.duration_since(self.answered) >= HEARTBEAT,
+                );
             }
             let until = self.next_look();
             tokio::select! {
@@ -253,22 +259,15 @@ impl Link {
         unwanted.map_or(answer, |at| at.min(answer))
     }
 
-    /// Sends one query for all that was asked, if anything was or `always`.
-    fn send(&mut self, listener: &Listener, always: bool) {
-        let (asked, wanted) = listener.take_asked(self.channels.is_empty());
-        let has_changed = wanted.as_ref().is_some_and(|it| *it != self.channels);
-        if !always && asked.is_empty() && !has_changed {
-            return;
-        }
+    /// Sends one query for all that was asked, if anything was or `always`; at `first`, for all that ever was.
+    fn send(&mut self, listener: &Listener, first: bool, always: bool) {
         let mut text = Vec::new();
-        if let Some(wanted) = wanted {
-            for channel in wanted.difference(&self.channels) {
-                put_statement(&mut text, b"LISTEN", channel);
-            }
-            for channel in self.channels.difference(&wanted) {
-                put_statement(&mut text, b"UNLISTEN", channel);
-            }
-            self.channels = wanted;
+        if first {
+            text.extend_from_slice(STAYS);
+        }
+        let asked = listener.take_asked(&mut self.channels, first, &mut text);
+        if asked.is_empty() && text.is_empty() && !always {
+            return;
         }
         let mut query = Vec::with_capacity(text.len() + 6);
         frontend::put_query(&mut query, &text);
