@@ -19,7 +19,7 @@ use crate::session::shape::Shape;
 use crate::session::statements::{DISOWNED, NAMES_MAX, Named, SERVER_NAME_PREFIX};
 use crate::shared::Prepared;
 use crate::sql::prepared::PreparedUse;
-use crate::sql::state::{PinReason, PinSet};
+use crate::sql::state::PinReason;
 use crate::wire::expect::{For, Owed, Request, UNNAMED};
 use crate::wire::frame::{FrameError, HEADER};
 use crate::wire::frontend::{self as f, Bind, Parse, Target};
@@ -283,10 +283,7 @@ impl Session {
             return Ok(false);
         }
         let named = self.names.get(bind.statement).cloned();
-        let gate = named.as_ref().map_or(Gate::Open(PinSet::EMPTY), |named| {
-            self.gate(&named.statement.known, Some(bind.portal))
-        });
-        let Gate::Open(pins) = gate else {
+        let Gate::Open(pins) = self.gate_bind(named.as_ref(), bind.portal) else {
             return Ok(false);
         };
         let is_own = named.as_ref().is_some_and(|named| self.is_own(named));

@@ -17,31 +17,28 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::task::Context;
 
 use super::inbound::Frame;
 use super::refusal::Refusal;
-use super::reply;
-use super::session::{End, Phase, Session};
+use super::session::Session;
 use crate::config::model::PoolMode;
-use crate::error::{Report, Severity, SqlState};
 use crate::net::buffer::Gather;
-use crate::pool::listener::{Answer, Ask, EAR_BYTES_MAX, Hearing, Item, Key};
-use crate::session::channels::{CHANNELS_MAX, Channels, PENDING_MAX, put_statement};
+use crate::pool::listener::{Answer, Ask, Hearing, Key};
+use crate::session::channels::{CHANNELS_MAX, Channels, put_statement};
+use crate::session::statements::Named;
 use crate::sql::known::Known;
 use crate::sql::name::Name;
 use crate::sql::state::{Effect, PinReason, PinSet};
 use crate::wire::backend::{self as b, TransactionStatus};
 use crate::wire::expect::{Copy, For, Owed, Request};
 use crate::wire::frontend as f;
-use crate::wire::limits::OUTBOX_MAX;
 
 /// Marks the statements that have the backend forget channels among pgweir's own.
 pub(super) const LEAVING: u64 = u64::MAX - 1;
 
 /// What the shared listener was asked for. One thing at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Asked {
+pub(super) enum Asked {
     #[default]
     Nothing,
     /// A statement waits for the answer; with it, the channels it may commit are heard.
@@ -56,7 +53,7 @@ enum Asked {
 
 /// A `ReadyForQuery` that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Held {
+pub(super) enum Held {
     /// Until the listener has answered.
     Asking,
     /// Until these notifications are passed on.
@@ -66,18 +63,18 @@ enum Held {
 /// What a session that listens has more than others.
 #[derive(Debug, Default)]
 pub(super) struct Listening {
-    channels: Channels,
-    hearing: Option<Hearing>,
+    pub(super) channels: Channels,
+    pub(super) hearing: Option<Hearing>,
     /// What the shared listener hears for the session.
-    subscribed: BTreeSet<Name>,
+    pub(super) subscribed: BTreeSet<Name>,
     /// What the backend may listen on that it shall forget.
-    on_backend: BTreeSet<Name>,
+    pub(super) on_backend: BTreeSet<Name>,
     /// What the listener is asked to hear for the statement in front.
-    asked_for: BTreeSet<Name>,
+    pub(super) asked_for: BTreeSet<Name>,
     /// It has been told to.
     is_leaving: bool,
-    asked: Asked,
-    held: Option<Held>,
+    pub(super) asked: Asked,
+    pub(super) held: Option<Held>,
     /// What the statement under way is, and which of its statements is next to complete.
     under_way: Option<(Arc<Known>, usize)>,
     /// Portals of statements that concern channels or transactions.
@@ -118,7 +115,7 @@ impl Listening {
         !self.on_backend.is_empty() || self.channels.is_pending() || self.under_way.is_some()
     }
 
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.channels.is_empty()
             && self.held.is_none()
             && self.asked == Asked::Nothing
@@ -127,7 +124,7 @@ impl Listening {
             && self.hearing.as_ref().is_none_or(|it| it.ear.is_empty())
     }
 
-    fn take_answer(&mut self) -> Option<Answer> {
+    pub(super) fn take_answer(&mut self) -> Option<Answer> {
         self.hearing.as_ref()?.ear.take_answer()
     }
 }
@@ -190,8 +187,11 @@ impl Session {
         if self.listening.is_none() && !carries {
             return Gate::Open(pins);
         }
-        let is_answered = |lease: &crate::pool::Lease| !lease.expect.has_earlier();
-        if !self.lease.as_ref().is_none_or(is_answered) {
+        if self
+            .lease
+            .as_ref()
+            .is_some_and(|it| it.expect.has_earlier())
+        {
             self.held_up = true;
             return Gate::Shut;
         }
@@ -217,6 +217,13 @@ impl Session {
             }
         }
         Gate::Open(pins)
+    }
+
+    /// The same for a Bind of `named` to `portal`.
+    pub(super) fn gate_bind(&mut self, named: Option<&Named<Arc<Known>>>, portal: &[u8]) -> Gate {
+        named.map_or(Gate::Open(PinSet::EMPTY), |named| {
+            self.gate(&named.statement.known, Some(portal))
+        })
     }
 
     /// Asks the shared listener what it must have done before a statement is sent: that it is there, if the statement
@@ -251,7 +258,7 @@ impl Session {
         None
     }
 
-    fn join_listener(&mut self) {
+    pub(super) fn join_listener(&mut self) {
         let key = Key {
             database: Arc::clone(&self.pool.key.database),
             encoding: self.told.get(b"client_encoding").unwrap_or_default().into(),
@@ -481,181 +488,4 @@ impl Session {
         }
         is_held
     }
-}
-
-/// What the shared listener says.
-impl Session {
-    /// Takes what the shared listener has for the session and passes it on if it is time.
-    pub(super) fn poll_listening(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let Some(listening) = self.listening.as_deref_mut() else {
-            return Ok(false);
-        };
-        if listening.channels.is_overfull() {
-            return Err(too_many_statements());
-        }
-        let has_news = listening
-            .hearing
-            .as_ref()
-            .is_some_and(|it| it.ear.has_news());
-        let mut moved = false;
-        if has_news {
-            let hearing = listening.hearing.as_ref();
-            if hearing.is_some_and(|it| it.ear.has_overflowed()) {
-                return Err(too_slow());
-            }
-            if let Some(answer) = listening.take_answer() {
-                moved = true;
-                self.take_answer(answer)?;
-            }
-        }
-        moved |= self.pass_notifications(cx)?;
-        if moved {
-            self.process_inbox(cx)?;
-        }
-        if self.listening.as_ref().is_some_and(|it| it.is_over()) {
-            self.listening = None;
-        }
-        Ok(moved)
-    }
-
-    fn take_answer(&mut self, answer: Answer) -> Result<(), End> {
-        let Some(listening) = self.listening.as_deref_mut() else {
-            return Ok(());
-        };
-        let due = |it: &Hearing| it.ear.len();
-        match std::mem::take(&mut listening.asked) {
-            Asked::ForStatement { subscribes } => {
-                let channels = std::mem::take(&mut listening.asked_for);
-                if subscribes && answer == Answer::Done {
-                    listening.on_backend.extend(channels.iter().cloned());
-                    listening.subscribed.extend(channels);
-                }
-                listening.asked = Asked::Answered(answer);
-            }
-            Asked::ForReady => {
-                listening.held = listening.hearing.as_ref().map(due).map(Held::Passing);
-            }
-            Asked::ForMove if answer == Answer::Done => {
-                reply::report(&mut self.outbox, &missed());
-            }
-            Asked::ForMove => return Err(nowhere_to_listen()),
-            Asked::Nothing | Asked::Answered(_) => {}
-        }
-        Ok(())
-    }
-
-    /// Whether the client is where the server would send it notifications.
-    fn is_idle_for_client(&self) -> bool {
-        let is_at_rest = match &self.lease {
-            None => self.phase == Phase::Idle,
-            Some(lease) => self.phase == Phase::Active && lease.is_clean() && !self.in_transaction,
-        };
-        is_at_rest && !self.skipping && self.dropping == 0
-    }
-
-    fn pass_notifications(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let is_idle = self.is_idle_for_client();
-        let Some(listening) = self.listening.as_deref_mut() else {
-            return Ok(false);
-        };
-        let Some(hearing) = &listening.hearing else {
-            return Ok(false);
-        };
-        let mut due = match listening.held {
-            Some(Held::Asking) => return Ok(false),
-            Some(Held::Passing(due)) => due,
-            None if is_idle && listening.asked == Asked::Nothing => hearing.ear.len(),
-            None => return Ok(false),
-        };
-        if self.outbox.len() >= OUTBOX_MAX || (due == 0 && listening.held.is_none()) {
-            return Ok(false);
-        }
-        let room = OUTBOX_MAX - self.outbox.len();
-        for item in hearing.ear.take(due, room) {
-            due -= 1;
-            match item {
-                Item::Notification(heard) => {
-                    if listening.channels.listens_on(&heard.channel) {
-                        self.outbox.push(&heard.frame);
-                    }
-                }
-                Item::Missed => reply::report(&mut self.outbox, &missed()),
-            }
-        }
-        if listening.held.is_some() {
-            listening.held = Some(Held::Passing(due));
-            if due == 0 {
-                listening.held = None;
-                reply::ready(&mut self.outbox);
-            }
-        }
-        if due == 0 {
-            self.follow_encoding();
-        }
-        let sent = &self.outbox.poll_send(&mut self.stream, cx);
-        if let std::task::Poll::Ready(Err(_)) = sent {
-            return Err(End::ClientGone);
-        }
-        Ok(true)
-    }
-
-    /// The server sends notifications in the encoding of the connection that listens.
-    fn follow_encoding(&mut self) {
-        let encoding = self.told.get(b"client_encoding").unwrap_or_default();
-        let Some(listening) = &mut self.listening else {
-            return;
-        };
-        let is_same = |it: &Hearing| it.encoding() == encoding;
-        if listening.asked != Asked::Nothing
-            || listening.subscribed.is_empty()
-            || listening.hearing.as_ref().is_none_or(is_same)
-        {
-            return;
-        }
-        listening.asked = Asked::ForMove;
-        listening.hearing = None;
-        let channels = listening.subscribed.clone();
-        self.join_listener();
-        if let Some(hearing) = self.listening.as_ref().and_then(|it| it.hearing.as_ref()) {
-            hearing.ask(Ask::Subscribe(channels));
-        }
-    }
-}
-
-fn missed() -> Report {
-    Report::new(
-        Severity::Notice,
-        SqlState::SUCCESSFUL_COMPLETION,
-        "notifications may have been missed",
-    )
-    .detail("The server connection that listens for this session was replaced.")
-}
-
-fn too_slow() -> End {
-    let report = Report::fatal(
-        SqlState::CONFIGURATION_LIMIT_EXCEEDED,
-        "terminating connection because it does not take its notifications",
-    )
-    .detail(format!(
-        "More than {EAR_BYTES_MAX} bytes of notifications waited for this client."
-    ))
-    .hint("Read from the connection while it listens, and keep its transactions short.");
-    End::Fatal(Box::new(report))
-}
-
-fn too_many_statements() -> End {
-    let report = Report::fatal(
-        SqlState::CONFIGURATION_LIMIT_EXCEEDED,
-        "too many LISTEN, UNLISTEN and SAVEPOINT in one transaction",
-    )
-    .detail(format!("The limit is {PENDING_MAX}."));
-    End::Fatal(Box::new(report))
-}
-
-fn nowhere_to_listen() -> End {
-    let report = Report::fatal(
-        SqlState::CONNECTION_FAILURE,
-        "could not listen with the new client_encoding",
-    );
-    End::Fatal(Box::new(report))
 }

@@ -13,6 +13,7 @@ mod exchange;
 mod extended;
 pub mod failover;
 mod failure;
+mod hearing;
 mod inbound;
 mod listening;
 pub mod login;

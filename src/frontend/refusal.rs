@@ -75,12 +75,7 @@ impl Refusal {
                     String::from_utf8_lossy(name)
                 ),
             ),
-            Self::ListeningChannels => Report::error(
-                SqlState::FEATURE_NOT_SUPPORTED,
-                "pg_listening_channels() is not supported in a transaction of a session that listens",
-            )
-            .detail("The channels are listened to by a connection that sessions share.")
-            .hint("Call it outside a transaction, or set pgweir's pool.shared_listener = false."),
+            Self::ListeningChannels => listening_channels(),
             // PostgreSQL's own words.
             Self::Stale => Report::error(
                 SqlState::FEATURE_NOT_SUPPORTED,
@@ -128,6 +123,15 @@ impl Refusal {
             }
         }
     }
+}
+
+fn listening_channels() -> Report {
+    Report::error(
+        SqlState::FEATURE_NOT_SUPPORTED,
+        "pg_listening_channels() is not supported in a transaction of a session that listens",
+    )
+    .detail("The channels are listened to by a connection that sessions share.")
+    .hint("Call it outside a transaction, or set pgweir's pool.shared_listener = false.")
 }
 
 impl Session {

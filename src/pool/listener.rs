@@ -269,7 +269,9 @@ impl Listener {
             }
         };
         if all {
-            state.channels.keys().for_each(|channel| listen(channel));
+            for channel in state.channels.keys() {
+                listen(channel);
+            }
         }
         let mut awaited: BTreeSet<&[u8]> = BTreeSet::new();
         for (_, ask) in &asked {
@@ -277,7 +279,9 @@ impl Listener {
                 awaited.extend(names.iter().map(Name::as_bytes));
             }
         }
-        awaited.iter().for_each(|channel| listen(channel));
+        for channel in &awaited {
+            listen(channel);
+        }
         for channel in dropped {
             let is_wanted = state.channels.contains_key(&channel) || awaited.contains(&channel[..]);
             if !is_wanted && channels.remove(&channel) {

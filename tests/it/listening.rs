@@ -543,7 +543,11 @@ async fn a_listen_is_sent_only_once_the_shared_listener_listens() {
     let backend = ScriptedBackend::start_with(move |mut connection| {
         let (listens, heard) = (Arc::clone(&listens), heard.clone());
         async move {
-            let is_listener = connection.startup["application_name"] == "pgweir listener";
+            let is_listener = connection
+                .startup
+                .get("application_name")
+                .map(String::as_str)
+                == Some("pgweir listener");
             while let Some(message) = connection.read_message().await {
                 let sql = message.strings().concat();
                 let mut answer = Vec::new();

@@ -1,0 +1,186 @@
+//! What the shared listener has for a session: when it is passed on, and how (see [`super::listening`]).
+
+use std::task::{Context, Poll};
+
+use super::listening::{Asked, Held};
+use super::reply;
+use super::session::{End, Phase, Session};
+use crate::error::{Report, Severity, SqlState};
+use crate::pool::listener::{Answer, Ask, EAR_BYTES_MAX, Hearing, Item};
+use crate::session::channels::PENDING_MAX;
+use crate::wire::limits::OUTBOX_MAX;
+
+impl Session {
+    /// Takes what the shared listener has for the session and passes it on if it is time.
+    pub(super) fn poll_listening(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let Some(listening) = self.listening.as_deref_mut() else {
+            return Ok(false);
+        };
+        if listening.channels.is_overfull() {
+            return Err(too_many_statements());
+        }
+        let has_news = listening
+            .hearing
+            .as_ref()
+            .is_some_and(|it| it.ear.has_news());
+        let mut moved = false;
+        if has_news {
+            let hearing = listening.hearing.as_ref();
+            if hearing.is_some_and(|it| it.ear.has_overflowed()) {
+                return Err(too_slow());
+            }
+            if let Some(answer) = listening.take_answer() {
+                moved = true;
+                self.take_answer(answer)?;
+            }
+        }
+        moved |= self.pass_notifications(cx)?;
+        if moved {
+            self.process_inbox(cx)?;
+        }
+        if self.listening.as_ref().is_some_and(|it| it.is_over()) {
+            self.listening = None;
+        }
+        Ok(moved)
+    }
+
+    fn take_answer(&mut self, answer: Answer) -> Result<(), End> {
+        let Some(listening) = self.listening.as_deref_mut() else {
+            return Ok(());
+        };
+        let due = |it: &Hearing| it.ear.len();
+        match std::mem::take(&mut listening.asked) {
+            Asked::ForStatement { subscribes } => {
+                let channels = std::mem::take(&mut listening.asked_for);
+                if subscribes && answer == Answer::Done {
+                    listening.on_backend.extend(channels.iter().cloned());
+                    listening.subscribed.extend(channels);
+                }
+                listening.asked = Asked::Answered(answer);
+            }
+            Asked::ForReady => {
+                listening.held = listening.hearing.as_ref().map(due).map(Held::Passing);
+            }
+            Asked::ForMove if answer == Answer::Done => {
+                reply::report(&mut self.outbox, &missed());
+            }
+            Asked::ForMove => return Err(nowhere_to_listen()),
+            Asked::Nothing | Asked::Answered(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Whether the client is where the server would send it notifications.
+    fn is_idle_for_client(&self) -> bool {
+        let is_at_rest = match &self.lease {
+            None => self.phase == Phase::Idle,
+            Some(lease) => self.phase == Phase::Active && lease.is_clean() && !self.in_transaction,
+        };
+        is_at_rest && !self.skipping && self.dropping == 0
+    }
+
+    fn pass_notifications(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let is_idle = self.is_idle_for_client();
+        let Some(listening) = self.listening.as_deref_mut() else {
+            return Ok(false);
+        };
+        let Some(hearing) = &listening.hearing else {
+            return Ok(false);
+        };
+        let mut due = match listening.held {
+            Some(Held::Asking) => return Ok(false),
+            Some(Held::Passing(due)) => due,
+            None if is_idle && listening.asked == Asked::Nothing => hearing.ear.len(),
+            None => return Ok(false),
+        };
+        if self.outbox.len() >= OUTBOX_MAX || (due == 0 && listening.held.is_none()) {
+            return Ok(false);
+        }
+        let room = OUTBOX_MAX - self.outbox.len();
+        for item in hearing.ear.take(due, room) {
+            due -= 1;
+            match item {
+                Item::Notification(heard) => {
+                    if listening.channels.listens_on(&heard.channel) {
+                        self.outbox.push(&heard.frame);
+                    }
+                }
+                Item::Missed => reply::report(&mut self.outbox, &missed()),
+            }
+        }
+        if listening.held.is_some() {
+            listening.held = Some(Held::Passing(due));
+            if due == 0 {
+                listening.held = None;
+                reply::ready(&mut self.outbox);
+            }
+        }
+        if due == 0 {
+            self.follow_encoding();
+        }
+        if let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx) {
+            sent?;
+        }
+        Ok(true)
+    }
+
+    /// The server sends notifications in the encoding of the connection that listens.
+    fn follow_encoding(&mut self) {
+        let encoding = self.told.get(b"client_encoding").unwrap_or_default();
+        let Some(listening) = &mut self.listening else {
+            return;
+        };
+        let is_same = |it: &Hearing| it.encoding() == encoding;
+        if listening.asked != Asked::Nothing
+            || listening.subscribed.is_empty()
+            || listening.hearing.as_ref().is_none_or(is_same)
+        {
+            return;
+        }
+        listening.asked = Asked::ForMove;
+        listening.hearing = None;
+        let channels = listening.subscribed.clone();
+        self.join_listener();
+        if let Some(hearing) = self.listening.as_ref().and_then(|it| it.hearing.as_ref()) {
+            hearing.ask(Ask::Subscribe(channels));
+        }
+    }
+}
+
+fn missed() -> Report {
+    Report::new(
+        Severity::Notice,
+        SqlState::SUCCESSFUL_COMPLETION,
+        "notifications may have been missed",
+    )
+    .detail("The server connection that listens for this session was replaced.")
+}
+
+fn too_slow() -> End {
+    let report = Report::fatal(
+        SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+        "terminating connection because it does not take its notifications",
+    )
+    .detail(format!(
+        "More than {EAR_BYTES_MAX} bytes of notifications waited for this client."
+    ))
+    .hint("Read from the connection while it listens, and keep its transactions short.");
+    End::Fatal(Box::new(report))
+}
+
+fn too_many_statements() -> End {
+    let report = Report::fatal(
+        SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+        "too many LISTEN, UNLISTEN and SAVEPOINT in one transaction",
+    )
+    .detail(format!("The limit is {PENDING_MAX}."));
+    End::Fatal(Box::new(report))
+}
+
+fn nowhere_to_listen() -> End {
+    let report = Report::fatal(
+        SqlState::CONNECTION_FAILURE,
+        "could not listen with the new client_encoding",
+    );
+    End::Fatal(Box::new(report))
+}
