@@ -145,6 +145,25 @@ impl Session {
             hearing.ask(Ask::Subscribe(channels));
         }
     }
+
+    /// What was sent is taken back, to be sent again; true if the backend may listen on something.
+    pub(super) fn take_back_listening(&mut self) -> bool {
+        let Some(listening) = &mut self.listening else {
+            return false;
+        };
+        let touches = listening.touches_backend();
+        listening.under_way = None;
+        listening.is_leaving = false;
+        listening.channels.forgive();
+        touches
+    }
+
+    /// The backend is another session's from here on, or gone.
+    pub(super) fn part_with_channels(&mut self) {
+        if let Some(listening) = &mut self.listening {
+            listening.on_backend.clear();
+        }
+    }
 }
 
 fn missed() -> Report {

@@ -72,11 +72,11 @@ pub(super) struct Listening {
     /// What the listener is asked to hear for the statement in front.
     pub(super) asked_for: BTreeSet<Name>,
     /// It has been told to.
-    is_leaving: bool,
+    pub(super) is_leaving: bool,
     pub(super) asked: Asked,
     pub(super) held: Option<Held>,
     /// What the statement under way is, and which of its statements is next to complete.
-    under_way: Option<(Arc<Known>, usize)>,
+    pub(super) under_way: Option<(Arc<Known>, usize)>,
     /// Portals of statements that concern channels or transactions.
     portals: Vec<(Box<[u8]>, Arc<Known>)>,
 }

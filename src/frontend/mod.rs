@@ -16,6 +16,7 @@ mod failure;
 mod hearing;
 mod inbound;
 mod listening;
+mod locals;
 pub mod login;
 mod metering;
 mod moving;
