@@ -29,9 +29,9 @@ impl Session {
             if hearing.is_some_and(|it| it.ear.has_overflowed()) {
                 return Err(too_slow());
             }
-            if let Some(answer) = listening.take_answer() {
+            if let Some((answer, before)) = listening.take_answer() {
                 moved = true;
-                self.take_answer(answer)?;
+                self.take_answer(answer, before)?;
             }
         }
         moved |= self.pass_notifications(cx)?;
@@ -44,22 +44,28 @@ impl Session {
         Ok(moved)
     }
 
-    fn take_answer(&mut self, answer: Answer) -> Result<(), End> {
+    /// `before` notifications came before the answer.
+    fn take_answer(&mut self, answer: Answer, before: usize) -> Result<(), End> {
         let Some(listening) = self.listening.as_deref_mut() else {
             return Ok(());
         };
-        let due = |it: &Hearing| it.ear.len();
         match std::mem::take(&mut listening.asked) {
             Asked::ForStatement { subscribes } => {
                 let channels = std::mem::take(&mut listening.asked_for);
                 if subscribes && answer == Answer::Done {
+                    // A text that ended one transaction and listened in the next has subscribed before.
+                    if let Some(hearing) = &listening.hearing {
+                        let committed = &listening.channels;
+                        let keeps = |channel: &[u8]| committed.listens_on(channel);
+                        hearing.ear.drop_first(before, keeps);
+                    }
                     listening.on_backend.extend(channels.iter().cloned());
                     listening.subscribed.extend(channels);
                 }
                 listening.asked = Asked::Answered(answer);
             }
             Asked::ForReady => {
-                listening.held = listening.hearing.as_ref().map(due).map(Held::Passing);
+                listening.held = Some(Held::Passing(before));
             }
             Asked::ForMove if answer == Answer::Done => {
                 reply::report(&mut self.outbox, &missed());

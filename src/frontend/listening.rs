@@ -124,7 +124,7 @@ impl Listening {
             && self.hearing.as_ref().is_none_or(|it| it.ear.is_empty())
     }
 
-    pub(super) fn take_answer(&mut self) -> Option<Answer> {
+    pub(super) fn take_answer(&mut self) -> Option<(Answer, usize)> {
         self.hearing.as_ref()?.ear.take_answer()
     }
 }

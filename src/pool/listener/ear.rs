@@ -48,7 +48,8 @@ pub enum Answer {
 struct Heard {
     items: VecDeque<Item>,
     bytes: usize,
-    answer: Option<Answer>,
+    /// With the number of items that stood before it.
+    answer: Option<(Answer, usize)>,
     overflowed: bool,
 }
 
@@ -105,7 +106,7 @@ impl Ear {
     }
 
     pub(super) fn answer(&self, answer: Answer) {
-        self.tell(|heard| heard.answer = Some(answer));
+        self.tell(|heard| heard.answer = Some((answer, heard.items.len())));
     }
 
     /// Whether something came since the last look.
@@ -113,9 +114,25 @@ impl Ear {
         self.has_news.swap(false, Ordering::Acquire)
     }
 
-    /// The answer to what was asked last.
-    pub fn take_answer(&self) -> Option<Answer> {
+    /// The answer to what was asked last, and how many items stand before it if none was taken since.
+    pub fn take_answer(&self) -> Option<(Answer, usize)> {
         self.lock().answer.take()
+    }
+
+    /// Drops, of the first `count` items, the notifications of channels that `keeps` does not want.
+    pub fn drop_first(&self, count: usize, keeps: impl Fn(&[u8]) -> bool) {
+        let mut heard = self.lock();
+        let (mut at, mut dropped) = (0, 0);
+        heard.items.retain(|item| {
+            at += 1;
+            let is_wanted = match item {
+                Item::Notification(one) => at > count || keeps(&one.channel),
+                Item::Missed => true,
+            };
+            dropped += if is_wanted { 0 } else { item.len() };
+            is_wanted
+        });
+        heard.bytes -= dropped;
     }
 
     /// More came than is kept: what the session has heard is not whole any more.
