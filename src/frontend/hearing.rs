@@ -6,8 +6,9 @@ use super::listening::{Asked, Held};
 use super::reply;
 use super::session::{End, Phase, Session};
 use crate::error::{Report, Severity, SqlState};
+use crate::net::buffer::Outbox;
 use crate::pool::listener::{Answer, Ask, EAR_BYTES_MAX, Hearing, Item};
-use crate::session::channels::PENDING_MAX;
+use crate::session::channels::{Channels, PENDING_MAX};
 use crate::wire::limits::OUTBOX_MAX;
 
 impl Session {
@@ -46,19 +47,25 @@ impl Session {
 
     /// `before` notifications came before the answer.
     fn take_answer(&mut self, answer: Answer, before: usize) -> Result<(), End> {
+        let is_outside = self.is_outside();
         let Some(listening) = self.listening.as_deref_mut() else {
             return Ok(());
         };
         match std::mem::take(&mut listening.asked) {
             Asked::ForStatement { subscribes } => {
                 let channels = std::mem::take(&mut listening.asked_for);
-                if subscribes && answer == Answer::Done {
-                    // A text that ended one transaction and listened in the next has subscribed before.
-                    if let Some(hearing) = &listening.hearing {
+                if let Some(hearing) = &listening.hearing {
+                    if is_outside {
+                        let items = hearing.ear.take(before, usize::MAX);
+                        pass(&listening.channels, items, &mut self.outbox);
+                    } else if subscribes {
+                        // A text that ended one transaction and listened in the next has subscribed before.
                         let committed = &listening.channels;
                         let keeps = |channel: &[u8]| committed.listens_on(channel);
                         hearing.ear.drop_first(before, keeps);
                     }
+                }
+                if subscribes && answer == Answer::Done {
                     listening.on_backend.extend(channels.iter().cloned());
                     listening.subscribed.extend(channels);
                 }
@@ -103,17 +110,9 @@ impl Session {
             return Ok(false);
         }
         let room = OUTBOX_MAX - self.outbox.len();
-        for item in hearing.ear.take(due, room) {
-            due -= 1;
-            match item {
-                Item::Notification(heard) => {
-                    if listening.channels.listens_on(&heard.channel) {
-                        self.outbox.push(&heard.frame);
-                    }
-                }
-                Item::Missed => reply::report(&mut self.outbox, &missed()),
-            }
-        }
+        let items = hearing.ear.take(due, room);
+        due -= items.len();
+        pass(&listening.channels, items, &mut self.outbox);
         if listening.held.is_some() {
             listening.held = Some(Held::Passing(due));
             if due == 0 {
@@ -168,6 +167,19 @@ impl Session {
     pub(super) fn part_with_channels(&mut self) {
         if let Some(listening) = &mut self.listening {
             listening.on_backend.clear();
+        }
+    }
+}
+
+/// Sends the client what is for it.
+fn pass(channels: &Channels, items: Vec<Item>, outbox: &mut Outbox) {
+    for item in items {
+        match item {
+            Item::Notification(heard) if channels.listens_on(&heard.channel) => {
+                outbox.push(&heard.frame);
+            }
+            Item::Notification(_) => {}
+            Item::Missed => reply::report(outbox, &missed()),
         }
     }
 }

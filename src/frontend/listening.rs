@@ -19,22 +19,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::inbound::Frame;
-use super::refusal::Refusal;
 use super::session::Session;
 use crate::config::model::PoolMode;
 use crate::net::buffer::Gather;
+use crate::pool::Lease;
 use crate::pool::listener::{Answer, Ask, Hearing, Key};
-use crate::session::channels::{CHANNELS_MAX, Channels, put_statement};
+use crate::session::channels::{CHANNELS_MAX, Channels};
 use crate::session::statements::Named;
 use crate::sql::known::Known;
 use crate::sql::name::Name;
 use crate::sql::state::{Effect, PinReason, PinSet};
 use crate::wire::backend::{self as b, TransactionStatus};
-use crate::wire::expect::{Copy, For, Owed, Request};
+use crate::wire::expect::{Copy, For, Request};
 use crate::wire::frontend as f;
-
-/// Marks the statements that have the backend forget channels among pgweir's own.
-pub(super) const LEAVING: u64 = u64::MAX - 1;
 
 /// What the shared listener was asked for. One thing at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,16 +94,22 @@ fn listens(known: &Known) -> impl Iterator<Item = &Name> {
     })
 }
 
+/// Whether `known` may have the session listen on less.
+fn leaves(known: &Known) -> bool {
+    known
+        .class
+        .effects()
+        .any(|effect| matches!(effect, Effect::Unlisten(_) | Effect::DiscardAll))
+}
+
 /// Whether the outcome of `known` must be followed.
 fn concerns(known: &Known) -> bool {
     let transaction = known.class.transaction;
-    let concerns_channels = known.class.effects().any(|effect| {
-        matches!(
-            effect,
-            Effect::Listen(_) | Effect::Unlisten(_) | Effect::DiscardAll
-        )
-    });
-    concerns_channels || transaction.begins() || transaction.ends() || transaction.savepoints()
+    known.listens
+        || leaves(known)
+        || transaction.begins()
+        || transaction.ends()
+        || transaction.savepoints()
 }
 
 impl Listening {
@@ -199,7 +202,8 @@ impl Session {
         let transaction = known.class.transaction;
         let commits = portal.is_none()
             && (transaction.ends() || !(self.in_transaction || transaction.begins()));
-        match self.ask_before(carries.then_some(known), commits) {
+        let leaves = leaves(known) && self.is_outside();
+        match self.ask_before(carries.then_some(known), commits, leaves) {
             None => return Gate::Shut,
             Some(Answer::Done) if carries => pins.remove(PinReason::Listen),
             Some(_) => {}
@@ -226,9 +230,21 @@ impl Session {
         })
     }
 
+    /// Whether the client is in no transaction, be it that of an exchange under way.
+    pub(super) fn is_outside(&self) -> bool {
+        let has_begun = |lease: &Lease| lease.expect.is_open() && self.bound.is_some();
+        !self.in_transaction && !self.lease.as_ref().is_some_and(has_begun)
+    }
+
     /// Asks the shared listener what it must have done before a statement is sent: that it is there, if the statement
-    /// listens, and that it hears what the statement may commit. `None` while the answer is awaited.
-    fn ask_before(&mut self, listens_now: Option<&Known>, commits: bool) -> Option<Answer> {
+    /// listens; that it hears what the statement may commit; that all is told that was committed before the statement
+    /// `leaves` a channel. `None` while the answer is awaited.
+    fn ask_before(
+        &mut self,
+        listens_now: Option<&Known>,
+        commits: bool,
+        leaves: bool,
+    ) -> Option<Answer> {
         let listening = self.listening.as_deref_mut()?;
         match listening.asked {
             Asked::Answered(answer) => {
@@ -243,7 +259,8 @@ impl Session {
             channels.extend(listens(known).cloned());
         }
         let subscribes = commits && !channels.is_empty();
-        if !subscribes && listens_now.is_none() {
+        let tells = leaves && !listening.subscribed.is_empty();
+        if !subscribes && listens_now.is_none() && !tells {
             return Some(Answer::Done);
         }
         listening.asked = Asked::ForStatement { subscribes };
@@ -304,7 +321,7 @@ impl Session {
                 .listening
                 .as_deref()
                 .is_some_and(|it| it.channels.is_pending());
-        if asks && self.ask_before(None, true).is_none() {
+        if asks && self.ask_before(None, true, false).is_none() {
             return true;
         }
         if let (Some(known), Some(listening)) = (known, &mut self.listening) {
@@ -330,83 +347,6 @@ impl Session {
                         && matches!(owed.to, For::Client | For::Refusal)
                 })
         })
-    }
-
-    /// Has the backend forget what it listens on for the session, once the transaction is over that is ended here.
-    pub(super) fn leave_channels(&mut self, gather: &mut Gather) {
-        let (Some(listening), Some(lease)) = (&mut self.listening, &mut self.lease) else {
-            return;
-        };
-        if listening.on_backend.is_empty() || listening.is_leaving || self.in_transaction {
-            return;
-        }
-        listening.is_leaving = true;
-        let mut text = Vec::new();
-        for name in &listening.on_backend {
-            put_statement(&mut text, b"UNLISTEN", name.as_bytes());
-        }
-        gather.own(|out| f::put_query(out, &text));
-        lease.expect.push(Owed {
-            statement: LEAVING,
-            ..Owed::new(Request::Query, For::Probe)
-        });
-        lease.mirror.unnamed = None;
-    }
-
-    /// Whether the backend still has to be told to forget.
-    pub(super) fn has_channels_to_leave(&self) -> bool {
-        self.listening
-            .as_ref()
-            .is_some_and(|it| !it.on_backend.is_empty() && !it.is_leaving)
-    }
-
-    /// The backend has answered that it has forgotten, or why not.
-    pub(super) fn left_channels(&mut self, status: TransactionStatus, refused: bool) {
-        let Some(listening) = &mut self.listening else {
-            return;
-        };
-        listening.is_leaving = false;
-        if status == TransactionStatus::Idle {
-            listening.on_backend.clear();
-            if refused {
-                // It goes to nobody else.
-                self.set_pins(self.pins.union(PinReason::Listen.into()));
-            }
-        }
-    }
-
-    /// Has the backend listen on what the session listens on, for a statement that asks for it. In a transaction it would
-    /// not see it.
-    pub(super) fn show_channels(
-        &mut self,
-        known: &Known,
-        portal: bool,
-        gather: &mut Gather,
-    ) -> Option<Refusal> {
-        if !known.reads_channels {
-            return None;
-        }
-        let is_bound = portal && self.bound.is_some();
-        let (Some(listening), Some(lease)) = (&mut self.listening, &mut self.lease) else {
-            return None;
-        };
-        if listening.subscribed.is_empty() {
-            return None;
-        }
-        if self.in_transaction || is_bound || lease.status != TransactionStatus::Idle {
-            return Some(Refusal::ListeningChannels);
-        }
-        let mut text = Vec::new();
-        for name in &listening.subscribed {
-            put_statement(&mut text, b"LISTEN", name.as_bytes());
-        }
-        listening
-            .on_backend
-            .extend(listening.subscribed.iter().cloned());
-        gather.own(|out| f::put_query(out, &text));
-        lease.expect.push(Owed::new(Request::Query, For::Probe));
-        lease.mirror.unnamed = None;
-        None
     }
 }
 

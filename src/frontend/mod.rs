@@ -15,6 +15,7 @@ pub mod failover;
 mod failure;
 mod hearing;
 mod inbound;
+mod leaving;
 mod listening;
 mod locals;
 pub mod login;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use super::checkout::QUESTION;
-use super::listening::LEAVING;
+use super::leaving::LEAVING;
 use super::reply;
 use super::session::{End, ProbeAnswer, Session};
 use crate::backend::connection::Backend;

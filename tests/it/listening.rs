@@ -12,7 +12,7 @@ use crate::shared;
 use crate::support::client::{Client, Login, Reply};
 use crate::support::messages::{self, bind, execute, parse, query, sync};
 use crate::support::pgweir::{Options, Pgweir};
-use crate::support::scripted_backend::ScriptedBackend;
+use crate::support::scripted_backend::{BackendConnection, ScriptedBackend};
 use crate::support::wait::eventually;
 
 /// A database of one test: notifications go no further.
@@ -245,9 +245,9 @@ async fn take(client: &mut Client, step: &Step) -> Vec<Seen> {
 struct Pair {
     through: Client,
     past: Client,
-    /// What they listened on when they were last idle, and how many steps they have taken since.
-    channels: Vec<String>,
-    steps: usize,
+    /// What was said and heard since they were last idle, unless that was in one step outside transactions.
+    said: String,
+    heard: [Vec<(String, String)>; 2],
 }
 
 async fn channels(client: &mut Client) -> Vec<String> {
@@ -256,31 +256,51 @@ async fn channels(client: &mut Client) -> Vec<String> {
 }
 
 impl Pair {
-    /// Takes a step with both and compares what they see.
+    /// Takes a step with both and compares what they see, each notification in its exchange; of transactions, at their
+    /// end.
     ///
-    /// A backend that listens on something and is kept from reading by a transaction reads what is older than a `LISTEN`
-    /// in it, too: what the server would not have sent to a backend that had read in time may be missing.
+    /// A notification that comes just when a transaction begins is sent before or behind it. And a backend that listens on
+    /// something and is kept from reading by a transaction reads what is older than a `LISTEN` in it, too: what the server
+    /// would not have sent to a backend that had read in time may be missing.
     async fn step(&mut self, step: &Step, story: &str) {
         let mut seen = take(&mut self.through, step).await;
         let mut expected = take(&mut self.past, step).await;
-        self.steps += 1;
-        if expected.last().is_some_and(|last| last.status == 'I') {
-            let before = std::mem::take(&mut self.channels);
-            self.channels = channels(&mut self.past).await;
-            assert_eq!(channels(&mut self.through).await, self.channels, "{story}");
-            assert_eq!(heard(&mut self.through), [], "{story}");
-            if self.steps > 1 && !before.is_empty() {
-                let is_new = |name: &String| self.channels.contains(name) && !before.contains(name);
-                for (seen, expected) in seen.iter_mut().zip(&mut expected) {
-                    let mut there = seen.heard.clone();
-                    expected.heard.retain(|one| {
-                        let place = there.iter().position(|other| other == one);
-                        place.map(|place| there.remove(place)).is_some() || !is_new(&one.0)
-                    });
+        let is_apart = self.said.is_empty() && expected.iter().all(|one| one.status == 'I');
+        if !is_apart {
+            let _ = match step {
+                Step::Simple(one) | Step::Extended(one) => write!(self.said, "{one};"),
+                Step::Together(one, two) | Step::Ahead(one, two) => {
+                    write!(self.said, "{one};{two};")
                 }
+            };
+            for one in &mut seen {
+                self.heard[0].append(&mut one.heard);
             }
-            self.steps = 0;
+            for one in &mut expected {
+                self.heard[1].append(&mut one.heard);
+            }
         }
+        assert_eq!(seen, expected, "{story}");
+        if expected.last().is_some_and(|last| last.status == 'I') {
+            let listened = channels(&mut self.past).await;
+            assert_eq!(channels(&mut self.through).await, listened, "{story}");
+            assert_eq!(heard(&mut self.through), [], "{story}");
+            self.compare_transaction(story);
+        }
+    }
+
+    fn compare_transaction(&mut self, story: &str) {
+        let said = std::mem::take(&mut self.said).replace("UNLISTEN", "");
+        let [seen, mut expected] = std::mem::take(&mut self.heard);
+        let is_new = |name: &str| {
+            let spelled = if name == "C d\"" { "\"C d\"\"\"" } else { name };
+            said.contains(&format!("LISTEN {spelled}"))
+        };
+        let mut there = seen.clone();
+        expected.retain(|one| {
+            let place = there.iter().position(|other| other == one);
+            place.map(|place| there.remove(place)).is_some() || !is_new(&one.0)
+        });
         assert_eq!(seen, expected, "{story}");
     }
 }
@@ -308,8 +328,8 @@ async fn random_dialogues_hear_what_they_hear_on_connections_of_their_own() {
             pairs.push(Pair {
                 through: client(&pgweir, &through).await,
                 past: direct(&past).await,
-                channels: Vec::new(),
-                steps: 0,
+                said: String::new(),
+                heard: [Vec::new(), Vec::new()],
             });
         }
         let (mut next, mut story) = (0, format!("seed {seed}"));
@@ -483,6 +503,9 @@ async fn pausing_closes_the_listener_and_resuming_brings_it_back() {
     assert_eq!(one.notification().await, note("a", "y"));
 }
 
+/// Notifications to all.
+const ROUNDS: usize = 5;
+
 /// `PGWEIR_LISTENERS` clients, each on a channel of its own and one of all (`make show-listen`: 5,000).
 #[tokio::test]
 async fn many_clients_listen_on_one_server_connection() {
@@ -510,7 +533,6 @@ async fn many_clients_listen_on_one_server_connection() {
     assert!(all <= 11, "{all} server connections");
     let mut sender = direct(&database).await;
     let began = tokio::time::Instant::now();
-    const ROUNDS: usize = 5;
     for round in 0..ROUNDS {
         sender
             .query(&format!(
@@ -543,51 +565,47 @@ async fn many_clients_listen_on_one_server_connection() {
     );
 }
 
-/// A server whose listening connection answers late, and says something in between.
+/// Answers every query; the connection that listens, late, and saying something in between.
+async fn answer_listen(mut connection: BackendConnection, listens: Arc<AtomicBool>) {
+    let heard =
+        |payload: &str| messages::frame(b'A', format!("\0\0\0\x07a\0{payload}\0").as_bytes());
+    let name = connection.startup.get("application_name");
+    let is_listener = name.map(String::as_str) == Some("pgweir listener");
+    while let Some(message) = connection.read_message().await {
+        let sql = message.strings().concat();
+        let mut answer = match &*sql {
+            // The shared listener says it, too.
+            "LISTEN a" => {
+                assert!(listens.load(Ordering::SeqCst), "sent too early");
+                heard("own")
+            }
+            "" if is_listener => heard("own"),
+            _ => Vec::new(),
+        };
+        if is_listener && sql.contains("LISTEN \"a\"") {
+            // Whatever is sent meanwhile would find it not listening.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            listens.store(true, Ordering::SeqCst);
+            // Older than the answer: nobody's.
+            answer = heard("old");
+        }
+        answer.extend(messages::command_complete("LISTEN"));
+        answer.extend(messages::ready_for_query(b'I'));
+        connection.send(&answer).await;
+    }
+}
+
 #[tokio::test]
 async fn a_listen_is_sent_only_once_the_shared_listener_listens() {
-    let heard = messages::frame(b'A', b"\0\0\0\x07a\0own\0");
     let listens = Arc::new(AtomicBool::new(false));
-    let backend = ScriptedBackend::start_with(move |mut connection| {
-        let (listens, heard) = (Arc::clone(&listens), heard.clone());
-        async move {
-            let is_listener = connection
-                .startup
-                .get("application_name")
-                .map(String::as_str)
-                == Some("pgweir listener");
-            while let Some(message) = connection.read_message().await {
-                let sql = message.strings().concat();
-                let mut answer = Vec::new();
-                if is_listener && sql.contains("LISTEN \"a\"") {
-                    // Whatever is sent meanwhile would find it not listening.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    listens.store(true, Ordering::SeqCst);
-                    // Older than the answer: nobody's.
-                    answer.extend(messages::frame(b'A', b"\0\0\0\x07a\0old\0"));
-                } else if is_listener && sql.is_empty() {
-                    answer.extend(&heard);
-                } else if sql.starts_with("LISTEN a") {
-                    assert!(listens.load(Ordering::SeqCst), "sent too early");
-                    // The shared listener says it, too.
-                    answer.extend(&heard);
-                }
-                let tag = if sql.contains("UNLISTEN") {
-                    "UNLISTEN"
-                } else {
-                    "LISTEN"
-                };
-                answer.extend(messages::command_complete(tag));
-                answer.extend(messages::ready_for_query(b'I'));
-                connection.send(&answer).await;
-            }
-        }
+    let backend = ScriptedBackend::start_with(move |connection| {
+        answer_listen(connection, Arc::clone(&listens))
     })
     .await;
     let pgweir = Options::in_front_of(&backend.node_url()).start();
     let mut one = client(&pgweir, "scripted").await;
     one.query("LISTEN a").await.ok();
-    assert_eq!(self::heard(&mut one), [note("a", "own")]);
+    assert_eq!(heard(&mut one), [note("a", "own")]);
     one.query("NOTIFY a, 'own'").await.ok();
-    assert_eq!(self::heard(&mut one), [note("a", "own")]);
+    assert_eq!(heard(&mut one), [note("a", "own")]);
 }
