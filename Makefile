@@ -101,8 +101,9 @@ conformance: build packages ## PostgreSQL's regression suite through pgweir, com
 
 # --- What an issue asks to be shown ---
 
-soak: rust packages ## Random dialogues compared with PostgreSQL's own answers, with a new seed
+soak: rust packages ## Random dialogues and sessions compared with PostgreSQL's own, with a new seed
 	PGWEIR_SEED=random PGWEIR_CASES=$${PGWEIR_CASES:-2000} cargo test --test it differential -- --nocapture
+	PGWEIR_SEED=random PGWEIR_CASES=$${PGWEIR_CASES:-2000} cargo test --test it model -- --nocapture
 
 chaos: rust packages ## Clients of every kind while servers die and pgweir is reloaded, paused and killed; CHAOS_SECONDS (120), CHAOS_SEED
 	PGWEIR_CHAOS_SECONDS=$(or $(CHAOS_SECONDS),120) PGWEIR_SEED=$(or $(CHAOS_SEED),random) \
@@ -181,3 +182,19 @@ show-failover: build packages ## pgbench while the primary is stopped and a repl
 
 show-reads: build packages ## Reads through pgweir with two replicas, against the primary alone
 	$(PYTHON) benches/replicas.py reads
+
+# --- Sessions through pgweir are those of a direct connection ---
+
+.PHONY: show-dump show-apps show-migrations
+show-dump: build packages ## pg_dump, pg_restore and psql's \d family through pgweir, compared with a direct connection
+	tests/show.sh dump
+
+show-apps: build drivers $(VENV)/.shows ## 200 clients of four drivers over 10 connections, with all that a session has; results checked
+	tests/show.sh apps
+
+show-migrations: build packages $(VENV)/.shows ## Four Alembic runs at once under a session's advisory lock: one migrates
+	tests/show.sh migrations
+
+$(VENV)/.shows: tests/drivers/shows.txt $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@

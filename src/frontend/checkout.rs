@@ -13,7 +13,9 @@ use crate::pool::Lease;
 use crate::pool::reset::{self, Residue};
 use crate::pool::waiter::CheckoutError;
 use crate::routing::reason::Reason;
+use crate::session::mirror::Mirror;
 use crate::session::plan::{self, Pace};
+use crate::session::settings::Row;
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frontend;
@@ -199,6 +201,18 @@ impl Session {
         lease.mirror.unnamed = None;
     }
 
+    /// What was learnt is what the backend has. As a rule that is what the session has, and the two share it.
+    pub(super) fn reflect(&self, mirror: &mut Mirror, learnt: &[Row]) {
+        let user = self.effective.login_user.as_bytes();
+        let next = mirror.settings.with(learnt, user);
+        let current = self.settings.current();
+        mirror.settings = if next == **current {
+            Arc::clone(current)
+        } else {
+            Arc::new(next)
+        };
+    }
+
     /// After the server has answered: goes on, asks what is still to be known, or gives the backend back.
     pub(super) fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let Some(lease) = &self.lease else {
@@ -237,6 +251,7 @@ impl Session {
             return Ok(());
         }
         self.transaction_since = self.now;
+        self.reads_anew = false;
         self.rest_rerun();
         self.metering.rests();
         self.note_rest();
@@ -252,10 +267,11 @@ impl Session {
     }
 
     /// Gives the backend back, unless the session keeps it.
-    fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         if self.leave_replica() {
             self.lease = None;
         }
+        self.end_probation(false);
         let keeps = !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session;
         if keeps {
             self.short = None;
@@ -270,6 +286,7 @@ impl Session {
             let dialer = self.shared.pools.dialer.load();
             let limit = self.effective.timeouts.cancel_wait_timeout;
             let residue = if is_unpinned {
+                drop(self.names.own_none());
                 Residue::SessionState
             } else {
                 Residue::None

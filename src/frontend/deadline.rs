@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::reply;
+use super::sequences::PROBATION_IDLE;
 use super::session::{End, Phase, Session};
 use crate::backend::cancel;
 use crate::backend::connection::Identity;
@@ -33,6 +34,8 @@ pub(super) enum Limit {
     IdleTransaction,
     ClientIdle,
     PinIdle,
+    /// The session has kept its backend for long enough to see whether its application reads numbers.
+    Probation,
     ClientWrite,
 }
 
@@ -79,8 +82,13 @@ impl Session {
             Phase::Planning => at(self.since, timeouts.query_timeout, Limit::Query),
             Phase::Active if self.is_awaiting_client() && !self.holds_transaction() => {
                 let limit = timeouts.pin_idle_timeout.filter(|_| !self.pins.is_empty());
+                let kept = if self.is_on_probation() {
+                    at(self.since, Some(PROBATION_IDLE), Limit::Probation)
+                } else {
+                    at(self.since, limit, Limit::PinIdle)
+                };
                 earlier(
-                    at(self.since, limit, Limit::PinIdle),
+                    kept,
                     at(self.since, timeouts.client_idle_timeout, Limit::ClientIdle),
                 )
             }
@@ -139,6 +147,11 @@ impl Session {
             Limit::Replica => {
                 self.enter(Phase::Idle);
                 self.process_inbox(cx)
+            }
+            Limit::Probation => {
+                self.end_probation(true);
+                self.release();
+                Ok(())
             }
             Limit::Query => {
                 self.timed_out = true;

@@ -12,6 +12,7 @@ use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
 use crate::pool::Lease;
 use crate::pool::reset::{self, Residue};
+use crate::sql::state::PinReason;
 use crate::wire::expect::For;
 
 /// How long the last words to a client may take.
@@ -81,10 +82,19 @@ impl Session {
         }
         let residue = if self.effective.pool.pool_mode == PoolMode::Session {
             Residue::SessionState
-        } else if !self.pins.is_empty() {
+        } else if !self
+            .pins
+            .without(PinReason::SequenceState.into())
+            .is_empty()
+        {
             Residue::Pinned
-        } else if self.settings.is_touched() || lease.expect.owes(For::Plan) {
+        } else if self.settings.is_touched()
+            || lease.expect.owes(For::Plan)
+            || self.has_own_on(&lease)
+            || !(self.pins.is_empty() || self.is_on_probation())
+        {
             // Settings a statement under way may have changed are not in the mirror yet; those of a plan under way are.
+            // A session that was pinned for its numbers may have had other reasons, too.
             Residue::SessionState
         } else {
             Residue::None

@@ -221,14 +221,14 @@ impl Look<'_> {
             return Some(());
         }
         let session = self.session;
-        let search_path = session.settings.current().get(b"search_path");
         let (known, options) = (&session.shared.known, session.lex_options());
-        let statement = session
-            .shared
-            .statements
-            .intern(parse.body, None, search_path, || {
-                known.lookup(parse.text, options)
-            });
+        let statement =
+            session
+                .shared
+                .statements
+                .intern(parse.body, None, &session.meaning(), || {
+                    known.lookup(parse.text, options)
+                });
         self.add(&statement.known, parse.text);
         self.unnamed = Some(statement);
         Some(())

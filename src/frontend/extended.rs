@@ -136,12 +136,11 @@ impl Session {
             );
             return Err(End::Fatal(Box::new(report)));
         }
-        let search_path = self.settings.current().get(b"search_path");
         let (known, options) = (&self.shared.known, self.lex_options());
         let statement = self
             .shared
             .statements
-            .intern(parse.body, None, search_path, || {
+            .intern(parse.body, None, &self.meaning(), || {
                 known.lookup(parse.text, options)
             });
         if statement.known.prepared != PreparedUse::None {
@@ -218,6 +217,7 @@ impl Session {
         if let Some(id) = lease.mirror.prepare(statement.id, Arc::clone(&shape)) {
             self.evict(id, gather);
         }
+        let reads_otherwise = self.read_as(statement, gather);
         if let Some(text) = statement.prepare_text(&statement.name) {
             self.run_own(&text, statement.id, For::Reparse, gather);
         } else {
@@ -229,6 +229,9 @@ impl Session {
         }
         gather.own(|out| f::put_statement_target(out, f::DESCRIBE, &statement.name));
         self.owe(Owed::new(Request::DescribeStatement, For::Shape));
+        if reads_otherwise {
+            self.read_as_told(statement, gather);
+        }
         self.pool
             .counters
             .parses_server
@@ -250,11 +253,15 @@ impl Session {
             }
             Some(statement) if name.is_empty() && lease.mirror.unnamed != Some(statement.id) => {
                 lease.mirror.unnamed = Some(statement.id);
+                let reads_otherwise = self.read_as(statement, gather);
                 gather.own(|out| f::put_parse(out, b"", &statement.body));
                 self.owe(Owed {
                     statement: UNNAMED,
                     ..Owed::new(Request::Parse, For::Reparse)
                 });
+                if reads_otherwise {
+                    self.read_as_told(statement, gather);
+                }
             }
             Some(statement) if !name.is_empty() && lease.mirror.shape(statement.id).is_none() => {
                 self.give_statement(statement, None, For::Reparse, gather);
@@ -265,8 +272,10 @@ impl Session {
 
     /// Whether the statement `name`, if its own text names prepared statements, has what it needs.
     fn may_bind(&mut self, name: &[u8], gather: &mut Gather) -> bool {
-        let names_some = |statement: &Arc<Prepared>| statement.known.prepared != PreparedUse::None;
         let named = self.names.get(name).map(|named| &named.statement);
+        let names_some = |statement: &Arc<Prepared>| {
+            statement.known.prepared != PreparedUse::None || self.may_run_by_name(&statement.known)
+        };
         let Some(statement) = named.filter(|it| names_some(it)).cloned() else {
             return true;
         };
@@ -279,6 +288,10 @@ impl Session {
         let bind =
             Bind::read(frame.payload).ok_or_else(|| violation(FrameError::Malformed('B')))?;
         if !self.may_bind(bind.statement, gather) {
+            return Ok(false);
+        }
+        if self.bind_waits_for_numbers(bind.statement) {
+            self.hold_up(gather);
             return Ok(false);
         }
         let named = self.names.get(bind.statement).cloned();
@@ -409,7 +422,10 @@ impl Session {
                 gather.input(frame.range());
             }
             // The name may be one that SQL has prepared, or that was parsed twice: those are the backend's own.
-            Target::Statement(name) if self.has_own_names() => {
+            Target::Statement(name)
+                if self.has_own_names()
+                    || self.names.get(name).is_some_and(|named| self.is_own(named)) =>
+            {
                 self.names.change(name, None);
                 self.owe(renames(Request::Close, For::Client, 0));
                 gather.input(frame.range());

@@ -34,7 +34,8 @@ fn unknown_outcome() -> Report {
 impl Session {
     /// The session keeps its backend, so that what is lost with it can't be had on another one.
     pub(super) fn keeps_backend(&self) -> bool {
-        !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session
+        let keeps = !self.pins.is_empty() && !self.is_on_probation();
+        keeps || self.effective.pool.pool_mode == PoolMode::Session
     }
 
     fn is_nothing_kept(&self) -> bool {

@@ -1,5 +1,6 @@
 //! What the client sends: framing, batches, simple queries, and forwarding.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::Context;
@@ -11,6 +12,7 @@ use crate::config::model::PoolMode;
 use crate::error::{Report, Severity, SqlState};
 use crate::net::buffer::Gather;
 use crate::session::plan::Pace;
+use crate::session::statements::Meaning;
 use crate::sql::LexOptions;
 use crate::sql::known::Known;
 use crate::sql::prepared::PreparedUse;
@@ -147,7 +149,7 @@ impl Session {
     }
 
     /// Has the server answer what was sent so far, without ending the exchange; what is behind waits in the inbox.
-    fn hold_up(&mut self, gather: &mut Gather) {
+    pub(super) fn hold_up(&mut self, gather: &mut Gather) {
         if !self.held_up {
             self.held_up = true;
             gather.own(|out| out.extend_from_slice(&f::FLUSH_FRAME));
@@ -308,6 +310,7 @@ impl Session {
                     }
                 }
                 self.note_sent(None);
+                self.guard_unread(gather);
                 self.expect(Request::FunctionCall);
             }
             f::COPY_DONE | f::COPY_FAIL => self.expect(Request::CopyEnd),
@@ -343,6 +346,10 @@ impl Session {
             let looked_up = self.looked_up.take();
             Some(looked_up.unwrap_or_else(|| self.shared.known.lookup(text, self.lex_options())))
         };
+        if known.as_ref().is_some_and(|it| self.waits_for_numbers(it)) {
+            self.hold_up(gather);
+            return Ok(false);
+        }
         // Of a text too large to be looked at whole nothing can be proved.
         let pins = known
             .as_ref()
@@ -354,7 +361,7 @@ impl Session {
         self.note_sent(known.as_deref());
         self.note_unnamed_replaced();
         if let Some(known) = known {
-            if known.prepared != PreparedUse::None {
+            if known.prepared != PreparedUse::None || self.may_run_by_name(&known) {
                 let text = f::query_text(frame.payload).map_err(protocol_violation)?;
                 return self.query_prepared(frame, text, &known, gather);
             }
@@ -362,6 +369,7 @@ impl Session {
             self.guard_sequences(&known, gather);
             self.start(known);
         } else {
+            self.guard_unread(gather);
             self.start(Arc::clone(self.shared.known.unread()));
         }
         self.expect(Request::Query);
@@ -377,39 +385,36 @@ impl Session {
         Ok(true)
     }
 
-    /// What `currval` and `lastval` would return may be another client's. Then the backend forgets it first, and the
-    /// server says that nothing is defined yet in this session. Only the last writer is known, not of which sequence: a
-    /// client that has written may still read another's number from a sequence it has not used itself.
-    pub(super) fn guard_sequences(&mut self, known: &Known, gather: &mut Gather) {
-        let pid = self.entry.pid.0;
-        let Some(lease) = &mut self.lease else {
-            return;
-        };
-        let is_foreign = lease.mirror.sequences_of != Some(pid);
-        let reads = known.pins.contains(PinReason::SequenceState);
-        if reads
-            && is_foreign
-            && !lease.expect.owes(For::Client)
-            && !lease.expect.owes(For::Refusal)
-            && lease.status != TransactionStatus::Failed
-        {
-            gather.own(|out| f::put_query(out, b"DISCARD SEQUENCES"));
-            lease.expect.push(Owed::new(Request::Query, For::Probe));
-            lease.mirror.unnamed = None;
-            lease.mirror.sequences_of = Some(pid);
-        }
-        if known.writes {
-            lease.mirror.sequences_of = Some(pid);
-        }
-    }
-
     /// How the server reads this session's SQL.
     pub(super) fn lex_options(&self) -> LexOptions {
-        self.told.lex_options()
+        let mut options = self.told.lex_options();
+        options.in_doubt = self.is_reading_in_doubt();
+        options
+    }
+
+    /// Whether what was sent may have changed how texts are read. The server tells when it is done with it.
+    fn is_reading_in_doubt(&self) -> bool {
+        self.reads_anew
+            && self
+                .lease
+                .as_ref()
+                .is_some_and(|lease| !lease.expect.is_at_rest())
+    }
+
+    /// What a text that is prepared now means besides itself.
+    pub(super) fn meaning(&self) -> Meaning<'_> {
+        let apart = self
+            .is_reading_in_doubt()
+            .then(|| self.shared.statements.apart());
+        Meaning {
+            settings: self.settings.current().analysis(),
+            reading: apart.map_or(Cow::Borrowed(self.told.reading()), Cow::Owned),
+        }
     }
 
     /// Notes what a statement that is about to be sent does to the session.
     pub(super) fn note(&mut self, known: &Known) -> Result<(), End> {
+        self.reads_anew |= known.changes_reading;
         if !self.pins.is_empty() && known.may_unpin {
             self.settings.ask_leftovers();
         }

@@ -492,5 +492,6 @@ impl Session {
         let name = String::from_utf8_lossy(name);
         self.metering.origin.application = self.shared.known.queries.names.id(&name);
         self.metering.rules = SessionBits::default();
+        self.sequences.rename();
     }
 }

@@ -13,7 +13,6 @@ use crate::backend::receive::{self, ReceiveError, Receiver};
 use crate::error::{Report, SqlState};
 use crate::net::buffer::{Gather, Mark, ReadBuffer, give_storage, take_storage};
 use crate::session::leftovers;
-use crate::session::mirror::Mirror;
 use crate::session::settings::Row;
 use crate::sql::state::{PinReason, PinSet};
 use crate::wire::backend::{self as b, TransactionStatus};
@@ -66,6 +65,10 @@ impl Receiver for Relay<'_> {
             self.session.since = self.session.now;
         }
         match tag {
+            b::ERROR_RESPONSE if b::is_fatal(payload) && self.session.may_lose(backend) => {
+                self.end = Some(End::ServerGone);
+                return false;
+            }
             b::ERROR_RESPONSE => return self.error(backend, owed, payload),
             b::NOTICE_RESPONSE => return !self.session.hears_last_words(payload),
             b::PARAMETER_STATUS if owed.to == For::Client && !self.session.will_rerun() => {
@@ -99,7 +102,7 @@ impl Receiver for Relay<'_> {
             b::DATA_ROW if owed.to == For::Probe => {
                 if let Some([Some(name), value]) = b::columns(payload).as_deref() {
                     let row = (name.to_vec(), value.map(<[u8]>::to_vec));
-                    self.session.probe.rows.push(row);
+                    self.session.probe.get_or_insert_default().rows.push(row);
                 }
             }
             _ => {}
@@ -158,10 +161,16 @@ impl Relay<'_> {
         if is_fatal {
             self.end = Some(End::ServerGone);
         } else if owed.to == For::Plan {
-            self.end.get_or_insert_with(|| plan_failed(payload));
+            self.end
+                .get_or_insert_with(|| End::Fatal(Box::new(reply::plan_failed(payload))));
         } else if owed.to == For::Probe {
             // A cancel request that the client meant for its own statement may have come late.
-            self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
+            let refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
+            self.session.probe.get_or_insert_default().refused = refused;
+        }
+        // A statement under its own name did not come to be.
+        if owed.to == For::Evict {
+            drop(self.session.names.own_none());
         }
         self.count_error(owed, code);
         // What was to pin the session may not have come to be.
@@ -205,6 +214,7 @@ impl Relay<'_> {
             b"DISCARD ALL\0" => {
                 self.session.names.forget_all();
                 self.session.set_pins(PinSet::EMPTY);
+                self.session.sequences.forget();
             }
             b"DEALLOCATE ALL\0" => self.session.names.forget_all(),
             _ => {}
@@ -223,7 +233,8 @@ impl Relay<'_> {
         let session = &mut *self.session;
         match (owed.request, owed.to) {
             (Request::Query, For::Client | For::Refusal) => session.metering.failed(code),
-            (Request::FunctionCall | Request::Sync, _) | (_, For::Plan | For::Probe) => {}
+            (Request::FunctionCall | Request::Sync, _)
+            | (_, For::Plan | For::Probe | For::Evict) => {}
             (Request::Parse, For::Client) => {
                 let parse = session.names.under_way().cloned();
                 session.metering.failed_extended(code, parse);
@@ -277,7 +288,8 @@ impl Relay<'_> {
 
     /// Takes in the answer to a question about the session's state, if it was asked outside a transaction.
     fn learn(&mut self, backend: &Backend, owed: Owed) {
-        let ProbeAnswer { mut rows, refused } = std::mem::take(&mut self.session.probe);
+        let answer = self.session.probe.take().unwrap_or_default();
+        let ProbeAnswer { mut rows, refused } = *answer;
         if backend.status != TransactionStatus::Idle {
             return;
         }
@@ -289,7 +301,11 @@ impl Relay<'_> {
             let unknown = PinReason::SettingsUnknown.into();
             self.session.set_pins(self.session.pins.union(unknown));
         } else if !rows.is_empty() {
-            if let Some(left) = leftovers::take(&mut rows) {
+            if let Some(mut left) = leftovers::take(&mut rows) {
+                // Those that the session has under their own names, it knows.
+                if left.own == self.session.names.own_sql(backend.id) {
+                    left.pins.remove(PinReason::SqlPrepare);
+                }
                 self.session
                     .settle_pins(left.pins, backend.expect.is_at_rest());
                 self.prepared = Some(left.prepared);
@@ -299,19 +315,6 @@ impl Relay<'_> {
             self.learnt = rows;
         }
     }
-}
-
-/// The client's statement was not to run with other settings than the session's.
-fn plan_failed(error: &[u8]) -> End {
-    let report = Report::fatal(
-        SqlState::CONNECTION_FAILURE,
-        "could not restore the session's settings",
-    );
-    let reason = b::error_field(error, b'M').unwrap_or_default();
-    let reason = String::from_utf8_lossy(reason);
-    End::Fatal(Box::new(
-        report.detail(format!("The server said: {reason}")),
-    ))
 }
 
 impl Session {
@@ -402,24 +405,13 @@ impl Session {
         match end {
             None => {}
             Some(End::ClientGone) => return Err(End::ClientGone),
+            Some(End::ServerGone) if self.does_without() => {}
             Some(end) => {
                 self.drop_backend();
                 return Err(end);
             }
         }
         Ok(())
-    }
-
-    /// What was learnt is what the backend has. As a rule that is what the session has, and the two share it.
-    fn reflect(&self, mirror: &mut Mirror, learnt: &[Row]) {
-        let user = self.effective.login_user.as_bytes();
-        let next = mirror.settings.with(learnt, user);
-        let current = self.settings.current();
-        mirror.settings = if next == **current {
-            Arc::clone(current)
-        } else {
-            Arc::new(next)
-        };
     }
 
     /// Puts the answers in place that pgweir gives itself and that are due at once.
@@ -466,7 +458,7 @@ impl Session {
         }
     }
 
-    fn drop_backend(&mut self) {
+    pub(super) fn drop_backend(&mut self) {
         self.note_torn();
         self.entry.clear_running();
         self.lease = None;
@@ -483,6 +475,9 @@ impl Session {
         }
         if self.is_on_trial() {
             return self.run_elsewhere(cx);
+        }
+        if self.does_without() {
+            return self.process_inbox(cx);
         }
         match self.judge_loss() {
             Ok(failure) => self.run_again(failure, true, cx),

@@ -39,6 +39,7 @@ impl Session {
         if refusal.is_some() {
             return refusal;
         }
+        self.drop_probation();
         if self.pinned.is_none() && !self.list_pin(pins, known, limit) {
             return Some(Refusal::TooManyPins { limit });
         }
@@ -64,7 +65,12 @@ impl Session {
     }
 
     /// Puts the session among those that are pinned, unless there are `limit` others.
-    fn list_pin(&mut self, reasons: PinSet, known: Option<&Known>, limit: usize) -> bool {
+    pub(super) fn list_pin(
+        &mut self,
+        reasons: PinSet,
+        known: Option<&Known>,
+        limit: usize,
+    ) -> bool {
         let backend = self.lease.as_ref().map_or(0, |lease| lease.identity.pid);
         let pin = Pin {
             client: self.entry.pid.0,
@@ -94,6 +100,9 @@ impl Session {
     /// asked, which may have left more: then nothing is taken off.
     pub(super) fn settle_pins(&mut self, left: PinSet, is_all: bool) {
         let was_pinned = !self.pins.is_empty();
+        if !left.is_empty() {
+            self.drop_probation();
+        }
         let kept = if is_all {
             self.pins.without(leftovers::settled())
         } else {

@@ -227,6 +227,7 @@ impl Session {
     ) -> Result<(), End> {
         tracing::debug!(failure = failure.as_str(), "a request runs again");
         self.unsend();
+        self.drop_probation();
         if is_lost || !self.keeps_backend() {
             self.part_with_backend(is_lost);
         } else {
@@ -293,7 +294,7 @@ impl Session {
         if is_lost || lease.identity.is_lost() {
             return;
         }
-        let residue = if self.settings.is_touched() {
+        let residue = if self.settings.is_touched() || self.has_own_on(&lease) {
             Residue::SessionState
         } else {
             Residue::None
@@ -307,7 +308,7 @@ impl Session {
         self.metering.abandon();
         self.refusals.clear();
         self.prepared = super::sql_prepare::Underway::default();
-        self.probe = super::session::ProbeAnswer::default();
+        self.probe = None;
         self.bound = None;
         self.held_up = false;
         self.in_transaction = false;

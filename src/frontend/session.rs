@@ -23,6 +23,7 @@ use super::refusal::Refusal;
 use super::rerun::Rerun;
 use super::ride::Riding;
 use super::routes::Routes;
+use super::sequences::Sequences;
 use super::sql_prepare::Underway;
 use crate::backend::receive::ReceiveError;
 use crate::error::Report;
@@ -115,7 +116,8 @@ pub struct Session {
     /// Bytes the client has not taken.
     pub(super) outbox: Outbox,
     pub(super) settings: Tracker,
-    pub(super) probe: ProbeAnswer,
+    /// Boxed: rarely asked for.
+    pub(super) probe: Option<Box<ProbeAnswer>>,
     /// What the client was told by `ParameterStatus`.
     pub(super) told: Arc<Reported>,
     pub(super) names: Names<Arc<Known>>,
@@ -126,6 +128,8 @@ pub struct Session {
     pub(super) unpinned: bool,
     /// A DEALLOCATE ALL is under way: which names there are is not known until it is answered.
     pub(super) deallocates: bool,
+    /// How the server reads texts may have been changed in the transaction under way.
+    pub(super) reads_anew: bool,
     /// A DISCARD ALL is under way.
     pub(super) discards: bool,
     /// What is in front of the inbox depends on answers that are still to come.
@@ -140,6 +144,7 @@ pub struct Session {
     pub(super) in_transaction: bool,
     /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
     pub(super) copies_in: bool,
+    pub(super) sequences: Sequences,
     /// Of prepared statements, until the exchange under way ends.
     pub(super) prepared: Underway,
     /// The statement last bound, which Execute runs.
@@ -204,13 +209,14 @@ impl Session {
             inbox: Held::default(),
             outbox: Outbox::default(),
             settings: start.settings,
-            probe: ProbeAnswer::default(),
+            probe: None,
             told: start.told,
             names: Names::default(),
             pins: PinSet::EMPTY,
             pinned: None,
             unpinned: false,
             deallocates: false,
+            reads_anew: false,
             discards: false,
             held_up: false,
             skipping: false,
@@ -218,6 +224,7 @@ impl Session {
             refusals: VecDeque::new(),
             in_transaction: false,
             copies_in: false,
+            sequences: Sequences::default(),
             prepared: Underway::default(),
             bound: None,
             routes: None,

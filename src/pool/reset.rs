@@ -106,6 +106,7 @@ async fn clean(
             .await
             .map_err(io::Error::other)?;
         lease.mirror.reset();
+        lease.mirror.numbers.forget();
     }
     if lease.is_clean() {
         Ok(lease)

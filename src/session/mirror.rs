@@ -5,11 +5,27 @@ use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
 
+use super::sequences::Numbers;
 use super::settings::Settings;
 use super::shape::{Awaited, Shape};
 use crate::sql::LexOptions;
 
 type Entry = (Box<[u8]>, Box<[u8]>);
+
+/// Settings that decide what a text means when it is analysed, and that the server reports.
+const READING: [&[u8]; 5] = [
+    b"client_encoding",
+    b"standard_conforming_strings",
+    b"TimeZone",
+    b"DateStyle",
+    b"IntervalStyle",
+];
+
+/// The names and values of a [`Reported::reading`].
+pub fn settings_of(reading: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut parts = reading.split(|byte| *byte == 0);
+    std::iter::from_fn(move || Some((parts.next()?, parts.next()?)))
+}
 
 /// Values the server reports by `ParameterStatus`, in the order it first reported them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +34,8 @@ pub struct Reported {
     /// What they say of how SQL is read, kept because every simple query asks.
     lex_options: LexOptions,
     greeting: Greeting,
+    /// What they say of how constants and texts are read: names and values of [`READING`], each ended by a NUL.
+    reading: Arc<[u8]>,
 }
 
 /// The messages that tell a new client all values, kept because every login sends them. Equal sets have equal ones.
@@ -47,6 +65,21 @@ impl Reported {
     /// How a server that reports these values reads SQL.
     pub fn lex_options(&self) -> LexOptions {
         self.lex_options
+    }
+
+    /// The values that decide what a text means.
+    pub fn reading(&self) -> &Arc<[u8]> {
+        &self.reading
+    }
+
+    fn put_reading(&mut self) {
+        let mut reading = Vec::new();
+        for name in READING {
+            if let Some(value) = self.get(name) {
+                reading.extend([name, &[0], value, &[0]].concat());
+            }
+        }
+        self.reading = reading.into();
     }
 
     /// Makes two sets that hold the same one set; false if they differ.
@@ -99,6 +132,9 @@ impl Reported {
             b"client_encoding" => self.lex_options.unsafe_encoding = is_unsafe(value),
             _ => {}
         }
+        if READING.contains(&name) {
+            self.put_reading();
+        }
     }
 }
 
@@ -138,9 +174,8 @@ pub struct Mirror {
     prepared: LruCache<u64, Given>,
     /// Shapes of statements it was given that it has not told yet.
     pub awaited_shapes: Awaited,
-    /// The client (its process ID) that ran the last statement which may have advanced a sequence here: what `currval`
-    /// and `lastval` return is its.
-    pub sequences_of: Option<u32>,
+    /// What `currval` and `lastval` would return.
+    pub numbers: Numbers,
     /// Which statement its unnamed statement is; `None`: none or unknown.
     pub unnamed: Option<u64>,
 }
@@ -158,7 +193,7 @@ impl Mirror {
             reported,
             prepared,
             awaited_shapes: Awaited::default(),
-            sequences_of: None,
+            numbers: Numbers::None,
             unnamed: None,
         }
     }
@@ -228,7 +263,7 @@ impl Mirror {
         self.unnamed = None;
     }
 
-    /// `DISCARD ALL` succeeded.
+    /// `DISCARD ALL` succeeded. (A statement sent behind it may have taken numbers of sequences already.)
     pub fn reset(&mut self) {
         self.forget_all();
         self.settings = Arc::default();
@@ -300,6 +335,24 @@ mod tests {
         assert!(!options.standard_conforming_strings && options.unsafe_encoding);
         reported.set(b"client_encoding", b"UTF8");
         assert!(!reported.lex_options().unsafe_encoding);
+    }
+
+    #[test]
+    fn what_decides_meanings_is_kept_in_one_order() {
+        let mut one = Reported::default();
+        one.set(b"TimeZone", b"UTC");
+        one.set(b"server_version", b"17");
+        one.set(b"client_encoding", b"UTF8");
+        let mut other = Reported::default();
+        other.set(b"client_encoding", b"UTF8");
+        other.set(b"TimeZone", b"UTC");
+        assert_eq!(one.reading(), other.reading());
+        let settings: Vec<_> = settings_of(one.reading()).collect();
+        let expected: [(&[u8], &[u8]); 2] = [(b"client_encoding", b"UTF8"), (b"TimeZone", b"UTC")];
+        assert_eq!(settings, expected);
+        other.set(b"TimeZone", b"CET");
+        assert_ne!(one.reading(), other.reading());
+        assert_eq!(settings_of(b"").count(), 0);
     }
 
     #[test]

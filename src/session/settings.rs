@@ -23,6 +23,16 @@ const NOT_CARRIED: [&[u8]; 8] = [
     b"server_version",
 ];
 
+/// Settings that decide what a text means when it is analysed, and that the server does not report.
+const ANALYSIS: [&[u8]; 6] = [
+    b"array_nulls",
+    b"backslash_quote",
+    b"lc_monetary",
+    b"search_path",
+    b"transform_null_equals",
+    b"xmloption",
+];
+
 /// A name and its value.
 type Entry = (Box<[u8]>, Box<[u8]>);
 
@@ -35,6 +45,8 @@ pub type Row = (Vec<u8>, Option<Vec<u8>>);
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Settings {
     entries: Vec<Entry>,
+    /// Those of [`ANALYSIS`], each ended by a NUL.
+    analysis: Option<Box<[u8]>>,
 }
 
 impl Settings {
@@ -70,6 +82,24 @@ impl Settings {
             (Err(at), Some(value)) => self.entries.insert(at, (name.into(), value.into())),
             (Err(_), None) => {}
         }
+        if ANALYSIS.contains(&name) {
+            self.put_analysis();
+        }
+    }
+
+    fn put_analysis(&mut self) {
+        let values = ANALYSIS
+            .iter()
+            .filter_map(|name| Some((*name, self.get(name)?)));
+        let analysis: Vec<u8> = values
+            .flat_map(|(name, value)| [name, &[0], value, &[0]].concat())
+            .collect();
+        self.analysis = (!analysis.is_empty()).then(|| analysis.into());
+    }
+
+    /// The settings among these that decide what a text means when it is analysed; `None` if there are none.
+    pub fn analysis(&self) -> Option<&[u8]> {
+        self.analysis.as_deref()
     }
 
     /// These settings with what the server answered to a [`Probe`], oldest first. `login_user` is whom the backend

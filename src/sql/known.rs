@@ -53,14 +53,18 @@ pub struct Known {
     /// It may end what pins a session: a table is dropped, a lock or cursor given up, a channel left, or all
     /// of it taken back.
     pub may_unpin: bool,
-    /// It is not proved to only read: it may advance a sequence, if only by a default or a trigger.
-    pub writes: bool,
+    /// It may advance a sequence, if only by a default or a trigger.
+    pub takes_numbers: bool,
     /// Whether it may run again once the server has rolled it back.
     pub doubt: Doubt,
     /// How it may end a transaction block.
     pub block_end: Option<BlockEnd>,
     /// How it names prepared statements.
     pub prepared: PreparedUse,
+    /// What it does can't be told from its text alone.
+    pub is_opaque: bool,
+    /// It may change how the server reads the texts that follow.
+    pub changes_reading: bool,
     /// It may read data from the client.
     pub copies_in: bool,
     /// Nothing about it concerns the session: no effect, no transaction control, no reason to pin.
@@ -95,7 +99,8 @@ impl Known {
         let transaction = class.transaction;
         let doubt = repeat::doubt(text, options, &class);
         let class_unpins = class.statements.iter().any(may_unpin);
-        let class_reads = class.is_proved_read() || transaction.is_alone();
+        let takes_numbers =
+            !class.is_proved_read() && class.statements.iter().any(may_take_numbers);
         let mut pins = class.pins;
         if defines(&class) && mentions_sequence_state(text, options) {
             pins.insert(PinReason::SequenceState);
@@ -110,6 +115,8 @@ impl Known {
             && !transaction.begins()
             && !transaction.ends()
             && class.effects().all(|effect| !concerns_session(effect));
+        let is_opaque = class.effects().any(|it| *it == Effect::OpaqueCode);
+        let changes_reading = class.effects().any(changes_reading);
         let may_share = is_plain
             && !class_unpins
             && !class.needs_text
@@ -122,10 +129,12 @@ impl Known {
             brevity: Brevity::default(),
             pins,
             may_unpin: class_unpins,
-            writes: !class_reads,
+            takes_numbers,
             doubt,
             block_end: repeat::block_end(&class),
             prepared,
+            is_opaque,
+            changes_reading,
             copies_in,
             changes_functions: class.statements.iter().any(changes_functions),
             told: AtomicBool::new(false),
@@ -187,6 +196,56 @@ fn may_unpin(statement: &Statement) -> bool {
                 | Effect::DiscardTemp
         )
     })
+}
+
+fn changes_reading(effect: &Effect) -> bool {
+    const SETTINGS: [&[u8]; 5] = [
+        b"standard_conforming_strings",
+        b"client_encoding",
+        b"timezone",
+        b"datestyle",
+        b"intervalstyle",
+    ];
+    match effect {
+        Effect::Setting { name, .. } | Effect::ResetSetting(name) => SETTINGS
+            .iter()
+            .any(|setting| name.as_bytes().eq_ignore_ascii_case(setting)),
+        Effect::ResetAll | Effect::DiscardAll | Effect::SettingsUnknown => true,
+        _ => false,
+    }
+}
+
+/// Whether it runs code, or makes or changes rows.
+fn may_take_numbers(statement: &Statement) -> bool {
+    use StatementKind as K;
+    !statement.kind.is_transaction_control()
+        && !matches!(
+            statement.kind,
+            K::SetTransaction(_)
+                | K::SetConstraints
+                | K::SetSessionCharacteristics(_)
+                | K::Set
+                | K::SetLocal
+                | K::Reset
+                | K::Show(_)
+                | K::Discard(_)
+                | K::Prepare
+                | K::Deallocate
+                | K::Listen
+                | K::Unlisten
+                | K::Notify
+                | K::Lock
+                | K::Declare { .. }
+                | K::Close
+                | K::Load
+                | K::Grant
+                | K::Revoke
+                | K::Comment
+                | K::Ddl {
+                    verb: DdlVerb::Drop,
+                    ..
+                }
+        )
 }
 
 fn defines(class: &Class) -> bool {

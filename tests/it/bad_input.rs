@@ -474,3 +474,180 @@ async fn a_message_larger_than_allowed_is_refused_before_it_is_read() {
     assert_eq!(errors[0].code, "08P01");
     assert!(errors[0].message.contains("1048576"), "{errors:?}");
 }
+
+/// Texts of `size` bytes that a scanner could be made to read again and again.
+fn laborious(size: usize) -> Vec<Vec<u8>> {
+    let repeated = |part: &str| part.as_bytes().repeat(size / part.len() + 1);
+    let parts = [
+        "/*",
+        "/**/",
+        "*/",
+        "--\n",
+        "'",
+        "''",
+        "'a' \n",
+        "E'\\'",
+        "E'\\\\' ",
+        "U&'",
+        "\"a\"",
+        "\"",
+        "$",
+        "$a$ ",
+        "$a",
+        "$$",
+        "$1",
+        "(",
+        ")",
+        "((a",
+        ";",
+        "; SELECT 1",
+        "SELECT ",
+        "a",
+        "a.",
+        "f(",
+        "f(a),",
+        "1,",
+        "1e",
+        "0x",
+        "+-*/<>~!",
+        "::",
+        "\\",
+        "IN (1,2",
+        "WITH a AS (",
+        "CASE WHEN ",
+        "pg_temp.",
+        "SET a=1;",
+        "\u{fc}",
+        "EXECUTE a;",
+        "PREPARE a AS ",
+        "\n",
+    ];
+    let mut texts: Vec<_> = parts.into_iter().map(repeated).collect();
+    texts.push([&b"SELECT "[..], &repeated("/*"), &repeated("*/")].concat());
+    texts.push([&b"SELECT "[..], &repeated("("), &repeated(")")].concat());
+    texts.push([&b"SELECT 1 IN ("[..], &repeated("1, "), b"2)"].concat());
+    texts.push([&b"INSERT INTO t VALUES "[..], &repeated("(1, 'a', NULL), ")].concat());
+    texts.push([&b"SELECT 'a' "[..], &repeated(" "), b"\n'b'"].concat());
+    texts.push([&b"SELECT $a$"[..], &repeated("$b$"), b"$a$"].concat());
+    texts.push(vec![0xff; size]);
+    texts
+}
+
+/// The bound is of a release build on a quiet machine. A scan that is not linear takes a thousand times as long.
+#[test]
+fn a_megabyte_is_classified_in_ten_milliseconds() {
+    let limit = if cfg!(debug_assertions) { 2_000 } else { 10 };
+    for text in laborious(1 << 20) {
+        let mut least = std::time::Duration::MAX;
+        for _ in 0..20 {
+            let known = pgweir::sql::known::KnownStatements::default();
+            let start = std::time::Instant::now();
+            known.lookup(&text, pgweir::sql::LexOptions::default());
+            least = least.min(start.elapsed());
+            if least.as_millis() < limit {
+                break;
+            }
+        }
+        let shown = String::from_utf8_lossy(&text[..40]);
+        assert!(least.as_millis() < limit, "{least:?}: {shown}…");
+    }
+}
+
+/// What the server makes of bytes that are no text, or text in another encoding, or none to the end.
+#[tokio::test]
+async fn text_of_any_encoding_is_the_servers_affair() {
+    let mut same = crate::same::Same::new(|options| options).await;
+    let sql = |text: &[u8]| frame(b'Q', &[text, &[0]].concat());
+    // 0x5c, 0x7c and the like are second bytes of characters here.
+    let encodings: [(&str, &[u8]); 7] = [
+        ("LATIN1", b"\xe9\xdf\xff"),
+        ("SJIS", b"\x95\x5c\x94\x7c\x83\x5c"),
+        ("SHIFT_JIS_2004", b"\x95\x5c\x83\x5c"),
+        ("BIG5", b"\xa5\x5c\xb3\x5c\xbb\x5c"),
+        ("GBK", b"\x81\x5c\x82\x7c"),
+        ("UHC", b"\x81\x41\xb0\xa1"),
+        ("GB18030", b"\x81\x30\x81\x30\x81\x5c\x84\x31\xa4\x37"),
+    ];
+    for (encoding, bytes) in encodings {
+        same.check(&sql(
+            format!("SET client_encoding = '{encoding}'").as_bytes()
+        ))
+        .await;
+        for conforming in ["on", "off"] {
+            let set = format!("SET standard_conforming_strings = {conforming}");
+            same.check(&sql(set.as_bytes())).await;
+            for (before, behind) in [
+                ("SELECT '", "'"),
+                ("SELECT E'\\'", "'"),
+                ("SELECT '\\'", "'"),
+                ("SELECT 1 AS \"", "\""),
+                ("SELECT '", "', 'x; SET work_mem = ''1MB'''"),
+                ("SELECT $$", "$$"),
+                ("SELECT /* ", " */ 1"),
+                ("SELECT '", ""),
+                ("PREPARE e AS SELECT '", "'"),
+                ("EXECUTE e; SELECT '", "'"),
+                ("DEALLOCATE e -- ", ""),
+                ("SHOW work_mem -- ", ""),
+            ] {
+                let text = [before.as_bytes(), bytes, behind.as_bytes()].concat();
+                same.check(&sql(&text)).await;
+                // Half a character in front of what ends the string.
+                let half = [before.as_bytes(), &bytes[..1], behind.as_bytes()].concat();
+                same.check(&sql(&half)).await;
+            }
+            same.check(&sql(b"DISCARD ALL")).await;
+            same.check(&sql(
+                format!("SET client_encoding = '{encoding}'").as_bytes()
+            ))
+            .await;
+        }
+    }
+    same.check(&sql(b"SET client_encoding = 'UTF8'")).await;
+    for text in [
+        &b"SELECT U&'\\0061\\+000062', U&\"d!0061\" UESCAPE '!'"[..],
+        b"SELECT U&'\\zzzz'",
+        b"SELECT '\xff'",
+        b"SELECT /* /* */ 1",
+        b"SELECT /* /* */ */ 1",
+        b"SELECT $a$ $b$ $a$",
+        b"SELECT $a$",
+        b"SELECT 'a",
+        b"SELECT \"a",
+        b"SELECT \"\"",
+        b"\\",
+        b";;;",
+    ] {
+        same.check(&sql(text)).await;
+    }
+}
+
+/// How a text is read may change in the same write.
+#[tokio::test]
+async fn a_text_behind_a_change_of_how_texts_are_read_is_not_misread() {
+    let mut same = crate::same::Same::new(|options| options).await;
+    let query = messages::query;
+    // With backslashes that escape, the second text is one string; without, it sets something.
+    let text = "SELECT '\\', 'SET work_mem = ''3MB''', ' '";
+    let trap = "SELECT '\\'; SET work_mem = '5MB'; SELECT '\\''";
+    for first in [
+        "SET standard_conforming_strings = off",
+        "RESET ALL",
+        "SELECT 1",
+    ] {
+        same.check(&[query(first), query(text), query(trap)].concat())
+            .await;
+        same.check(&query("SHOW work_mem")).await;
+        same.check(&query("BEGIN")).await;
+        same.check(
+            &[
+                query("SET LOCAL standard_conforming_strings = off"),
+                query(trap),
+            ]
+            .concat(),
+        )
+        .await;
+        same.check(&[query("ROLLBACK"), query(trap)].concat()).await;
+        same.check(&query("SHOW work_mem")).await;
+    }
+}

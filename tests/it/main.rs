@@ -32,6 +32,7 @@ mod failover;
 mod http;
 mod lanes;
 mod lanes_scripted;
+mod model;
 mod page;
 mod page_access;
 mod passthrough;

@@ -1,7 +1,22 @@
 //! `currval` does not return the number of a client that wrote later; pins end when what caused them is gone.
 
-use crate::shared;
-use crate::support::pgweir::Options;
+use pgweir::session::sequences::PROBATION;
+
+use crate::shared::{self, Role};
+use crate::support::client::Client;
+use crate::support::pgweir::{Options, Pgweir};
+use crate::support::wait::eventually;
+
+/// The application of these clients has written often enough to be known as one that reads no numbers.
+async fn end_probation(client: &mut Client) {
+    for _ in 0..=PROBATION {
+        client.query("SELECT txid_current()").await.ok();
+    }
+}
+
+async fn two(role: &Role, pgweir: &Pgweir) -> [Client; 2] {
+    [role.client(pgweir).await, role.client(pgweir).await]
+}
 
 #[tokio::test]
 async fn currval_is_not_that_of_a_later_writer() {
@@ -9,8 +24,7 @@ async fn currval_is_not_that_of_a_later_writer() {
     let pgweir = Options::new(shared::server())
         .flag("--pool-size", "1")
         .start();
-    let mut one = role.client(&pgweir).await;
-    let mut two = role.client(&pgweir).await;
+    let [mut one, mut two] = two(&role, &pgweir).await;
     one.query("CREATE SEQUENCE own_numbers").await.ok();
     one.query("SELECT nextval('own_numbers')").await.ok();
     two.query("SELECT nextval('own_numbers')").await.ok();
@@ -22,6 +36,138 @@ async fn currval_is_not_that_of_a_later_writer() {
     assert_eq!(two.value("SELECT currval('own_numbers')").await, "3");
     assert_eq!(two.value("SELECT lastval()").await, "3");
     two.query("DROP SEQUENCE own_numbers").await.ok();
+}
+
+#[tokio::test]
+async fn an_application_that_reads_its_numbers_finds_them() {
+    let role = shared::role("number_readers").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "2")
+        .start();
+    let [mut one, mut other] = two(&role, &pgweir).await;
+    one.query("CREATE TABLE read_numbers (id serial, a int)")
+        .await
+        .ok();
+    end_probation(&mut one).await;
+    one.query("INSERT INTO read_numbers (a) VALUES (1)")
+        .await
+        .ok();
+    other
+        .query("INSERT INTO read_numbers (a) VALUES (2)")
+        .await
+        .ok();
+    // The first time is a lesson, and no lie.
+    assert_eq!(one.query("SELECT lastval()").await.sqlstate(), "55000");
+    for (client, number) in [(&mut one, "3"), (&mut other, "4")] {
+        client
+            .query("INSERT INTO read_numbers (a) VALUES (3)")
+            .await
+            .ok();
+        assert_eq!(client.value("SELECT lastval()").await, number);
+    }
+    assert_eq!(
+        one.value("SELECT currval('read_numbers_id_seq')").await,
+        "3"
+    );
+    assert_eq!(
+        other.value("SELECT currval('read_numbers_id_seq')").await,
+        "4"
+    );
+    // Whoever comes later starts with none.
+    one.terminate().await;
+    other.terminate().await;
+    let [mut one, mut other] = two(&role, &pgweir).await;
+    for client in [&mut one, &mut other] {
+        let read = ["SELECT lastval()", "SELECT currval('read_numbers_id_seq')"];
+        for text in read {
+            assert_eq!(client.query(text).await.sqlstate(), "55000");
+        }
+    }
+    one.query("DROP TABLE read_numbers").await.ok();
+}
+
+#[tokio::test]
+async fn nobody_reads_the_number_of_a_sequence_it_has_not_used() {
+    let role = shared::role("number_strangers").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let [mut one, mut other] = two(&role, &pgweir).await;
+    end_probation(&mut one).await;
+    one.query("CREATE SEQUENCE strange_numbers").await.ok();
+    one.query("SELECT nextval('strange_numbers')").await.ok();
+    // A write that takes no number, in the same transaction, in either protocol.
+    other.query("BEGIN").await.ok();
+    other
+        .extended("CREATE TEMP TABLE t ON COMMIT DROP AS SELECT 1", &[])
+        .await
+        .ok();
+    let reply = other.extended("SELECT lastval()", &[]).await;
+    assert_eq!(reply.sqlstate(), "55000");
+    other.query("ROLLBACK").await.ok();
+    other.terminate().await;
+    one.query("SELECT nextval('strange_numbers')").await.ok();
+    assert_eq!(one.value("SELECT lastval()").await, "2");
+    one.query("DROP SEQUENCE strange_numbers").await.ok();
+}
+
+#[tokio::test]
+async fn an_application_that_nobody_knows_keeps_its_numbers_where_there_is_room() {
+    let role = shared::role("number_probation").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "4")
+        .start();
+    let [mut one, mut other] = two(&role, &pgweir).await;
+    one.query("CREATE SEQUENCE new_numbers").await.ok();
+    for client in [&mut one, &mut other] {
+        client.query("SELECT nextval('new_numbers')").await.ok();
+    }
+    assert_eq!(one.value("SELECT currval('new_numbers')").await, "1");
+    assert_eq!(other.value("SELECT lastval()").await, "2");
+    one.query("DROP SEQUENCE new_numbers").await.ok();
+}
+
+#[tokio::test]
+async fn probation_ends_with_time() {
+    let role = shared::role("number_patience").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "2")
+        .start();
+    let [mut one, mut other] = two(&role, &pgweir).await;
+    let mut third = role.client(&pgweir).await;
+    one.query("CREATE SEQUENCE patient_numbers").await.ok();
+    let pins = pgweir.console().await.query("SHOW PINS").await.ok();
+    assert_eq!(pins.rows.len(), 1);
+    other.query("BEGIN").await.ok();
+    // One has kept a connection, other has the second: this one is served when the first is given back.
+    third.query("BEGIN").await.ok();
+    let pins = pgweir.console().await.query("SHOW PINS").await.ok();
+    assert!(pins.rows.is_empty());
+    third.query("DROP SEQUENCE patient_numbers").await.ok();
+    third.query("COMMIT").await.ok();
+    other.query("COMMIT").await.ok();
+}
+
+#[tokio::test]
+async fn a_connection_kept_on_probation_may_be_lost() {
+    let mut role = shared::role("number_losers").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "2")
+        .start();
+    let mut client = role.client(&pgweir).await;
+    client.query("CREATE SEQUENCE lost_numbers").await.ok();
+    let pins = pgweir.console().await.query("SHOW PINS").await.ok();
+    assert_eq!(pins.rows.len(), 1);
+    let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'number_losers'";
+    assert_eq!(role.observe(kill).await, "1");
+    eventually("the connection to be given up", async || {
+        let pins = pgweir.console().await.query("SHOW PINS").await.ok();
+        pins.rows.is_empty()
+    })
+    .await;
+    // It is told of nothing.
+    assert_eq!(client.value("SELECT nextval('lost_numbers')").await, "1");
+    client.query("DROP SEQUENCE lost_numbers").await.ok();
 }
 
 #[tokio::test]

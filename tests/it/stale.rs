@@ -1,5 +1,7 @@
 //! Prepared statements whose tables or types DDL has changed: as on a direct connection, on whichever backend.
 
+use pgweir::demo::cluster::ServerOptions;
+
 use crate::same::Same;
 use crate::shared;
 use crate::support::client::Client;
@@ -205,5 +207,65 @@ async fn the_search_path_between_parse_and_bind_decides_as_on_a_direct_connectio
                 same.check(&run("s", &[])).await;
             }
         }
+    }
+}
+
+/// Constants are read when a text is analysed: by the settings that its session had then.
+#[tokio::test]
+async fn a_constant_is_what_it_was_when_its_statement_was_prepared() {
+    // One of its own: DDL of other tests would have the server analyse statements anew.
+    let server = ServerOptions::default().start().unwrap();
+    let pgweir = Options::new(&server).flag("--pool-size", "2").start();
+    let mut one = pgweir.client().await;
+    let mut two = pgweir.client().await;
+    let mut third = pgweir.client().await;
+    let text = "SELECT extract(epoch FROM '2020-01-02 00:00'::timestamptz)::int8, '1/2/2020'::date - '2020-01-01'::date";
+    one.query("SET TimeZone = 'UTC'").await.ok();
+    two.query("SET TimeZone = 'Asia/Kolkata'; SET DateStyle = 'ISO, DMY'")
+        .await
+        .ok();
+    let prepare = [parse("s", text, &[]), sync()].concat();
+    let run = [
+        bind("", "s", &[]),
+        describe(b'P', ""),
+        execute("", 0),
+        sync(),
+    ]
+    .concat();
+    for client in [&mut one, &mut two] {
+        client.send(&prepare).await;
+        client.reply().await.ok();
+    }
+    // What the settings are when it runs does not matter.
+    one.query("SET TimeZone = 'America/New_York'").await.ok();
+    one.query("PREPARE p AS SELECT '2020-01-02 00:00'::timestamptz = '2020-01-02 05:00Z'")
+        .await
+        .ok();
+    one.query("SET TimeZone = 'UTC'").await.ok();
+    for turn in 0..4 {
+        // On either backend.
+        let end = if turn % 2 == 0 { "BEGIN" } else { "COMMIT" };
+        third.query(end).await.ok();
+        for (client, epoch, days) in [
+            (&mut one, "1577923200", "1"),
+            (&mut two, "1577903400", "31"),
+        ] {
+            client.send(&run).await;
+            let reply = client.reply().await.ok();
+            let row: Vec<_> = reply.rows[0].iter().flatten().collect();
+            assert_eq!(row, [epoch, days], "turn {turn}");
+        }
+        assert_eq!(one.value("EXECUTE p").await, "t");
+        assert_eq!(one.value("SHOW TimeZone").await, "UTC");
+        assert_eq!(two.value("SHOW DateStyle").await, "ISO, DMY");
+        // Inside a transaction that has values of its own.
+        one.query("BEGIN").await.ok();
+        one.query("SET LOCAL TimeZone = 'CET'").await.ok();
+        one.send(&run).await;
+        let reply = one.reply().await.ok();
+        assert_eq!(reply.rows[0][0].as_deref(), Some("1577923200"));
+        assert_eq!(one.value("SHOW TimeZone").await, "CET");
+        one.query("COMMIT").await.ok();
+        assert_eq!(one.value("SHOW TimeZone").await, "UTC");
     }
 }

@@ -40,6 +40,7 @@ fn golden_statements_have_their_classes() {
 fn bytes_of_unsafe_encodings_are_not_classified() {
     let options = LexOptions {
         unsafe_encoding: true,
+        in_doubt: false,
         ..LexOptions::default()
     };
     assert!(classify(b"SELECT '\x95\x5c'", options).is_unclassifiable());

@@ -5,10 +5,12 @@ use super::*;
 const ON: LexOptions = LexOptions {
     standard_conforming_strings: true,
     unsafe_encoding: false,
+    in_doubt: false,
 };
 const OFF: LexOptions = LexOptions {
     standard_conforming_strings: false,
     unsafe_encoding: false,
+    in_doubt: false,
 };
 
 fn tokens(text: &str, options: LexOptions) -> Vec<(TokenKind, &str)> {
@@ -152,6 +154,7 @@ fn letters_before_a_quote_are_prefixes_only_alone() {
 fn unsafe_encodings_doubt_only_what_is_not_ascii() {
     let options = LexOptions {
         unsafe_encoding: true,
+        in_doubt: false,
         ..ON
     };
     assert!(!options.cannot_be_sure(b"select 1"));
