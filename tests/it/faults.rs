@@ -155,6 +155,8 @@ async fn told(client: Client) -> String {
     }
 }
 
+const CHECKPOINTER: &str = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+
 impl Scene {
     async fn new(settings: Vec<(&'static str, &'static str)>) -> Self {
         let server = ServerOptions::default().start().unwrap();
@@ -197,15 +199,17 @@ impl Scene {
 
     /// Does it to the backend `pid`, which the server may be without afterwards.
     fn strike(&mut self, fault: Fault, pid: &str) {
-        let gone = |scene: &Self| scene.pids(&format!("pid = {pid}")).is_empty();
         match fault {
             Fault::Terminate => {
                 self.sql(&format!("SELECT pg_terminate_backend({pid}, 10000)"));
             }
             Fault::Kill => {
+                // The server makes all its processes anew, and accepts statements until it has noticed.
+                let before = self.sql(CHECKPOINTER);
                 signal("KILL", pid);
                 wait_until("the server to recover", || {
-                    self.server.sql("postgres", "SELECT 1").is_ok() && gone(self)
+                    let now = self.server.sql("postgres", CHECKPOINTER);
+                    now.is_ok_and(|now| !now.trim().is_empty() && now != before)
                 });
             }
             Fault::Crash => self.server.kill9().unwrap(),
