@@ -268,7 +268,7 @@ impl Relay<'_> {
                 self.tell(backend);
                 let identity = &backend.identity;
                 if self.session.entry.set_running(Arc::clone(identity)) {
-                    self.session.cancel(identity);
+                    self.session.cancel_late(identity);
                 }
             }
             For::Reparse | For::Evict | For::Shape | For::Local => {}
