@@ -118,6 +118,17 @@ show-never-cross: rust packages ## 2,000 clients on 20 server connections under 
 	PGWEIR_CLIENTS=$${PGWEIR_CLIENTS:-2000} PGWEIR_BACKENDS=$${PGWEIR_BACKENDS:-20} PGWEIR_SECONDS=$${PGWEIR_SECONDS:-30} \
 		cargo test --release --test it crossing::no_client_gets_anothers_answer -- --nocapture
 
+show-overload: rust packages ## Goodput and p99 at five times the load that the servers can bear
+	PGWEIR_SHOW=1 PGWEIR_SECONDS=$${PGWEIR_SECONDS:-10} \
+		cargo test --release --test it overload::at_five_times_the_capacity -- --nocapture
+
+show-stampede: rust packages ## 5,000 clients that want a server back after an outage, let in smoothly
+	PGWEIR_STAMPEDE=$${PGWEIR_STAMPEDE:-5000} \
+		cargo test --release --test it overload::a_stampede_after_an_outage -- --nocapture
+
+show-network: build packages ## A server behind a link that is slow, lossy and dead (needs root, ip and tc)
+	$(SUDO) tests/network.sh
+
 show-page: build packages ## Pictures of the live page under the demo's load, into docs/screenshots (needs chromium)
 	tests/show.sh page
 
@@ -169,6 +180,16 @@ show-allocations: rust packages ## Allocations for each transaction in steady st
 
 bench: rust ## Micro-benchmarks of the hot path
 	cargo bench --bench pieces
+
+.PHONY: show-deadlocks
+show-deadlocks: rust packages ## 32 clients lock accounts in opposed order: deadlocks seen without and with replay, and the throughput
+	PGWEIR_CLIENTS=$${PGWEIR_CLIENTS:-32} PGWEIR_SECONDS=$${PGWEIR_SECONDS:-20} \
+		cargo test --release --test it bank::a_deadlock_storm -- --nocapture
+
+.PHONY: show-kills
+show-kills: rust packages ## Transfers while the server is killed with SIGKILL every 5 s for a minute: nothing lost, nothing doubled
+	PGWEIR_CLIENTS=$${PGWEIR_CLIENTS:-32} PGWEIR_SECONDS=$${PGWEIR_SECONDS:-60} PGWEIR_KILL_EVERY_MS=$${PGWEIR_KILL_EVERY_MS:-5000} \
+		cargo test --release --test it bank::a_server_killed -- --nocapture
 
 .PHONY: show-routing
 show-routing: rust packages ## 100,000 random reads and writes, replicas up to 5 s behind, a failover in the middle: no stale read

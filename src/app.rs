@@ -23,7 +23,7 @@ use crate::admin::console::Console;
 use crate::auth::scram::MockSecret;
 use crate::cluster::Clusters;
 use crate::journal::Journal;
-use crate::meter::{Recent, Rules};
+use crate::meter::{Limits, Recent, Rules};
 use crate::net::descriptors;
 use crate::pool::auth_query::AuthQuery;
 use crate::pool::{Pools, steward};
@@ -160,6 +160,8 @@ fn share(parts: Parts, plans: mpsc::Sender<PlanRequest>) -> Arc<Shared> {
     let rules = Rules::default();
     let (slow, named) = (&parts.config.slow_log, parts.config.log_rules.values());
     rules.set(slow, named.cloned());
+    let limits = Limits::default();
+    limits.set(parts.config.statement_rules.iter());
     let journal = Journal::new(slow, &parts.config.query_log);
     let tracer = Tracer::new(&parts.config.traces);
     let pools = Pools::new(Arc::new(parts.dialer));
@@ -175,6 +177,7 @@ fn share(parts: Parts, plans: mpsc::Sender<PlanRequest>) -> Arc<Shared> {
         known,
         recent: Recent::default(),
         rules,
+        limits,
         journal,
         tracer,
         plans,

@@ -113,6 +113,7 @@ fn take_over(parts: Parts, shared: &Shared) {
     shared.known.queries.set_max(max);
     let (slow, rules) = (&parts.config.slow_log, parts.config.log_rules.values());
     shared.rules.set(slow, rules.cloned());
+    shared.limits.set(parts.config.statement_rules.iter());
     shared.journal.set(slow, &parts.config.query_log);
     shared.tracer.set(&parts.config.traces);
     shared.config.store(Arc::new(parts.config));

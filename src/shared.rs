@@ -17,7 +17,7 @@ use crate::auth::userlist::Userlist;
 use crate::cluster::Clusters;
 use crate::config::model::{Auth, Config};
 use crate::journal::Journal;
-use crate::meter::{Query, Recent, Rules};
+use crate::meter::{Limits, Query, Recent, Rules};
 use crate::net::https::HttpsContext;
 use crate::net::tls::ClientTlsContext;
 use crate::pool::auth_query::AuthQuery;
@@ -129,6 +129,8 @@ pub struct Shared {
     pub recent: Recent,
     /// What is slow, and what is logged.
     pub rules: Rules,
+    /// How long single statements may take.
+    pub limits: Limits,
     pub journal: Arc<Journal>,
     pub tracer: Arc<Tracer>,
     /// Whose plans are to be asked for.

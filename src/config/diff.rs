@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 
 use super::document::dotted;
 use super::model::{
-    Auth, ClientTls, Cluster, Config, Database, General, Http, Log, LogRule, Metrics, PoolSettings,
-    Probe, QueryLog, Retry, Routing, ServerTls, SlowLog, Timeouts, Traces, User,
+    Auth, ClientTls, Cluster, Config, Database, General, Http, Log, LogRule, Metrics, Overload,
+    PoolSettings, Probe, QueryLog, Retry, Routing, ServerTls, SlowLog, StatementRule, Timeouts,
+    Traces, User,
 };
 use super::raw::{Effect, sections};
 
@@ -36,6 +37,8 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     changes.retry("retry", &old.retry, &new.retry);
     changes.databases(old, new);
     changes.users(old, new);
+    changes.overload(old.overload, new.overload);
+    changes.statement_rules(old, new);
     changes.metrics(&old.metrics, &new.metrics);
     changes.slow_log(&old.slow_log, &new.slow_log);
     changes.query_log(&old.query_log, &new.query_log);
@@ -152,7 +155,7 @@ impl Changes {
         compare!(self, "pool" at path, old, new, PoolSettings {
             pool_mode, max_size, min_idle, reserve_size, reserve_timeout, max_db_connections, max_user_connections,
             max_server_connections, max_db_client_connections, max_user_client_connections, max_prepared_statements,
-            lanes, on_session_state, max_pinned, connect_query,
+            lanes, on_session_state, max_pinned, connect_query, max_waiting, shed,
         });
     }
 
@@ -237,7 +240,7 @@ impl Changes {
         compare!(self, "users.NAME" at at, old, new, User {
             reads, consistency, replica_wait, pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
             query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout, max_pinned, pin_idle_timeout, retry_statements,
-            retry_replay, retry_settle_commit, retry_attempts, retry_deadline,
+            retry_replay, retry_settle_commit, retry_attempts, retry_deadline, priority,
         });
     }
 
@@ -265,6 +268,32 @@ impl Changes {
                 (Some(old), Some(new)) => {
                     compare!(self, "log_rules.NAME" at &path, old, new, LogRule {
                         queryid, query, user, database, application_name, slow_threshold, sample, log,
+                    });
+                }
+                _ => self.0.push(Change {
+                    key: path,
+                    effect: Effect::Live,
+                }),
+            }
+        }
+    }
+
+    fn overload(&mut self, old: Overload, new: Overload) {
+        let old = &old;
+        compare!(self, "overload" at "overload", old, new, Overload {
+            opening_max, breaker_after, fail_fast,
+        });
+    }
+
+    fn statement_rules(&mut self, old: &Config, new: &Config) {
+        let (old, new) = (&old.statement_rules, &new.statement_rules);
+        let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        for name in names {
+            let path = dotted("statement_rules", name);
+            match (old.get(name), new.get(name)) {
+                (Some(old), Some(new)) => {
+                    compare!(self, "statement_rules.NAME" at &path, old, new, StatementRule {
+                        queryid, query, user, database, application_name, query_timeout,
                     });
                 }
                 _ => self.0.push(Change {

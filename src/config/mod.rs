@@ -16,6 +16,7 @@ mod load;
 pub mod model;
 mod problem;
 mod raw;
+mod raw_limits;
 mod raw_seeing;
 mod read;
 pub mod reference;
@@ -26,6 +27,7 @@ mod units;
 mod validate;
 mod validate_auth;
 mod validate_http;
+mod validate_limits;
 mod validate_seeing;
 mod validate_servers;
 

@@ -3,6 +3,7 @@
 //! Made by `config::load` from TOML, flags and environment; every value here is already checked. It travels as an
 //! `Arc<Config>` snapshot taken per transaction, so that a reload never changes a statement under way.
 
+mod limits;
 mod seeing;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use self::limits::{Overload, StatementRule};
 pub use self::seeing::{HttpUrl, Log, LogFormat, LogRule, Metrics, QueryLog, SlowLog, Traces};
 
 /// Everything. `databases` and `users` hold only what differs from the defaults.
@@ -32,6 +34,9 @@ pub struct Config {
     /// Keyed by the name clients ask for. The key `*` is the fallback; it always exists when `cluster.primary` is set.
     pub databases: BTreeMap<String, Database>,
     pub users: BTreeMap<String, User>,
+    pub overload: Overload,
+    /// By name.
+    pub statement_rules: BTreeMap<String, StatementRule>,
     pub metrics: Metrics,
     pub slow_log: SlowLog,
     pub query_log: QueryLog,
@@ -344,6 +349,10 @@ pub struct PoolSettings {
     /// Server connections that run short reads of many clients back to back.
     pub lanes: usize,
     pub on_session_state: OnSessionState,
+    /// Clients that may wait.
+    pub max_waiting: Option<usize>,
+    /// Clients that could not be served in time are told so at once.
+    pub shed: bool,
     /// Share of `max_size` that pinned sessions may hold.
     pub max_pinned: Percent,
     /// Run once on each new server connection.
@@ -440,6 +449,8 @@ pub struct User {
     pub idle_transaction_timeout: Option<Duration>,
     pub transaction_timeout: Option<Duration>,
     pub client_idle_timeout: Option<Duration>,
+    /// Weight of the user under caps that pools share.
+    pub priority: Option<usize>,
     pub max_pinned: Option<Percent>,
     pub pin_idle_timeout: Option<Duration>,
     pub retry_statements: Option<bool>,

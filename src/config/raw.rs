@@ -1,6 +1,6 @@
 //! The keys of the configuration file: name, type, default, meaning, and when a change takes effect.
 //!
-//! This and `raw_seeing` are the only lists of them. The `tables!` macro below makes the structs that reading fills, the
+//! This, `raw_limits` and `raw_seeing` are the only lists of them. The `tables!` macro below makes the structs that reading fills, the
 //! [reference](super::reference) and the effects that a reload reports; a key that is not in it is refused.
 //!
 //! # Why
@@ -110,6 +110,7 @@ pub(super) use tables;
 /// Every section with its keys, in the order of the reference.
 pub(super) fn sections() -> Vec<SectionDocs> {
     let mut all = own_sections();
+    all.extend(super::raw_limits::own_sections());
     all.extend(super::raw_seeing::own_sections());
     all
 }
@@ -317,6 +318,11 @@ tables! {
         max_db_client_connections: Cap = Cap(None), Live;
         /// Clients per user.
         max_user_client_connections: Cap = Cap(None), Live;
+        /// Clients of a pool that may wait for a server connection; a further one is told 53300 at once.
+        max_waiting: Cap = Cap(None), Live;
+        /// Whether a client is told 53300 at once when it would wait longer than `query_wait_timeout`, as fast as the pool
+        /// serves those before it. See docs/overload.md.
+        shed: bool = true, Live;
         /// Prepared statements kept on one server connection; the least recently used goes first.
         max_prepared_statements: usize = 200, Live;
         /// Server connections on which short reads of many clients run back to back while several are under way; 0 gives
@@ -454,6 +460,9 @@ tables! {
         transaction_timeout: Option<Duration> = None, Live;
         /// As in `[timeouts]`.
         client_idle_timeout: Option<Duration> = None, Live;
+        /// Weight under a cap that pools share, 1 to 1000; default: 100. While they compete, a user of weight 200 gets twice
+        /// the server connections of one of 100.
+        priority: Option<usize> = None, Live;
         /// As in `[pool]`.
         max_pinned: Option<Percent> = None, Live;
         /// As in `[timeouts]`.

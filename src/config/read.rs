@@ -8,6 +8,7 @@ use super::raw::{
     Auth, ClientTls, Cluster, Database, General, Http, Key, Pool, Retry, Routing, ServerTls,
     Timeouts, User,
 };
+use super::raw_limits::{Overload, StatementRule};
 use super::raw_seeing::{Log, LogRule, Metrics, QueryLog, SlowLog, Traces};
 
 /// One `[databases.NAME]`, with the keys of other sections that stand in it over the general ones.
@@ -35,6 +36,8 @@ pub(super) struct Raw {
     pub(super) retry: Retry,
     pub(super) databases: BTreeMap<String, DatabaseTable>,
     pub(super) users: BTreeMap<String, (String, User)>,
+    pub(super) overload: Overload,
+    pub(super) statement_rules: BTreeMap<String, StatementRule>,
     pub(super) metrics: Metrics,
     pub(super) slow_log: SlowLog,
     pub(super) query_log: QueryLog,
@@ -44,7 +47,7 @@ pub(super) struct Raw {
 }
 
 /// Tables of the file.
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 19] = [
     "general",
     "http",
     "cluster",
@@ -56,6 +59,8 @@ const NAMES: [&str; 17] = [
     "retry",
     "databases",
     "users",
+    "overload",
+    "statement_rules",
     "metrics",
     "slow_log",
     "query_log",
@@ -88,6 +93,8 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
     let retry = section!(Retry, &mut root, "retry");
     let databases = read_databases(&mut root, (&routing, &pool, &timeouts, &retry), reader);
     let users = read_users(&mut root, reader);
+    let overload = section!(Overload, &mut root, "overload");
+    let statement_rules = read_statement_rules(&mut root, reader);
     let metrics = section!(Metrics, &mut root, "metrics");
     let slow_log = section!(SlowLog, &mut root, "slow_log");
     let query_log = section!(QueryLog, &mut root, "query_log");
@@ -108,6 +115,8 @@ pub(super) fn read(mut root: Table, reader: &mut Reader<'_>) -> Raw {
         retry,
         databases,
         users,
+        overload,
+        statement_rules,
         metrics,
         slow_log,
         query_log,
@@ -161,6 +170,19 @@ fn read_users(root: &mut Table, reader: &mut Reader<'_>) -> BTreeMap<String, (St
         users.insert(name, (table.path, user));
     }
     users
+}
+
+fn read_statement_rules(
+    root: &mut Table,
+    reader: &mut Reader<'_>,
+) -> BTreeMap<String, StatementRule> {
+    let mut rules = BTreeMap::new();
+    for (name, mut table, _) in named_tables(root, "statement_rules", reader) {
+        let rule = StatementRule::read(&mut table, &StatementRule::default(), reader);
+        refuse_unknown(&table, &StatementRule::docs().keys, reader);
+        rules.insert(name, rule);
+    }
+    rules
 }
 
 fn read_rules(root: &mut Table, reader: &mut Reader<'_>) -> BTreeMap<String, LogRule> {

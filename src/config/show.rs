@@ -8,9 +8,9 @@ use super::decode::Value;
 use super::document::dotted;
 use super::model::{
     Auth, AuthMethod, ClientTls, Cluster, Config, Consistency, Database, General, Http, HttpScope,
-    HttpUrl, Log, LogFormat, LogRule, Metrics, Node, OnSessionState, Percent, PoolMode,
+    HttpUrl, Log, LogFormat, LogRule, Metrics, Node, OnSessionState, Overload, Percent, PoolMode,
     PoolSettings, Probe, QueryLog, Reads, Retry, Routing, Secret, ServerTls, SlowLog, SslMode,
-    Timeouts, Traces, User,
+    StatementRule, Timeouts, Traces, User,
 };
 use super::raw::{Effect, SectionDocs, sections};
 use super::units::show_duration;
@@ -46,6 +46,10 @@ pub fn show(config: &Config) -> Vec<Setting> {
     }
     for (name, user) in &config.users {
         shown.user(&dotted("users", name), user);
+    }
+    shown.overload(&config.overload);
+    for (name, rule) in &config.statement_rules {
+        shown.statement_rule(&dotted("statement_rules", name), rule);
     }
     shown.metrics(&config.metrics);
     shown.slow_log(&config.slow_log);
@@ -245,7 +249,7 @@ impl Shown {
         list!(self, "pool" at path, of, PoolSettings {
             pool_mode, max_size, min_idle, reserve_size, reserve_timeout, max_db_connections, max_user_connections,
             max_server_connections, max_db_client_connections, max_user_client_connections, max_prepared_statements,
-            lanes, on_session_state, max_pinned, connect_query,
+            lanes, on_session_state, max_pinned, connect_query, max_waiting, shed,
         });
     }
 
@@ -296,7 +300,7 @@ impl Shown {
         list!(self, "users.NAME" at path, of, User {
             reads, consistency, replica_wait, pool_mode, max_size, reserve_size, max_user_connections, max_user_client_connections, query_timeout,
             query_wait_timeout, idle_transaction_timeout, transaction_timeout, client_idle_timeout, max_pinned, pin_idle_timeout, retry_statements,
-            retry_replay, retry_settle_commit, retry_attempts, retry_deadline,
+            retry_replay, retry_settle_commit, retry_attempts, retry_deadline, priority,
         });
     }
 
@@ -319,6 +323,18 @@ impl Shown {
     fn log_rule(&mut self, path: &str, of: &LogRule) {
         list!(self, "log_rules.NAME" at path, of, LogRule {
             queryid, query, user, database, application_name, slow_threshold, sample, log,
+        });
+    }
+
+    fn overload(&mut self, of: &Overload) {
+        list!(self, "overload" at "overload", of, Overload {
+            opening_max, breaker_after, fail_fast,
+        });
+    }
+
+    fn statement_rule(&mut self, path: &str, of: &StatementRule) {
+        list!(self, "statement_rules.NAME" at path, of, StatementRule {
+            queryid, query, user, database, application_name, query_timeout,
         });
     }
 

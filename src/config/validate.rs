@@ -12,6 +12,7 @@ use super::raw;
 use super::read::Raw;
 use super::validate_auth::{auth, auth_needs, client_tls, server_tls};
 use super::validate_http::http;
+use super::validate_limits::{overload, statement_rules};
 use super::validate_seeing::{log, log_rules, metrics, query_log, slow_log, traces};
 use super::validate_servers::{cluster, databases};
 
@@ -26,6 +27,8 @@ const MOST_WORKERS: usize = 1024;
 const LARGEST_POOL: usize = 100_000;
 /// As many as a pool has places for.
 const LANES_MAX: usize = 8;
+/// A weight relative to others; the default is 100.
+const LARGEST_PRIORITY: usize = 1000;
 const MOST_ATTEMPTS: usize = 1000;
 /// Each client may hold one.
 const LARGEST_JOURNAL: u64 = 16 * 1024 * 1024;
@@ -48,6 +51,8 @@ pub(super) fn validate(raw: &Raw, reader: &mut Reader<'_>) -> Config {
             .iter()
             .map(|(name, (path, raw))| (name.clone(), user(raw, path, reader)))
             .collect(),
+        overload: overload(&raw.overload, reader),
+        statement_rules: statement_rules(&raw.statement_rules, reader),
         metrics: metrics(&raw.metrics, reader),
         slow_log: slow_log(&raw.slow_log),
         query_log: query_log(&raw.query_log),
@@ -196,6 +201,8 @@ pub(super) fn pool(raw: &raw::Pool, path: &str, reader: &mut Reader<'_>) -> Pool
         max_server_connections: raw.max_server_connections.value.0,
         max_db_client_connections: raw.max_db_client_connections.value.0,
         max_user_client_connections: raw.max_user_client_connections.value.0,
+        max_waiting: raw.max_waiting.value.0,
+        shed: raw.shed.value,
         max_prepared_statements: raw.max_prepared_statements.value,
         lanes: raw.lanes.value,
         on_session_state: raw.on_session_state.value,
@@ -305,6 +312,13 @@ fn user(raw: &raw::User, path: &str, reader: &mut Reader<'_>) -> User {
             reader.problem(setting.at.as_ref(), &format!("{path}.{name}"), ZERO);
         }
     }
+    if let Some(priority) = raw.priority.value
+        && !(1..=LARGEST_PRIORITY).contains(&priority)
+    {
+        let message = format!("must be between 1 and {LARGEST_PRIORITY}, got {priority}");
+        let key = format!("{path}.priority");
+        reader.problem(raw.priority.at.as_ref(), &key, message);
+    }
     User {
         reads: raw.reads.value,
         consistency: raw.consistency.value,
@@ -319,6 +333,7 @@ fn user(raw: &raw::User, path: &str, reader: &mut Reader<'_>) -> User {
         idle_transaction_timeout: raw.idle_transaction_timeout.value,
         transaction_timeout: raw.transaction_timeout.value,
         client_idle_timeout: raw.client_idle_timeout.value,
+        priority: raw.priority.value,
         max_pinned: raw.max_pinned.value,
         pin_idle_timeout: raw.pin_idle_timeout.value,
         retry_statements: raw.retry_statements.value,

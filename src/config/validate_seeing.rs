@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::decode::Reader;
+use super::decode::{Reader, Setting};
 use super::document::dotted;
 use super::model::{Log, LogRule, Metrics, QueryLog, SlowLog, Traces};
 use super::raw_seeing as raw;
@@ -12,7 +12,7 @@ use super::validate::within;
 const MAX_QUERIES_MAX: usize = 1_000_000;
 
 /// Rules are asked of each statement; a number has so many bits.
-const LOG_RULES_MAX: usize = 32;
+pub(super) const RULES_MAX: usize = 32;
 
 /// Longest pattern: what fitting costs grows with pattern and text.
 const PATTERN_MAX: usize = 1000;
@@ -39,8 +39,8 @@ pub(super) fn log_rules(
     raw: &BTreeMap<String, raw::LogRule>,
     reader: &mut Reader<'_>,
 ) -> BTreeMap<String, LogRule> {
-    if raw.len() > LOG_RULES_MAX {
-        let message = format!("at most {LOG_RULES_MAX} rules, got {}", raw.len());
+    if raw.len() > RULES_MAX {
+        let message = format!("at most {RULES_MAX} rules, got {}", raw.len());
         reader.problem(None, "log_rules", message);
     }
     let rule = |(name, rule): (&String, &raw::LogRule)| {
@@ -52,23 +52,32 @@ pub(super) fn log_rules(
     raw.iter().map(rule).collect()
 }
 
-fn log_rule(path: &str, raw: &raw::LogRule, reader: &mut Reader<'_>) -> LogRule {
-    if let Some(id) = &raw.queryid.value
+/// What a rule says of the statements that it is about.
+pub(super) fn conditions(
+    path: &str,
+    queryid: &Setting<Option<String>>,
+    query: &Setting<Option<String>>,
+    reader: &mut Reader<'_>,
+) {
+    if let Some(id) = &queryid.value
         && (id.len() != 16 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()))
     {
         let key = format!("{path}.queryid");
         let message = "expected 16 hexadecimal digits, as SHOW QUERIES shows them";
-        reader.problem(raw.queryid.at.as_ref(), &key, message);
+        reader.problem(queryid.at.as_ref(), &key, message);
     }
-    if raw
-        .query
+    if query
         .value
         .as_ref()
         .is_some_and(|pattern| pattern.len() > PATTERN_MAX)
     {
         let message = format!("must be at most {PATTERN_MAX} bytes");
-        reader.problem(raw.query.at.as_ref(), &format!("{path}.query"), message);
+        reader.problem(query.at.as_ref(), &format!("{path}.query"), message);
     }
+}
+
+fn log_rule(path: &str, raw: &raw::LogRule, reader: &mut Reader<'_>) -> LogRule {
+    conditions(path, &raw.queryid, &raw.query, reader);
     LogRule {
         queryid: raw.queryid.value.clone(),
         query: raw.query.value.clone(),

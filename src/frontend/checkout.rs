@@ -42,7 +42,7 @@ impl Session {
             if self.pool.is_headless() {
                 self.count_route(Reason::Held);
             }
-            self.pool.enqueue(&self.entry.waiter);
+            self.pool.enqueue_client(&self.entry.waiter);
             false
         }
     }
@@ -70,6 +70,11 @@ impl Session {
                 gather.give();
             }
             Err(error) if self.goes_elsewhere(&error) => {}
+            Err(_) if self.is_replaying() => {
+                self.stop_waiting();
+                self.end_pause();
+                self.fall_back(false, cx)?;
+            }
             Err(error) => {
                 // A client whose waiting was ended from outside still has its place in the queue.
                 self.stop_waiting();
@@ -120,6 +125,7 @@ impl Session {
     pub(super) fn begin(&mut self, lease: Lease, gather: &mut Gather) -> bool {
         self.rest_rerun();
         self.in_transaction = false;
+        self.forget_own_cancel();
         self.transaction_since = self.now;
         match &lease.pool().key.node {
             None => self.metering.runs_on_primary(),
@@ -134,6 +140,11 @@ impl Session {
             .fetch_add(1, Ordering::Relaxed);
         let awaited = self.plan(gather) == Pace::Awaited;
         self.reopen(gather);
+        self.open_to_fail(gather);
+        if self.in_transaction {
+            // The journal would begin in its midst.
+            self.give_up_rerun();
+        }
         self.enter(if awaited {
             Phase::Planning
         } else {
@@ -218,6 +229,9 @@ impl Session {
         if self.will_rerun() {
             return self.rerun_at_rest(cx);
         }
+        if self.replay_differs(true) {
+            return self.fall_back(false, cx);
+        }
         self.in_transaction = lease.status != TransactionStatus::Idle;
         self.copies_in = false;
         self.discards = false;
@@ -226,7 +240,7 @@ impl Session {
         if self.phase == Phase::Planning {
             self.metering.planned(self.now.duration_since(self.since));
             // The client's bytes are still to be written.
-            self.rest_rerun();
+            self.forget_written();
             self.enter(Phase::Active);
             return self.process_inbox(cx);
         }

@@ -1,6 +1,5 @@
 //! The timeouts of a session: which one is next, and what happens when it is reached.
 
-use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
@@ -8,11 +7,8 @@ use tokio::time::Instant;
 
 use super::reply;
 use super::session::{End, Phase, Session};
-use crate::backend::cancel;
-use crate::backend::connection::Identity;
 use crate::error::{Report, SqlState, UserFacing};
 use crate::pool::Lease;
-use crate::tasks;
 
 /// How often a read that waits for a replica to catch up looks whether one has.
 const PATIENCE_LOOK: Duration = Duration::from_millis(5);
@@ -73,7 +69,7 @@ impl Session {
                 Limit::CancelWait,
             ),
             Phase::Riding => earlier(
-                at(self.since, timeouts.query_timeout, Limit::Query),
+                at(self.since, self.query_limit(), Limit::Query),
                 transaction,
             ),
             Phase::Planning => at(self.since, timeouts.query_timeout, Limit::Query),
@@ -93,7 +89,7 @@ impl Session {
                 transaction,
             ),
             Phase::Active => earlier(
-                at(self.since, timeouts.query_timeout, Limit::Query),
+                at(self.since, self.query_limit(), Limit::Query),
                 transaction,
             ),
         };
@@ -141,13 +137,10 @@ impl Session {
                 self.process_inbox(cx)
             }
             Limit::Query => {
-                self.timed_out = true;
-                self.since = self.now;
-                self.cancel_ride();
-                self.cancel_running();
+                self.cancel_overrun();
                 Ok(())
             }
-            Limit::CancelWait => Self::cut(SqlState::QUERY_CANCELED, "query", "query_timeout"),
+            Limit::CancelWait => Err(self.cannot_cancel()),
             Limit::Transaction => Self::cut(
                 SqlState::TRANSACTION_TIMEOUT,
                 "transaction",
@@ -204,20 +197,6 @@ impl Session {
         )
         .hint(format!("The limit is pgweir's timeouts.{setting}."));
         Err(End::Fatal(Box::new(report)))
-    }
-
-    /// Asks the server to cancel what it runs for this client.
-    pub(super) fn cancel_running(&self) {
-        if let Some(lease) = &self.lease {
-            self.cancel(&lease.identity);
-        }
-    }
-
-    /// Asks the server to cancel what `backend` runs.
-    pub(super) fn cancel(&self, backend: &Arc<Identity>) {
-        let dialer = self.shared.pools.dialer.load_full();
-        let limit = self.effective.timeouts.cancel_wait_timeout;
-        tasks::spawn("cancel", cancel::cancel(Arc::clone(backend), dialer, limit));
     }
 }
 

@@ -4,10 +4,13 @@
 //! bounds on runs are kept.
 
 use std::sync::atomic::Ordering;
+use std::task::Context;
 
+use super::replay::Original;
 use super::rerun::FirstWrite;
-use super::session::{Phase, Session};
+use super::session::{End, Phase, Session};
 use crate::backend::connection::Backend;
+use crate::backend::receive::ReceiveError;
 use crate::config::model::PoolMode;
 use crate::error::{Report, SqlState};
 use crate::retry::policy::{self, Doubt, Failure, Place, Seen, Verdict};
@@ -85,9 +88,9 @@ impl Session {
         };
         let rerun = self.rerun.get_or_insert_default();
         let since = *rerun.since.get_or_insert(now);
-        let is_terminated = failure == Failure::Terminated;
-        if !retry.statements
-            || !rerun.journal.is_kept()
+        // A transaction is bounded by `attempts` alone: it gets further with each run.
+        let is_terminated = failure == Failure::Terminated && rerun.journal.seen() == 0;
+        if !rerun.journal.is_kept()
             || rerun.runs >= retry.attempts
             || (is_terminated && rerun.terminated >= terminated_max)
             || now.duration_since(since) > retry.deadline
@@ -108,15 +111,45 @@ impl Session {
     /// Whether a read whose lane was lost may run the ordinary way.
     pub(super) fn runs_after_ride(&mut self) -> bool {
         self.rest_rerun();
-        self.rerun_mut();
-        self.may_run_again(Failure::Lost)
+        self.effective.retry.statements && self.may_run_again(Failure::Lost)
+    }
+
+    /// Whether a failure with this verdict is undone by another run of the request, or of its transaction.
+    fn may_undo(&mut self, failure: Failure, verdict: Verdict) -> bool {
+        let retry = &self.effective.retry;
+        // Until it is where it was it has not been asked to commit.
+        let may = if self.is_replaying() {
+            true
+        } else {
+            match verdict {
+                Verdict::Again => retry.statements,
+                Verdict::Replay => retry.replay && self.may_replay(),
+                Verdict::Settle | Verdict::Unknown | Verdict::Fail => false,
+            }
+        };
+        may && self.may_run_again(failure)
+    }
+
+    fn may_replay(&self) -> bool {
+        let journal = self.rerun.as_ref().map(|rerun| &rerun.journal);
+        let is_kept = journal.is_some_and(|journal| {
+            let sees_commit = journal.may_have_committed() && journal.has_seen_part();
+            journal.is_kept() && journal.answered() > 0 && !sees_commit
+        });
+        is_kept && !self.keeps_backend() && !self.is_on_replica()
     }
 
     /// Takes in an error of the server for what is under way. True if the client does not get it, because the request
     /// runs again.
-    pub(super) fn absorbs(&mut self, code: SqlState, is_fatal: bool, backend: &Backend) -> bool {
+    pub(super) fn absorbs(
+        &mut self,
+        code: SqlState,
+        is_fatal: bool,
+        backend: &Backend,
+        payload: &[u8],
+    ) -> bool {
         if self.will_rerun() {
-            return true;
+            return !(is_fatal && self.keeps_backend());
         }
         let failure = match code {
             SqlState::SERIALIZATION_FAILURE if !is_fatal => Failure::Serialization,
@@ -124,31 +157,19 @@ impl Session {
             SqlState::ADMIN_SHUTDOWN if is_fatal => Failure::Terminated,
             _ => return false,
         };
-        let loses_backend = is_fatal;
-        // A client that cancels its statement is to see it end.
-        if self.timed_out || backend.identity.is_being_cancelled() {
+        let verdict = self.verdict(failure, backend.status);
+        if !self.may_absorb(failure, verdict, backend) || !self.may_undo(failure, verdict) {
             return false;
         }
-        let has_begun = self.phase == Phase::Planning && self.in_transaction;
-        if has_begun || self.is_on_replica() || (loses_backend && self.keeps_backend()) {
-            return false;
+        let rerun = self.rerun_mut();
+        rerun.failed = Some(failure);
+        if verdict == Verdict::Replay {
+            rerun.original = Some(if is_fatal {
+                Original::Fatal(payload.to_vec())
+            } else {
+                Original::Error(payload.to_vec())
+            });
         }
-        let is_one = self
-            .rerun
-            .as_ref()
-            .is_some_and(|rerun| rerun.journal.is_one_exchange());
-        // Of several exchanges those behind this one are executed already, unless the server is gone.
-        if !loses_backend && (!is_one || self.phase == Phase::Planning) {
-            return false;
-        }
-        // A session that is told to end while it does nothing.
-        if loses_backend && self.phase != Phase::Planning && self.is_nothing_kept() {
-            return false;
-        }
-        if self.verdict(failure, backend.status) != Verdict::Again || !self.may_run_again(failure) {
-            return false;
-        }
-        self.rerun_mut().failed = Some(failure);
         self.metering.abandon();
         true
     }
@@ -171,14 +192,65 @@ impl Session {
         true
     }
 
+    /// Whether the session is where the request can be run again at all.
+    fn may_absorb(&self, failure: Failure, verdict: Verdict, backend: &Backend) -> bool {
+        let loses_backend = failure == Failure::Terminated;
+        let is_planning = self.phase == Phase::Planning;
+        // A client that cancels its statement is to see it end.
+        if self.timed_out || backend.identity.is_being_cancelled() || self.is_to_fail() {
+            return false;
+        }
+        // A transaction taken here from a replica, or a session that would lose its state.
+        if (is_planning && self.in_transaction)
+            || self.is_on_replica()
+            || (self.keeps_backend() && (loses_backend || self.in_transaction))
+        {
+            return false;
+        }
+        if loses_backend {
+            // A session that is told to end while it does nothing has nothing to run again.
+            return is_planning || !self.is_nothing_kept();
+        }
+        let Some(journal) = self.rerun.as_ref().map(|rerun| &rerun.journal) else {
+            return false;
+        };
+        // What stands behind this exchange is executed already. In a failed transaction that is nothing, but for what
+        // follows a ROLLBACK TO: no COMMIT must be among it.
+        let is_inside = verdict == Verdict::Replay || self.is_replaying();
+        let may_be_more = is_inside && journal.is_whole() && !journal.may_have_committed();
+        !is_planning && (journal.awaits_one() || may_be_more)
+    }
+
+    /// Whether the server, which ends the session in place of the answer to a COMMIT, may have committed.
+    pub(super) fn doubts_commit(&self, code: SqlState, backend: &Backend) -> Option<Report> {
+        if code != SqlState::ADMIN_SHUTDOWN || self.is_replaying() {
+            return None;
+        }
+        let verdict = self.verdict(Failure::Terminated, backend.status);
+        matches!(verdict, Verdict::Settle | Verdict::Unknown).then(|| self.unknown())
+    }
+
+    fn unknown(&self) -> Report {
+        let unknown = &self.pool.retries.unknown;
+        unknown.fetch_add(1, Ordering::Relaxed);
+        unknown_outcome()
+    }
+
     /// The backend is lost: whether the request under way runs again, or else how the session ends.
     pub(super) fn judge_loss(&mut self) -> Result<Failure, Option<Report>> {
         if let Some(failure) = self.rerun.as_ref().and_then(|rerun| rerun.failed) {
-            return Ok(failure);
+            // A session that keeps its connection has lost with it what it keeps it for.
+            return if self.keeps_backend() {
+                Err(None)
+            } else {
+                Ok(failure)
+            };
         }
         let Some(lease) = &self.lease else {
             return Err(None);
         };
+        // A client that cancels its statement is to see it end.
+        let is_cancelled = self.timed_out || lease.identity.is_being_cancelled();
         let status = lease.status;
         let has_begun = self.phase == Phase::Planning && self.in_transaction;
         let was_refused = self
@@ -191,23 +263,46 @@ impl Session {
             Failure::Lost
         };
         let verdict = self.verdict(failure, status);
-        let is_idle = self.phase != Phase::Planning && self.is_nothing_kept();
-        match verdict {
-            Verdict::Unknown | Verdict::Settle => {
-                let unknown = &self.pool.retries.unknown;
-                unknown.fetch_add(1, Ordering::Relaxed);
-                Err(Some(unknown_outcome()))
+        let is_planning = self.phase == Phase::Planning;
+        let is_idle = !is_planning && self.is_nothing_kept();
+        let may_move = !is_idle && !has_begun && !self.keeps_backend() && !self.is_to_fail();
+        if may_move && !is_cancelled && self.may_undo(failure, verdict) {
+            if verdict == Verdict::Replay {
+                self.rerun_mut().original = Some(Original::Lost);
             }
-            Verdict::Again
-                if !is_idle
-                    && !has_begun
-                    && !self.keeps_backend()
-                    && self.may_run_again(failure) =>
-            {
-                Ok(failure)
-            }
-            Verdict::Again | Verdict::Replay | Verdict::Fail => Err(None),
+            return Ok(failure);
         }
+        match verdict {
+            Verdict::Unknown | Verdict::Settle if !self.is_replaying() => Err(Some(self.unknown())),
+            _ => Err(None),
+        }
+    }
+
+    /// The backend can't be used any more: what the client has seen nothing of is run elsewhere.
+    pub(super) fn lose_server(
+        &mut self,
+        error: &ReceiveError,
+        cx: &mut Context<'_>,
+    ) -> Result<(), End> {
+        if let (Some(routes), Some(lease)) = (&self.routes, &self.lease) {
+            routes.cluster.suspect(&lease.identity.node);
+        }
+        if self.is_on_trial() {
+            return self.run_elsewhere(cx);
+        }
+        match self.judge_loss() {
+            Ok(failure) => self.run_again(failure, true, cx),
+            Err(_) if self.is_replaying() => self.fall_back(true, cx),
+            Err(report) => Err(self.server_gone(error, report)),
+        }
+    }
+
+    /// `report` says more than `error`.
+    fn server_gone(&mut self, error: &ReceiveError, report: Option<Report>) -> End {
+        self.drop_backend();
+        self.since = self.now;
+        let lost = || Report::fatal(SqlState::CONNECTION_FAILURE, error.to_string());
+        End::Fatal(Box::new(report.unwrap_or_else(lost)))
     }
 
     /// Whether a notice is the server's warning that it ends at once. The end of the connection says the same, and of a

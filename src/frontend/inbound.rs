@@ -121,6 +121,10 @@ impl Session {
                 if !self.has_backend(&input[at..], max, gather)? {
                     break;
                 }
+                if self.must_come_alone(frame) {
+                    self.held_up = true;
+                    break;
+                }
                 if self.must_wait(frame) {
                     // Answers that are due now come from nobody else.
                     self.emit_locals(cx)?;
@@ -174,7 +178,11 @@ impl Session {
         if self.phase != Phase::Active {
             return Ok(false);
         }
-        if self.is_holding() || self.will_rerun() || !self.may_follow_on_replica() {
+        if self.is_holding()
+            || self.will_rerun()
+            || self.awaits_replay(gather)
+            || !self.may_follow_on_replica()
+        {
             self.held_up = true;
             return Ok(false);
         }
@@ -242,6 +250,9 @@ impl Session {
         if report.severity == Severity::Fatal {
             return Err(End::Fatal(Box::new(report.clone())));
         }
+        if let Some(original) = self.original_error() {
+            return Err(End::Fatal(Box::new(original)));
+        }
         self.log_error(report);
         self.forget_runs();
         reply::report(&mut self.outbox, report);
@@ -275,6 +286,9 @@ impl Session {
             }
             self.names.next_exchange();
             self.prepared.reparsed = 0;
+        }
+        if self.is_to_fail() && self.fails_as_before(frame, gather)? {
+            return Ok(true);
         }
         match frame.tag {
             f::QUERY => return self.query(frame, gather),

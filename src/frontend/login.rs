@@ -21,7 +21,7 @@ use crate::error::{ErrorKind, Report, SqlState, UserFacing};
 use crate::net::departure::unless_gone;
 use crate::net::stream::Stream;
 use crate::pool::Pool;
-use crate::pool::open::{self, OpenError, Opened};
+use crate::pool::open::{OpenError, Opened};
 use crate::pool::passthrough::Learnt;
 use crate::shared::Shared;
 use crate::wire::startup::StartupMessage;
@@ -366,8 +366,8 @@ async fn try_login(
         effective.pool.connect_query = None;
     }
     let dialer = shared.pools.dialer.load_full();
-    let Opened { backend, logged_in } =
-        open::open(&effective, credentials, &dialer, generation).await?;
+    let opened = pool.open_in_turn(&effective, credentials, &dialer, generation);
+    let Opened { backend, logged_in } = Box::pin(opened).await?;
     if is_forced {
         return Ok(());
     }

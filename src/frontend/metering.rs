@@ -415,7 +415,9 @@ impl Session {
             let trace = self.shared.tracer.begin();
             self.metering.trace = Tracing::Looked(trace.map(Box::new));
         }
-        if self.metering.front.is_none() {
+        let is_first = self.metering.front.is_none();
+        self.limit_statement(&known, is_first);
+        if is_first {
             self.entry.activity.runs(known.query.id, self.now);
         }
         self.metering.push(known, portal, self.now);
@@ -452,6 +454,7 @@ impl Session {
 
     /// The portal in front has returned as many rows as it was asked for.
     pub(super) fn suspend_statement(&mut self) {
+        self.note_completed();
         if let Some(front) = &mut self.metering.front {
             front.rows += u64::from(front.portal.limit);
         }
@@ -492,5 +495,6 @@ impl Session {
         let name = String::from_utf8_lossy(name);
         self.metering.origin.application = self.shared.known.queries.names.id(&name);
         self.metering.rules = SessionBits::default();
+        self.forget_limit_rules();
     }
 }

@@ -85,6 +85,7 @@ impl Session {
         };
         let is_fresh = routes.opened.is_some_and(|opened| !opened.has_run);
         (routes.reading.is_some() || is_fresh)
+            && !self.is_replaying()
             && !routes.in_exchange
             && self.in_transaction
             && lease.status == TransactionStatus::InTransaction

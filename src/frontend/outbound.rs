@@ -24,8 +24,11 @@ use crate::wire::limits::OUTBOX_MAX;
 /// The session's part in receiving.
 struct Relay<'a> {
     gather: Gather,
-    /// Where the answer to the exchange in front begins, if all of it is here.
+    /// Where the answers to the client begin, and where that to the exchange in front does, as far as they are here.
+    start: Mark,
     mark: Mark,
+    /// The mark is to be behind the message under way.
+    marks_end: bool,
     session: &'a mut Session,
     /// What the backend has, if it was asked.
     learnt: Vec<Row>,
@@ -39,6 +42,9 @@ impl Receiver for Relay<'_> {
     fn relay(&mut self, range: Range<usize>) {
         self.session.metering.relayed(range.len());
         self.gather.input(range);
+        if std::mem::take(&mut self.marks_end) {
+            self.mark = self.gather.mark();
+        }
     }
 
     fn local(&mut self, request: Request) {
@@ -68,7 +74,7 @@ impl Receiver for Relay<'_> {
         match tag {
             b::ERROR_RESPONSE => return self.error(backend, owed, payload),
             b::NOTICE_RESPONSE => return !self.session.hears_last_words(payload),
-            b::PARAMETER_STATUS if owed.to == For::Client && !self.session.will_rerun() => {
+            b::PARAMETER_STATUS if owed.to == For::Client && !self.session.is_hidden() => {
                 self.session.note_setting_told();
                 self.session.told = Arc::clone(&backend.mirror.reported);
                 // It may have been set where no text tells, such as in a function or a trigger.
@@ -145,20 +151,26 @@ impl Relay<'_> {
             return false;
         }
         if let Some(code) = code.filter(|_| is_fatal || owed.to == For::Client)
-            && self.session.absorbs(code, is_fatal, backend)
+            && self.session.absorbs(code, is_fatal, backend, payload)
         {
             return false;
         }
-        if owed.to == For::Answered && !is_fatal {
+        if is_fatal
+            && let Some(report) = code.and_then(|it| self.session.doubts_commit(it, backend))
+        {
+            self.end = Some(End::Fatal(Box::new(report)));
             return false;
         }
-        if is_fatal && self.session.outlives(backend) {
+        if (is_fatal && self.session.outlives(backend)) || (!is_fatal && owed.to == For::Answered) {
             return false;
         }
         if is_fatal {
             self.end = Some(End::ServerGone);
         } else if owed.to == For::Plan {
-            self.end.get_or_insert_with(|| plan_failed(payload));
+            let overrun = self.session.take_overrun(b::sqlstate(payload));
+            let end = overrun.map(|_| self.session.cannot_cancel());
+            self.end
+                .get_or_insert_with(|| end.unwrap_or_else(|| plan_failed(payload)));
         } else if owed.to == For::Probe {
             // A cancel request that the client meant for its own statement may have come late.
             self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
@@ -183,14 +195,11 @@ impl Relay<'_> {
             return false;
         }
         let is_clients = !matches!(owed.to, For::Plan | For::Evict | For::Probe);
-        if !self.session.timed_out
-            || !is_clients
-            || b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED)
-        {
+        let code = b::sqlstate(payload);
+        let overrun = is_clients.then(|| self.session.take_overrun(code));
+        let Some(report) = overrun.flatten() else {
             return true;
-        }
-        self.session.timed_out = false;
-        let report = reply::query_timeout();
+        };
         self.gather.own(|out| b::put_report(out, &report));
         false
     }
@@ -236,7 +245,8 @@ impl Relay<'_> {
         match owed.to {
             For::Client | For::Refusal if self.session.will_rerun() => {}
             For::Client | For::Refusal | For::Answered => {
-                self.session.give_up_rerun();
+                self.session.note_answered(backend.status);
+                self.marks_end = true;
                 self.session.timed_out = false;
                 self.session.prepared.edits = None;
                 match owed.request {
@@ -258,7 +268,7 @@ impl Relay<'_> {
                 self.tell(backend);
                 let identity = &backend.identity;
                 if self.session.entry.set_running(Arc::clone(identity)) {
-                    self.session.cancel(identity);
+                    self.session.cancel_late(identity);
                 }
             }
             For::Reparse | For::Evict | For::Shape | For::Local => {}
@@ -268,10 +278,14 @@ impl Relay<'_> {
     /// Tells the client what pgweir's own statements have changed.
     fn tell(&mut self, backend: &Backend) {
         let (told, now) = (&mut self.session.told, &backend.mirror.reported);
-        let is_in_front = self.gather.mark() == self.mark;
+        let before = self.gather.mark();
         self.gather.own(|out| reply::put_changes(told, now, out));
-        if is_in_front {
-            self.mark = self.gather.mark();
+        if before == self.start {
+            self.start = self.gather.mark();
+            self.mark = self.start.clone();
+        } else if self.gather.mark() != before {
+            // It is no answer, and would not come again.
+            self.session.give_up_rerun();
         }
     }
 
@@ -355,7 +369,9 @@ impl Session {
         self.metering.answered(self.now);
         let mut relay = Relay {
             gather: Gather::take(),
+            start: Mark::default(),
             mark: Mark::default(),
+            marks_end: false,
             session: self,
             learnt: Vec::new(),
             prepared: None,
@@ -367,8 +383,12 @@ impl Session {
             if relay.session.holds_back(&mut relay.gather, input) {
                 return Ok(used);
             }
-            let mark = std::mem::take(&mut relay.mark);
-            relay.session.sift(&mut relay.gather, mark);
+            let marks = (
+                std::mem::take(&mut relay.start),
+                std::mem::take(&mut relay.mark),
+            );
+            let session = &mut *relay.session;
+            session.sift(&mut relay.gather, marks, backend.status, input);
             let Session { outbox, stream, .. } = &mut *relay.session;
             // The server is not to blame for a client that does not take its answer.
             if outbox.send(stream, cx, &mut relay.gather, input).is_err() {
@@ -398,6 +418,10 @@ impl Session {
         }
         if self.was_terminated() {
             return self.lose_server(&ReceiveError::Closed, cx);
+        }
+        let is_over = matches!(end, Some(End::ServerGone | End::Fatal(_)));
+        if self.replay_differs(false) || (is_over && self.is_replaying()) {
+            return self.fall_back(is_over, cx);
         }
         match end {
             None => {}
@@ -466,35 +490,9 @@ impl Session {
         }
     }
 
-    fn drop_backend(&mut self) {
+    pub(super) fn drop_backend(&mut self) {
         self.note_torn();
         self.entry.clear_running();
         self.lease = None;
-    }
-
-    /// The backend can't be used any more: what the client has seen nothing of is run elsewhere.
-    pub(super) fn lose_server(
-        &mut self,
-        error: &ReceiveError,
-        cx: &mut Context<'_>,
-    ) -> Result<(), End> {
-        if let (Some(routes), Some(lease)) = (&self.routes, &self.lease) {
-            routes.cluster.suspect(&lease.identity.node);
-        }
-        if self.is_on_trial() {
-            return self.run_elsewhere(cx);
-        }
-        match self.judge_loss() {
-            Ok(failure) => self.run_again(failure, true, cx),
-            Err(report) => Err(self.server_gone(error, report)),
-        }
-    }
-
-    /// `report` says more than `error`.
-    fn server_gone(&mut self, error: &ReceiveError, report: Option<Report>) -> End {
-        self.drop_backend();
-        self.since = self.now;
-        let lost = || Report::fatal(SqlState::CONNECTION_FAILURE, error.to_string());
-        End::Fatal(Box::new(report.unwrap_or_else(lost)))
     }
 }

@@ -64,7 +64,7 @@ impl Session {
                 self.put_on_trial(&exchange);
                 self.enter(Phase::Waiting);
                 self.notified_waiting = false;
-                pool.enqueue(&self.entry.waiter);
+                pool.enqueue_client(&self.entry.waiter);
                 if let Some(routes) = &mut self.routes {
                     routes.queue = Some((pool, place));
                 }

@@ -39,6 +39,8 @@ pub(super) enum Refusal {
     TooManyPins { limit: usize },
     /// A Parse under the name of another statement of the session.
     NameTaken(Box<[u8]>),
+    /// A transaction that was run again did not go as before: it fails with the error it had failed with.
+    AsBefore(Box<Report>),
     /// DDL has changed what a prepared statement returns: see `stale`.
     Stale,
     /// A Bind with another number of parameters than its statement has, in a failed transaction, where the statement
@@ -66,6 +68,7 @@ impl Refusal {
                      pool_mode = \"session\". SHOW PINS tells who they are.",
                 )
             }
+            Self::AsBefore(report) => (**report).clone(),
             Self::NameTaken(name) => Report::error(
                 SqlState::DUPLICATE_PREPARED_STATEMENT,
                 format!(

@@ -55,15 +55,6 @@ pub(super) fn canceled() -> Report {
     )
 }
 
-/// In place of the server's error for a statement that was cancelled for `query_timeout`.
-pub(super) fn query_timeout() -> Report {
-    Report::error(
-        SqlState::QUERY_CANCELED,
-        "canceling statement due to query timeout",
-    )
-    .hint("The limit is pgweir's timeouts.query_timeout.")
-}
-
 /// PostgreSQL's own words for a shutdown.
 pub(super) fn shutdown() -> Report {
     Report::fatal(

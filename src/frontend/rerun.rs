@@ -14,13 +14,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::inbound::Frame;
+use super::overrun::Overrun;
+use super::replay::{Original, Replay};
 use super::session::{End, Phase, Session};
 use crate::net::buffer::{Gather, Held, Mark, give_storage, take_storage};
 use crate::pool::reset::{self, Residue};
 use crate::retry::backoff;
-use crate::retry::journal::{BlockEnd, Journal};
+use crate::retry::journal::{BlockEnd, Bounds, Journal};
 use crate::retry::policy::{Doubt, Failure};
 use crate::sql::known::Known;
+use crate::wire::backend::TransactionStatus;
 use crate::wire::frontend as f;
 
 /// The longest request outside a transaction that is kept, in bytes.
@@ -50,6 +53,13 @@ pub(super) struct Rerun {
     /// Until when the request in front of the inbox pauses.
     pub until: Option<Instant>,
     pub first_write: FirstWrite,
+    /// In the same box: rare, and of use once something was sent.
+    pub overrun: Overrun,
+    /// It is the transaction that runs again, which had failed with this.
+    pub original: Option<Original>,
+    pub replay: Option<Box<Replay>>,
+    /// The error that the statement in front is to fail with.
+    pub refuses: Option<Vec<u8>>,
 }
 
 impl Session {
@@ -66,13 +76,25 @@ impl Session {
 
     /// Keeps a frame that was sent.
     pub(super) fn keep(&mut self, frame: Frame<'_>, bytes: &[u8]) {
-        let rerun = self.rerun_mut();
+        let retry = &self.effective.retry;
+        let bounds = if self.in_transaction && retry.replay {
+            Bounds {
+                bytes: retry.journal_size,
+                exchanges: retry.journal_statements,
+            }
+        } else {
+            Bounds {
+                bytes: KEPT_MAX,
+                exchanges: usize::MAX,
+            }
+        };
+        let rerun = self.rerun.get_or_insert_default();
         let is_data = matches!(frame.tag, f::COPY_DATA | f::COPY_DONE | f::COPY_FAIL);
         let given_up = if frame.missing > 0 || is_data {
             Some(rerun.journal.give_up())
         } else {
             let ends = matches!(frame.tag, f::SYNC | f::QUERY | f::FUNCTION_CALL);
-            rerun.journal.keep(bytes, ends, KEPT_MAX, take_storage)
+            rerun.journal.keep(bytes, ends, bounds, take_storage)
         };
         if let Some(storage) = given_up {
             give_storage(storage);
@@ -81,6 +103,10 @@ impl Session {
 
     /// Nothing that is under way can be run again.
     pub(super) fn give_up_rerun(&mut self) {
+        // A journal of a transaction that runs again is only compared.
+        if self.is_replaying() {
+            return;
+        }
         let has_failed = self.will_rerun() || self.failed_trial().is_some();
         if let Some(rerun) = &mut self.rerun
             && rerun.journal.is_kept()
@@ -145,8 +171,23 @@ impl Session {
         }
     }
 
+    /// What comes is written first.
+    pub(super) fn forget_written(&mut self) {
+        self.rerun_mut().first_write = FirstWrite::None;
+    }
+
     /// Nothing is under way in an open transaction.
     pub(super) fn rest_rerun_inside(&mut self) {
+        let status = TransactionStatus::InTransaction;
+        let has_ended = |journal: &Journal| journal.has_ended();
+        if self.records(status)
+            && !self
+                .rerun
+                .as_ref()
+                .is_some_and(|rerun| has_ended(&rerun.journal))
+        {
+            return;
+        }
         if let Some(rerun) = &mut self.rerun {
             if rerun.journal.has_ended() {
                 // Another one has begun behind it.
@@ -181,6 +222,11 @@ impl Session {
             .is_some_and(|rerun| rerun.failed.is_some())
     }
 
+    /// Whether the client does not get to see what is answered now.
+    pub(super) fn is_hidden(&self) -> bool {
+        self.will_rerun() || self.is_replaying()
+    }
+
     /// Until when the request in front pauses.
     pub(super) fn pauses_until(&self) -> Option<Instant> {
         self.rerun.as_ref()?.until
@@ -202,13 +248,48 @@ impl Session {
         }
     }
 
-    /// Keeps from the client what was gathered behind `mark` of an answer that failed; notes what it gets to see of one
-    /// that did not.
-    pub(super) fn sift(&mut self, gather: &mut Gather, mark: Mark) {
-        if self.will_rerun() {
-            gather.truncate(mark);
-        } else if gather.mark() != mark {
+    /// Keeps from the client what was gathered behind `mark` of an answer that failed; notes what it gets to see of what
+    /// was gathered since `start`.
+    pub(super) fn sift(
+        &mut self,
+        gather: &mut Gather,
+        (start, mark): (Mark, Mark),
+        status: TransactionStatus,
+        input: &[u8],
+    ) {
+        let will_rerun = self.will_rerun();
+        if will_rerun {
+            gather.truncate(mark.clone());
+        }
+        let is_whole = gather.mark() == mark;
+        if gather.mark() == start {
+            return;
+        }
+        if self.is_replaying() {
+            self.compare_seen(gather, start, input);
+            return;
+        }
+        if !self.records(status) {
             self.note_seen();
+            return;
+        }
+        if let Some(rerun) = &mut self.rerun {
+            gather.each_since(&start, input, |bytes| rerun.journal.record(bytes));
+            if is_whole {
+                rerun.journal.settle_seen();
+            }
+        }
+        if !will_rerun {
+            self.forget_runs();
+        }
+    }
+
+    /// An exchange was answered to its end.
+    pub(super) fn note_answered(&mut self, status: TransactionStatus) {
+        if !self.records(status) || status == TransactionStatus::Idle {
+            self.give_up_rerun();
+        } else if let Some(rerun) = &mut self.rerun {
+            rerun.journal.answer_front();
         }
     }
 
@@ -226,6 +307,10 @@ impl Session {
         cx: &mut Context<'_>,
     ) -> Result<(), End> {
         tracing::debug!(failure = failure.as_str(), "a request runs again");
+        let is_transaction = |rerun: &Rerun| rerun.original.is_some() || rerun.replay.is_some();
+        if self.rerun.as_deref().is_some_and(is_transaction) {
+            self.begin_replay();
+        }
         self.unsend();
         if is_lost || !self.keeps_backend() {
             self.part_with_backend(is_lost);
@@ -267,7 +352,7 @@ impl Session {
         };
         rerun.failed = None;
         rerun.first_write = FirstWrite::None;
-        for name in rerun.journal.names() {
+        for (_, name) in rerun.journal.names() {
             self.names.change(name, None);
             self.names.confirm();
         }

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::reply;
 use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
 use crate::error::SqlState;
@@ -57,6 +56,7 @@ impl Session {
         self.short = None;
         let (short, is_busy) = self.pool.lanes.begin_short();
         if is_busy && self.board(&exchange) {
+            self.limit_statement(&exchange.known, true);
             self.enter(Phase::Riding);
             self.riding = Some(Riding {
                 seat: Arc::clone(self.entry.seat.get_or_init(Arc::default)),
@@ -81,6 +81,8 @@ impl Session {
     fn may_ride(&mut self) -> bool {
         let goes_alone = std::mem::take(&mut self.goes_alone);
         !goes_alone
+            && !self.is_to_fail()
+            && !self.is_replaying()
             && !self.skipping
             && self.dropping == 0
             && self.pins.is_empty()
@@ -202,11 +204,7 @@ impl Session {
                 self.enter(Phase::Idle);
             }
             Outcome::Canceled => {
-                let report = if std::mem::take(&mut self.timed_out) {
-                    reply::query_timeout()
-                } else {
-                    reply::canceled()
-                };
+                let report = self.cancelled_ride();
                 self.end_ride_failed(report.code);
                 self.enter(Phase::Idle);
                 self.refuse(&report, cx)?;

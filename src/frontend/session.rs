@@ -315,6 +315,7 @@ impl Session {
         let mut moved = self.poll_send(cx)?;
         moved |= self.poll_granted(cx)?;
         moved |= self.poll_ride(cx)?;
+        moved |= self.poll_own_cancel(cx)?;
         moved |= self.poll_server(cx)?;
         moved |= self.poll_client(cx)?;
         Ok(moved)

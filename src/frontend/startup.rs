@@ -159,7 +159,12 @@ impl UserFacing for HandshakeError {
 #[derive(Debug)]
 pub enum Arrival {
     Startup(Stream, StartupMessage),
-    Cancel { pid: u32, key: Vec<u8> },
+    /// The end of its connection tells the client that the request was passed on: what it sends next is not hit.
+    Cancel {
+        stream: Stream,
+        pid: u32,
+        key: Vec<u8>,
+    },
 }
 
 /// Reads packets until the client says what it wants, starting TLS where it asks for that first.
@@ -176,7 +181,9 @@ pub async fn arrive(
     for _ in 0..3 {
         match read_packet(&mut stream).await {
             Err(error) => return Err((Some(stream), error)),
-            Ok(StartupPacket::Cancel { pid, key }) => return Ok(Arrival::Cancel { pid, key }),
+            Ok(StartupPacket::Cancel { pid, key }) => {
+                return Ok(Arrival::Cancel { stream, pid, key });
+            }
             Ok(StartupPacket::Startup(message)) => return Ok(Arrival::Startup(stream, message)),
             Ok(StartupPacket::Ssl) if tls.is_some() && matches!(stream, Stream::Tcp(_)) => {
                 stream = answer(stream, *b"S").await?;

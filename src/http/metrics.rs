@@ -6,6 +6,7 @@
 //! fractions, which the `metrics` crate's counters don't have.
 
 mod nodes;
+mod overload;
 mod queries;
 
 use std::fmt::Write as _;
@@ -47,6 +48,7 @@ pub(super) fn render(
     put_totals(&mut page, &snapshot.pools);
     put_retries(&mut page, &snapshot.pools);
     put_lanes(&mut page, &snapshot.pools);
+    overload::put(&mut page, &snapshot.pools, shared);
     put_databases(&mut page, &snapshot);
     if !snapshot.nodes.is_empty() {
         nodes::put(&mut page, &snapshot);
@@ -337,6 +339,24 @@ fn put_retries(page: &mut Page, pools: &[PoolStatus]) {
         for (failure, count) in pool.pool.retries.again() {
             let labels = [database, user, ("failure", failure.as_str())];
             page.sample(name, &labels, count);
+        }
+    }
+    let name = "pgweir_replays_total";
+    page.family(
+        name,
+        "counter",
+        "Transactions run again to where they had failed, by whether their answers were the same.",
+    );
+    for pool in pools {
+        let [database, user] = labels(pool);
+        let retries = &pool.pool.retries;
+        let outcomes = [
+            ("same", &retries.replayed),
+            ("different", &retries.differed),
+        ];
+        for (answers, count) in outcomes {
+            let labels = [database, user, ("answers", answers)];
+            page.sample(name, &labels, count.load(Ordering::Relaxed));
         }
     }
     let name = "pgweir_retries_over_budget_total";

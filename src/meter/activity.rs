@@ -3,7 +3,7 @@
 //! The parts are written one after the other; who looks in between may see the time of one statement with the number
 //! of the next.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -23,6 +23,8 @@ pub struct Doing {
 pub struct Activity {
     epoch: Instant,
     query: AtomicU64,
+    /// It has ended.
+    rests: AtomicBool,
     since: AtomicU64,
 }
 
@@ -31,6 +33,7 @@ impl Activity {
         Self {
             epoch,
             query: AtomicU64::new(0),
+            rests: AtomicBool::new(true),
             since: AtomicU64::new(0),
         }
     }
@@ -43,15 +46,22 @@ impl Activity {
     pub fn runs(&self, query: QueryId, at: Instant) {
         self.since.store(self.stamp(at), Ordering::Relaxed);
         self.query.store(query.0, Ordering::Relaxed);
+        self.rests.store(false, Ordering::Relaxed);
     }
 
-    /// Nothing runs any more; `Self::since` stays.
+    /// Nothing runs any more; what ran last stays to be seen.
     pub fn rests(&self) {
-        self.query.store(0, Ordering::Relaxed);
+        self.rests.store(true, Ordering::Relaxed);
     }
 
     /// The statement that runs.
     pub fn running(&self) -> Option<Doing> {
+        let doing = self.last();
+        doing.filter(|_| !self.rests.load(Ordering::Relaxed))
+    }
+
+    /// The statement that runs or ran last; `None` before the first.
+    pub fn last(&self) -> Option<Doing> {
         let query = QueryId(self.query.load(Ordering::Relaxed));
         (query != QueryId::default()).then(|| Doing {
             query,
@@ -88,6 +98,7 @@ mod tests {
         assert_eq!(activity.running(), Some(doing));
         activity.rests();
         assert_eq!(activity.running(), None);
+        assert_eq!(activity.last(), Some(doing));
         assert_eq!(activity.last_began(), Some(at));
     }
 }

@@ -20,8 +20,10 @@
 
 mod activity;
 mod exports;
+mod fitting;
 mod histogram;
 mod like;
+mod limits;
 mod names;
 mod queries;
 mod query;
@@ -31,11 +33,13 @@ mod sample;
 
 pub use activity::{Activity, Doing};
 pub use exports::Exports;
+pub use fitting::{SessionBits, Whose};
 pub use histogram::{Distribution, Histogram};
 pub use like::like;
+pub use limits::{Limits, Override};
 pub use names::{NameId, NameSet, Names};
 pub use queries::{Queries, QueriesSample};
 pub use query::{Execution, Origin, Query};
 pub use recent::{Blocker, Client, Incident, KEPT, Recent, RecentSample, Wait, Waits};
-pub use rules::{Rules, SessionBits, Verdict, Whose};
+pub use rules::{Rules, Verdict};
 pub use sample::{Exemplar, QueryId, QuerySample, Times, TraceId};

@@ -86,6 +86,8 @@ pub struct Query {
     exemplar: Mutex<Option<Exemplar>>,
     /// Which rules its text fits, and of which set; see `rules`.
     pub(super) rules: AtomicU64,
+    /// The same for the rules that limit its time; see `limits`.
+    pub(super) limits: AtomicU64,
     /// Slow executions, for sampling.
     slow: AtomicU64,
     /// When its plan was last asked for, in nanoseconds since `epoch`; 0 for never.
@@ -149,6 +151,7 @@ impl Query {
             nodes: NameSet::default(),
             exemplar: Mutex::default(),
             rules: AtomicU64::new(0),
+            limits: AtomicU64::new(0),
             slow: AtomicU64::new(0),
             explained: AtomicU64::new(0),
         }

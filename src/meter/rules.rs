@@ -1,8 +1,5 @@
-//! Rules of the configuration about what is logged, in the form in which they are asked: a set of bits for what a
-//! statement's text decides, another for what its session decides.
-//!
-//! The first is kept in the statement's record and the second in the session, so that a rule costs an execution nothing
-//! but a look at both. Without rules there is nothing to look at.
+//! Rules of the configuration about what is logged. Without rules there is nothing to look at; see
+//! [`fitting`](super::fitting) for what they cost otherwise.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,12 +7,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::like::like;
+use super::fitting::{Conditions, Fitting, RULES_MAX, SessionBits, Whose};
 use super::query::Query;
 use crate::config::model::{LogRule, SlowLog};
-
-/// Most rules: one bit each.
-const RULES_MAX: usize = 32;
 
 /// What is to be done with an execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,40 +25,27 @@ pub struct Verdict {
 /// All rules at one time.
 #[derive(Debug, Default)]
 struct RuleSet {
-    /// Differs from that of every other set.
-    version: u32,
+    fitting: Fitting,
     rules: Vec<LogRule>,
     threshold: Option<Duration>,
     sample: u64,
 }
 
-/// Whose statements they are.
-#[derive(Clone, Debug)]
-pub struct Whose<'a> {
-    pub user: &'a str,
-    pub database: &'a str,
-    pub application: Arc<str>,
-}
-
 /// The rules in force.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Rules {
     set: ArcSwap<RuleSet>,
     versions: AtomicU32,
 }
 
-/// What a session remembers of the rules: which set, and which of its rules may be about the session.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SessionBits {
-    version: u32,
-    bits: u32,
-}
-
-impl Default for Rules {
-    fn default() -> Self {
+impl From<&LogRule> for Conditions {
+    fn from(rule: &LogRule) -> Self {
         Self {
-            set: ArcSwap::from_pointee(RuleSet::default()),
-            versions: AtomicU32::new(0),
+            queryid: rule.queryid.clone(),
+            query: rule.query.clone(),
+            user: rule.user.clone(),
+            database: rule.database.clone(),
+            application_name: rule.application_name.clone(),
         }
     }
 }
@@ -76,9 +57,10 @@ impl Rules {
             .versions
             .fetch_add(1, Ordering::Relaxed)
             .wrapping_add(1);
+        let rules: Vec<LogRule> = rules.take(RULES_MAX).collect();
         self.set.store(Arc::new(RuleSet {
-            version,
-            rules: rules.take(RULES_MAX).collect(),
+            fitting: Fitting::new(version, rules.iter().map(Conditions::from)),
+            rules,
             threshold: slow.threshold,
             sample: slow.sample as u64,
         }));
@@ -98,13 +80,11 @@ impl Rules {
             sample: set.sample,
             is_logged: false,
         };
-        if set.rules.is_empty() {
+        if set.fitting.is_empty() {
             return verdict;
         }
-        if session.version != set.version {
-            *session = set.of_session(&whose());
-        }
-        let bits = session.bits & set.of_query(query);
+        let of_session = set.fitting.of_session(session, whose);
+        let bits = of_session & set.fitting.of_query(query, &query.rules);
         let mut decided = false;
         for (place, rule) in set.rules.iter().enumerate() {
             if bits & (1 << place) == 0 {
@@ -121,50 +101,5 @@ impl Rules {
             }
         }
         verdict
-    }
-}
-
-impl RuleSet {
-    fn of_session(&self, whose: &Whose<'_>) -> SessionBits {
-        let fits =
-            |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|name| name == is);
-        let bits = self.bits(|rule| {
-            fits(&rule.user, whose.user)
-                && fits(&rule.database, whose.database)
-                && fits(&rule.application_name, &whose.application)
-        });
-        SessionBits {
-            version: self.version,
-            bits,
-        }
-    }
-
-    /// Taken from the record if it knows this set.
-    fn of_query(&self, query: &Query) -> u32 {
-        let known = query.rules.load(Ordering::Relaxed);
-        // The upper half is the version.
-        if known >> 32 == u64::from(self.version) {
-            return u32::try_from(known & u64::from(u32::MAX)).unwrap_or(0);
-        }
-        let id = query.id.to_string();
-        let bits = self.bits(|rule| {
-            rule.queryid
-                .as_ref()
-                .is_none_or(|wanted| wanted.eq_ignore_ascii_case(&id))
-                && rule
-                    .query
-                    .as_ref()
-                    .is_none_or(|pattern| like(&query.text, pattern, true))
-        });
-        let known = u64::from(self.version) << 32 | u64::from(bits);
-        query.rules.store(known, Ordering::Relaxed);
-        bits
-    }
-
-    fn bits(&self, fits: impl Fn(&LogRule) -> bool) -> u32 {
-        let places = self.rules.iter().enumerate();
-        places
-            .filter(|(_, rule)| fits(rule))
-            .fold(0, |bits, (place, _)| bits | 1 << place)
     }
 }

@@ -238,6 +238,20 @@ impl Gather {
         }
     }
 
+    /// Shows what was added since `mark`, in order.
+    pub fn each_since(&self, mark: &Mark, input: &[u8], mut show: impl FnMut(&[u8])) {
+        // The piece that was last may have grown.
+        if let (Some(was), Some(place)) = (&mark.last, mark.pieces.checked_sub(1))
+            && let Some(piece) = self.pieces.get(place)
+        {
+            let shown = self.bytes(was, input).len();
+            show(&self.bytes(piece, input)[shown..]);
+        }
+        for piece in self.pieces.iter().skip(mark.pieces) {
+            show(self.bytes(piece, input));
+        }
+    }
+
     /// Takes back what was added since `mark`.
     pub fn truncate(&mut self, mark: Mark) {
         self.pieces.truncate(mark.pieces);
@@ -354,6 +368,14 @@ mod tests {
         gather.own(|own| own.push(b'y'));
         gather.input(3..5);
         assert_ne!(gather.mark(), mark);
+        let since = |mark: &Mark| {
+            let mut shown = Vec::new();
+            gather.each_since(mark, b"abcde", |bytes| shown.extend_from_slice(bytes));
+            shown
+        };
+        assert_eq!(since(&start), b"abcxyde");
+        assert_eq!(since(&mark), b"yde");
+        assert_eq!(since(&gather.mark()), b"");
         gather.truncate(mark.clone());
         assert_eq!(gather.mark(), mark);
         let mut out = Vec::new();

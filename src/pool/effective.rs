@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::config::model::{Config, Node, PoolSettings, Retry, Routing, Secret, Timeouts};
+use crate::config::model::{
+    Config, Node, Overload, PoolSettings, Retry, Routing, Secret, Timeouts,
+};
+
+/// What users weigh that are given no priority.
+const WEIGHT: usize = 100;
 
 /// What a pool of one user and database goes by. Replaced as a whole at reload.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +28,9 @@ pub struct Effective {
     pub pool: PoolSettings,
     pub timeouts: Timeouts,
     pub retry: Retry,
+    pub overload: Overload,
+    /// What the pool weighs under caps that it shares.
+    pub weight: usize,
     /// Settings every server connection starts with.
     pub startup: Vec<(String, String)>,
     /// The database came from the fallback entry `*`.
@@ -53,7 +61,9 @@ impl Effective {
         let mut timeouts = entry.timeouts.clone();
         let mut routing = entry.routing;
         let mut retry = entry.retry.clone();
+        let mut weight = WEIGHT;
         if let Some(user) = config.users.get(user) {
+            weight = user.priority.unwrap_or(weight);
             routing.reads = user.reads.unwrap_or(routing.reads);
             routing.consistency = user.consistency.unwrap_or(routing.consistency);
             routing.replica_wait = user.replica_wait.or(routing.replica_wait);
@@ -92,6 +102,8 @@ impl Effective {
             pool,
             timeouts,
             retry,
+            overload: config.overload,
+            weight,
             startup: entry
                 .startup
                 .iter()

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::circuit::Circuits;
 use super::pool::PoolKey;
 use crate::config::model::{Node, PoolSettings};
 
@@ -18,6 +19,8 @@ pub struct Limits {
     counts: Mutex<Counts>,
     /// Something changed that may let a waiting client be served: a connection ended, a client queued.
     pub changed: Notify,
+    /// Which servers are asked for connections.
+    pub circuits: Arc<Circuits>,
     /// Clients waiting in all pools.
     pub waiting: AtomicUsize,
     /// Whether `starved` holds anything: keeps the lock off the path of every checkin.
@@ -32,6 +35,8 @@ pub struct Starved {
     pub cap: Cap,
     /// Since when the first of its clients waits.
     pub since: Instant,
+    /// The connections it has, and its weight.
+    pub share: (usize, usize),
 }
 
 #[derive(Debug, Default)]
@@ -141,6 +146,12 @@ impl Limits {
                 .unwrap_or_else(PoisonError::into_inner)
                 .iter()
                 .any(is_it)
+    }
+
+    /// A connection is given up for a starved pool: nobody gives up another before the steward has looked again. False
+    /// if somebody else was faster.
+    pub(super) fn gives_up(&self) -> bool {
+        self.has_starved.swap(false, Ordering::Relaxed)
     }
 
     /// The steward's finding for [`Self::is_starved`].

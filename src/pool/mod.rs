@@ -9,8 +9,10 @@
 //! - Every connection holds one [`limits::Slot`]; dropping the connection, wherever that happens, gives it back.
 //! - No lock of this module is held while deadpool is called or a connection is dropped.
 
+mod admission;
 pub mod auth_query;
 pub mod catalogue;
+pub mod circuit;
 pub mod effective;
 pub mod lane;
 pub mod lease;
@@ -20,6 +22,7 @@ pub mod manager;
 pub mod obstacle;
 pub mod open;
 pub mod orders;
+mod pace;
 pub mod passthrough;
 pub mod pins;
 #[allow(

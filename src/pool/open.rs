@@ -7,6 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::time::Instant;
 
+use super::circuit::{Attempt, Opening};
 use super::effective::Effective;
 use super::limits::Slot;
 use super::manager::Pooled;
@@ -18,7 +19,7 @@ use crate::backend::query;
 use crate::error::{ErrorKind, Report, SqlState, UserFacing};
 
 /// The first pause after a failed attempt; it doubles up to `server_login_retry`.
-const RETRY_FIRST: Duration = Duration::from_millis(20);
+pub(super) const RETRY_FIRST: Duration = Duration::from_millis(20);
 
 /// Why a server connection could not be opened.
 #[derive(Debug, Error)]
@@ -33,6 +34,9 @@ pub enum OpenError {
     ConnectQuery(#[from] query::QueryError),
     #[error("opening a server connection took longer than {0:?} (server_connect_timeout)")]
     Timeout(Duration),
+    /// What others have found out who tried just now.
+    #[error("{0}")]
+    Known(Arc<OpenError>),
     #[error("there has been no connection to the primary to compare the replica with")]
     NoPrimary,
     #[error("the replica is not used: its {setting} is \"{here}\", the primary's is \"{primary}\"")]
@@ -59,6 +63,7 @@ impl OpenError {
     /// user and database is final for the clients that wait.
     pub fn is_passing(&self) -> bool {
         match self {
+            Self::Known(error) => error.is_passing(),
             Self::Connect(_)
             | Self::Timeout(_)
             | Self::InRecovery(_)
@@ -81,6 +86,7 @@ impl OpenError {
 impl UserFacing for OpenError {
     fn report(&self) -> Report {
         match self {
+            Self::Known(error) => error.report(),
             Self::Login(error) => error.report(),
             Self::Connect(_) | Self::Timeout(_) => {
                 Report::fatal(SqlState::CONNECTION_FAILURE, self.to_string())
@@ -208,8 +214,39 @@ impl Pool {
         (generation, self.effective.load_full())
     }
 
+    /// Opens a connection that is not yet the pool's, when the server may be asked for one more; while it can't be
+    /// reached, that is an error at once. Cancel safe.
+    pub async fn open_in_turn(
+        &self,
+        effective: &Effective,
+        credentials: &Credentials,
+        dialer: &Dialer,
+        generation: u64,
+    ) -> Result<Opened, OpenError> {
+        let server = effective.primary.address();
+        let circuits = &self.limits.circuits;
+        let opening = circuits.turn(&server, effective.overload).await?;
+        let longest = effective.timeouts.server_login_retry;
+        match open(effective, credentials, dialer, generation).await {
+            Err(error) if Attempt::of(Err(&error)) != Attempt::Reached => {
+                let error = Arc::new(error);
+                opening.end(Err(&error), longest);
+                Err(OpenError::Known(error))
+            }
+            outcome => {
+                opening.end(Ok(()), longest);
+                outcome
+            }
+        }
+    }
+
     /// Opens one connection into the pool, for whoever waits.
-    pub(super) async fn open_one(self: Arc<Self>, slot: Slot, dialer: Arc<Dialer>) {
+    pub(super) async fn open_one(
+        self: Arc<Self>,
+        slot: Slot,
+        opening: Opening,
+        dialer: Arc<Dialer>,
+    ) {
         let (generation, effective) = self.opens_with();
         let credentials = self.login_credentials();
         let mut outcome = open(&effective, &credentials, &dialer, generation).await;
@@ -219,13 +256,17 @@ impl Pool {
             outcome = Err(error);
         }
         self.opening.fetch_sub(1, Ordering::SeqCst);
+        let outcome = outcome.map_err(Arc::new);
+        let longest = effective.timeouts.server_login_retry;
+        opening.end(outcome.as_ref().map(|_| ()), longest);
+        // There may be room for the next one.
+        self.limits.changed.notify_one();
         match outcome {
             Ok(opened) => self.adopt(opened.backend, slot),
             Err(error) => {
-                let error = Arc::new(error);
                 tracing::warn!(pool = %self.key, %error, "could not open a server connection");
                 self.with_gate(|gate| {
-                    gate.failed(Arc::clone(&error), effective.timeouts.server_login_retry);
+                    gate.failed(Arc::clone(&error), longest);
                 });
                 if self.is_of_replica() {
                     self.turn_away();

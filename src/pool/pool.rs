@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -18,6 +18,7 @@ use super::limits::{Cap, Limits, Slot};
 use super::live::Live;
 use super::manager::{Manager, Pooled};
 use super::open::{Gate, OpenError};
+use super::pace::Pace;
 use super::passthrough::{Learnt, Tries};
 use super::pins::Pins;
 use super::replica::Kin;
@@ -30,10 +31,6 @@ use crate::session::mirror::Reported;
 
 /// deadpool wants a size at the start and keeps the real one itself; the slots are what limits.
 const OBJECTS_MAX: usize = 1 << 16;
-
-/// How long a client of another pool waits under a shared cap before a busy pool gives way. Below it, connections
-/// would be closed and opened for every transaction of two busy pools.
-const YIELD_AFTER: Duration = Duration::from_millis(100);
 
 /// What a pool is for, as clients name it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +79,10 @@ pub struct Pool {
     pub(super) gate: Mutex<Gate>,
     waiters: Mutex<VecDeque<Arc<Waiter>>>,
     waiting: AtomicUsize,
+    /// Waiting clients that got a connection.
+    pub(super) served: AtomicU64,
+    pub(super) pace: Mutex<Pace>,
+    pub(super) opened_last: Mutex<Option<Instant>>,
     /// The shared cap that kept the pool from opening a connection its waiters need.
     pub(super) blocked_by: Mutex<Option<Cap>>,
     /// What a fresh connection reports; `None` until there was one.
@@ -102,19 +103,22 @@ pub struct Pool {
 /// Totals for `SHOW STATS` and the metrics.
 #[derive(Debug, Default)]
 pub struct Counters {
-    pub transactions: std::sync::atomic::AtomicU64,
-    pub queries: std::sync::atomic::AtomicU64,
-    pub received_bytes: std::sync::atomic::AtomicU64,
-    pub sent_bytes: std::sync::atomic::AtomicU64,
-    pub transaction_micros: std::sync::atomic::AtomicU64,
-    pub query_micros: std::sync::atomic::AtomicU64,
-    pub wait_micros: std::sync::atomic::AtomicU64,
-    pub parses_client: std::sync::atomic::AtomicU64,
-    pub parses_server: std::sync::atomic::AtomicU64,
-    pub binds: std::sync::atomic::AtomicU64,
-    pub assignments: std::sync::atomic::AtomicU64,
+    pub transactions: AtomicU64,
+    pub queries: AtomicU64,
+    pub received_bytes: AtomicU64,
+    pub sent_bytes: AtomicU64,
+    pub transaction_micros: AtomicU64,
+    pub query_micros: AtomicU64,
+    pub wait_micros: AtomicU64,
+    pub parses_client: AtomicU64,
+    pub parses_server: AtomicU64,
+    pub binds: AtomicU64,
+    pub assignments: AtomicU64,
     /// Statements that ended with an error.
-    pub errors: std::sync::atomic::AtomicU64,
+    pub errors: AtomicU64,
+    /// Clients told at once that they would wait in vain, and those that have waited in vain.
+    pub shed: AtomicU64,
+    pub wait_timeouts: AtomicU64,
     /// How long statements took.
     pub latency: Histogram,
 }
@@ -181,6 +185,9 @@ impl Pool {
             gate,
             waiters: Mutex::default(),
             waiting: AtomicUsize::new(0),
+            served: AtomicU64::new(0),
+            pace: Mutex::default(),
+            opened_last: Mutex::default(),
             blocked_by: Mutex::default(),
             baseline: Mutex::default(),
             learnt: Mutex::default(),
@@ -267,7 +274,10 @@ impl Pool {
                     break;
                 };
                 match waiter.grant(lease) {
-                    None => break,
+                    None => {
+                        self.served.fetch_add(1, Ordering::Relaxed);
+                        break;
+                    }
                     Some(unwanted) => lease = unwanted,
                 }
             }
@@ -276,24 +286,19 @@ impl Pool {
 
     /// Tells all waiting clients that the server will not have them.
     pub(super) fn fail_waiters(&self, error: &Arc<OpenError>) {
+        self.fail_waiting(|| CheckoutError::Refused(Arc::clone(error)));
+    }
+
+    /// Ends the waiting of all clients in the queue.
+    pub(super) fn fail_waiting(&self, error: impl Fn() -> CheckoutError) {
         while let Some(waiter) = self.pop_waiter() {
-            waiter.fail(CheckoutError::Refused(Arc::clone(error)));
+            waiter.fail(error());
         }
     }
 
     /// Which `RECONNECT` a connection opened now is younger than.
     pub fn generation(&self) -> u64 {
         self.objects.manager().generation.load(Ordering::SeqCst)
-    }
-
-    /// Whether a connection given back is closed to make room for another pool under a cap shared with this one: if a
-    /// client there has waited longer than [`YIELD_AFTER`] and longer than the first here.
-    pub(super) fn must_yield(&self) -> bool {
-        self.limits.is_starved(|starved| {
-            starved.since.elapsed() > YIELD_AFTER
-                && starved.cap.is_shared_by(&starved.key, &self.key)
-                && self.oldest_wait().is_none_or(|own| starved.since < own)
-        })
     }
 
     /// Clients in the queue.
@@ -326,9 +331,7 @@ impl Pool {
 
     /// Has all waiting clients ask for a connection anew, perhaps elsewhere.
     pub(super) fn turn_away(&self) {
-        while let Some(waiter) = self.pop_waiter() {
-            waiter.fail(CheckoutError::TurnedAway);
-        }
+        self.fail_waiting(|| CheckoutError::TurnedAway);
     }
 
     /// Marks connections to servers that `is_gone` as lost.
@@ -358,6 +361,7 @@ impl Pool {
 
     /// The error of a client that has waited `limit` long in vain.
     pub fn wait_timeout(&self, limit: Duration) -> CheckoutError {
+        self.counters.wait_timeouts.fetch_add(1, Ordering::Relaxed);
         if self.is_headless() {
             return CheckoutError::NoPrimary { waited: limit };
         }
@@ -473,6 +477,8 @@ pub(super) mod tests {
             max_db_client_connections: None,
             max_user_client_connections: None,
             max_prepared_statements: 10,
+            max_waiting: None,
+            shed: true,
             lanes: 2,
             on_session_state: OnSessionState::Pin,
             max_pinned: Percent(100),

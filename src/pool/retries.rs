@@ -19,6 +19,9 @@ pub struct Retries {
     again: [AtomicU64; Failure::ALL.len()],
     /// Failures passed on because the budget was spent.
     pub over_budget: AtomicU64,
+    /// Transactions whose client was answered as before, and those whose client was not: those were given up.
+    pub replayed: AtomicU64,
+    pub differed: AtomicU64,
     /// Clients told that an outcome is unknown (08007).
     pub unknown: AtomicU64,
 }
@@ -30,6 +33,8 @@ impl Default for Retries {
             made: Instant::now(),
             again: Default::default(),
             over_budget: AtomicU64::new(0),
+            replayed: AtomicU64::new(0),
+            differed: AtomicU64::new(0),
             unknown: AtomicU64::new(0),
         }
     }

@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::limits::{Cap, Slot, Starved};
+use super::admission::by_share;
+use super::circuit::Opening;
+use super::effective::Effective;
+use super::limits::{Cap, Slot};
 use super::pool::Pool;
 use super::pools::Pools;
 use crate::tasks;
@@ -40,25 +43,34 @@ pub async fn run(pools: Arc<Pools>) {
     }
 }
 
-/// Opens connections for waiting clients, pools with the longest wait first.
+/// Opens connections for waiting clients: pools with the smallest share first (see [`admission`](super::admission)).
 fn open_where_needed(pools: &Arc<Pools>) {
-    let mut needy: Vec<(Instant, Arc<Pool>)> = pools
-        .all()
-        .into_iter()
+    let (all, now) = (pools.all(), Instant::now());
+    let mut needy: Vec<(Instant, &Arc<Pool>)> = all
+        .iter()
         .filter_map(|pool| Some((pool.oldest_wait()?, pool)))
         .collect();
-    needy.sort_by_key(|(since, _)| *since);
+    // Between equals the one that has waited longest for a connection of its own.
+    needy.sort_by(|(since_a, a), (since_b, b)| {
+        by_share(a.share(), b.share())
+            .then_with(|| a.opened_last().cmp(&b.opened_last()))
+            .then_with(|| since_a.cmp(since_b))
+    });
     let mut starved = Vec::new();
     for (since, pool) in needy {
-        let blocked = open_for(pools, &pool, since);
+        pool.fail_fast();
+        let blocked = open_for(pools, pool, since);
         pool.set_blocked_by(blocked);
         if let Some(cap) = blocked {
-            let key = pool.key.clone();
-            starved.push(Starved { key, cap, since });
+            starved.push(pool.starved_by(cap, since));
         }
     }
     pools.limits.set_starved(starved);
-    for pool in pools.all() {
+    for pool in all {
+        if pool.oldest_wait().is_none() {
+            pool.set_blocked_by(None);
+        }
+        pool.look_at_pace(now);
         let demand = pool.take_demand();
         if demand > 0 {
             open_for_reads(pools, &pool, demand);
@@ -73,20 +85,25 @@ fn open_for_reads(pools: &Arc<Pools>, pool: &Arc<Pool>, demand: usize) {
     }
     let effective = pool.effective.load();
     while pool.opening() < demand.min(OPENING_MAX) && pool.open() < effective.pool.max_size {
+        let Some(opening) = begin_opening(pool, &effective) else {
+            return;
+        };
         let Ok(slot) = pool.reserve(&effective.pool) else {
             return;
         };
-        start_opening(pools, pool, slot);
+        start_opening(pools, pool, slot, opening);
     }
 }
 
 /// Opens what `pool` needs and may have; tells the shared cap that stood in the way.
 fn open_for(pools: &Arc<Pools>, pool: &Arc<Pool>, since: Instant) -> Option<Cap> {
-    if pool.is_held() || pool.with_gate(|gate| gate.retry_at.is_some_and(|at| at > Instant::now()))
-    {
+    let effective = pool.effective.load();
+    // Of a server that can't be reached the circuit says when it is time.
+    let server = effective.primary.address();
+    let rests = pool.is_resting() && pool.limits.circuits.unreachable(&server).is_none();
+    if pool.is_held() || rests {
         return None;
     }
-    let effective = pool.effective.load();
     let waited_long = since.elapsed() >= effective.pool.reserve_timeout;
     let reserve = if waited_long {
         effective.pool.reserve_size
@@ -95,9 +112,11 @@ fn open_for(pools: &Arc<Pools>, pool: &Arc<Pool>, since: Instant) -> Option<Cap>
     };
     let size = effective.pool.max_size + reserve;
     while pool.opening() < pool.waiting().min(OPENING_MAX) && pool.open() < size {
+        let opening = begin_opening(pool, &effective)?;
         match pool.reserve(&effective.pool) {
-            Ok(slot) => start_opening(pools, pool, slot),
+            Ok(slot) => start_opening(pools, pool, slot, opening),
             Err(cap) => {
+                drop(opening);
                 if !evict_longest_idle(pools, pool, cap) {
                     return Some(cap);
                 }
@@ -107,12 +126,19 @@ fn open_for(pools: &Arc<Pools>, pool: &Arc<Pool>, since: Instant) -> Option<Cap>
     None
 }
 
-fn start_opening(pools: &Arc<Pools>, pool: &Arc<Pool>, slot: Slot) {
+/// The right to ask the pool's server for one more connection now.
+fn begin_opening(pool: &Pool, effective: &Effective) -> Option<Opening> {
+    let server = effective.primary.address();
+    pool.limits.circuits.begin(&server, effective.overload)
+}
+
+fn start_opening(pools: &Arc<Pools>, pool: &Arc<Pool>, slot: Slot, opening: Opening) {
+    pool.note_opening();
     pool.opening.fetch_add(1, Ordering::SeqCst);
     let dialer = pools.dialer.load_full();
     tasks::spawn(
         "open server connection",
-        Arc::clone(pool).open_one(slot, dialer),
+        Arc::clone(pool).open_one(slot, opening, dialer),
     );
 }
 
@@ -128,6 +154,9 @@ fn evict_longest_idle(pools: &Pools, needy: &Arc<Pool>, cap: Cap) -> bool {
             let mut released = None;
             other.retain_idle(|pooled| {
                 let at = pooled.backend.released;
+                if !other.may_lose_idle(at, needy) {
+                    return true;
+                }
                 released = Some(released.map_or(at, |oldest: Instant| oldest.min(at)));
                 true
             });
@@ -172,10 +201,13 @@ fn keep_house(pools: &Arc<Pools>) {
         };
         let may_try = pool.with_gate(|gate| gate.retry_at.is_none_or(|at| at <= Instant::now()));
         while may_try && !pool.is_held() && pool.open() < wanted && pool.opening() < OPENING_MAX {
+            let Some(opening) = begin_opening(&pool, &effective) else {
+                break;
+            };
             let Ok(slot) = pool.reserve(&effective.pool) else {
                 break;
             };
-            start_opening(pools, &pool, slot);
+            start_opening(pools, &pool, slot, opening);
         }
     }
     pools.forget_unused();

@@ -28,6 +28,25 @@ pub enum CheckoutError {
         /// What stands in the way, for DETAIL.
         why: String,
     },
+    /// It was told so before it waited.
+    #[error("too many clients are waiting for a server connection")]
+    Shed {
+        limit: Duration,
+        /// How long it would have waited.
+        wait: Duration,
+        ahead: usize,
+        /// Clients served each second.
+        rate: f64,
+        pool: String,
+    },
+    #[error("too many clients are waiting for a server connection")]
+    QueueFull {
+        most: usize,
+        pool: String,
+        why: String,
+    },
+    #[error("the server can't be reached: {0}")]
+    Unreachable(Arc<OpenError>),
     #[error("no primary server is available (query_wait_timeout)")]
     NoPrimary { waited: Duration },
     /// Not for clients: the server it waited for is out of service, and another one may serve it.
@@ -50,6 +69,32 @@ impl UserFacing for CheckoutError {
             .hint(
                 "Raise pool.max_size, shorten transactions, or raise timeouts.query_wait_timeout.",
             ),
+            Self::Shed {
+                limit,
+                wait,
+                ahead,
+                rate,
+                pool,
+            } => Report::error(SqlState::TOO_MANY_CONNECTIONS, self.to_string())
+                .detail(format!(
+                    "Pool {pool}: {ahead} clients are ahead and about {rate:.1} are served each second, so the wait \
+                     would be about {:.1}s.",
+                    wait.as_secs_f64()
+                ))
+                .hint(format!(
+                    "The limit is timeouts.query_wait_timeout ({limit:?}). Raise pool.max_size, shorten transactions, \
+                     or have clients wait in any case by pool.shed = false."
+                )),
+            Self::QueueFull { most, pool, why } => {
+                Report::error(SqlState::TOO_MANY_CONNECTIONS, self.to_string())
+                    .detail(format!("Pool {pool}: {why}."))
+                    .hint(format!("The limit is pool.max_waiting ({most})."))
+            }
+            Self::Unreachable(_) => {
+                Report::error(SqlState::CANNOT_CONNECT_NOW, self.to_string()).hint(
+                    "pgweir tries again by itself; with overload.fail_fast = false clients wait meanwhile.",
+                )
+            }
             Self::NoPrimary { waited } => Report::error(
                 SqlState::CANNOT_CONNECT_NOW,
                 self.to_string(),
@@ -68,8 +113,10 @@ impl UserFacing for CheckoutError {
         match self {
             Self::Refused(error) => error.kind(),
             Self::Canceled => ErrorKind::Client,
-            Self::WaitTimeout { .. } => ErrorKind::Limit,
-            Self::NoPrimary { .. } | Self::TurnedAway => ErrorKind::Server,
+            Self::WaitTimeout { .. } | Self::Shed { .. } | Self::QueueFull { .. } => {
+                ErrorKind::Limit
+            }
+            Self::Unreachable(_) | Self::NoPrimary { .. } | Self::TurnedAway => ErrorKind::Server,
             Self::Disabled(_) => ErrorKind::Operator,
         }
     }

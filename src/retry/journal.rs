@@ -1,11 +1,17 @@
-//! What a client has asked for since it was last at rest outside a transaction, kept to be run again.
+//! What a client has asked for since it was last at rest outside a transaction, kept to be run again; of a transaction
+//! also a hash of the answers that the client has seen.
 //!
 //! # Invariants
 //! - Bounded: what is longer than the bound is not kept, and then nothing of it is.
 //! - The bytes are the client's own frames, whole and in order, from the first one behind the last rest.
+//! - What was seen is counted and hashed byte for byte, in the order in which it went to the client.
+
+use sha2::{Digest as _, Sha256};
 
 use super::policy::Doubt;
 pub use crate::sql::repeat::BlockEnd;
+use crate::wire::frame::Header;
+use crate::wire::frontend as f;
 
 /// Whether the requests can still be run again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -15,6 +21,16 @@ enum Stage {
     /// Some of it is missing, or the client has seen something of the answers.
     Over,
 }
+
+/// The most that is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    pub bytes: usize,
+    pub exchanges: usize,
+}
+
+/// SHA-256 of the answers.
+pub type Digest = [u8; 32];
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -29,9 +45,16 @@ pub struct Journal {
     end: End,
     /// A statement of the exchange in front was completed, which in an extended exchange is before it is committed.
     has_completed: bool,
-    /// Names of statements that the exchanges prepare, unnamed ones aside.
-    names: Vec<Box<[u8]>>,
+    /// Names of statements that the exchanges prepare, unnamed ones aside, and how many bytes stand before each.
+    names: Vec<(usize, Box<[u8]>)>,
     unnamed: Unnamed,
+    /// The exchanges that were answered to their end, their bytes, and how much the client had seen then.
+    exchanges_answered: usize,
+    answered: usize,
+    seen_of_answered: u64,
+    /// Bytes of answers that the client has seen, and their hash.
+    seen: u64,
+    hash: Sha256,
 }
 
 /// How far the requests go.
@@ -78,7 +101,7 @@ impl Journal {
     /// A statement gets this name by a Parse.
     pub fn note_name(&mut self, name: &[u8]) {
         if self.stage == Stage::Kept {
-            self.names.push(name.into());
+            self.names.push((self.bytes.len(), name.into()));
         }
     }
 
@@ -101,19 +124,24 @@ impl Journal {
     }
 
     /// Keeps a whole frame; `ends_exchange` if the server answers it with `ReadyForQuery`. Where the journal gets longer
-    /// than `bytes_max`, returns the storage that is not needed any more.
+    /// than `bounds`, returns the storage that is not needed any more.
     #[must_use]
     pub fn keep(
         &mut self,
         frame: &[u8],
         ends_exchange: bool,
-        bytes_max: usize,
+        bounds: Bounds,
         storage: impl FnOnce() -> Vec<u8>,
     ) -> Option<Vec<u8>> {
         if self.stage == Stage::Over {
             return None;
         }
-        if self.bytes.len() + frame.len() > bytes_max {
+        // A query inside an extended exchange may have no answer of its own.
+        let is_odd = frame.first() == Some(&f::QUERY) && !self.bytes.is_empty() && !self.is_whole;
+        if is_odd
+            || self.bytes.len() + frame.len() > bounds.bytes
+            || self.exchanges >= bounds.exchanges
+        {
             return Some(self.give_up());
         }
         if self.bytes.capacity() == 0 {
@@ -137,8 +165,73 @@ impl Journal {
     #[must_use]
     pub fn rest(&mut self) -> Vec<u8> {
         let bytes = std::mem::take(&mut self.bytes);
-        *self = Self::default();
+        self.stage = Stage::Kept;
+        (self.exchanges, self.is_whole) = (0, false);
+        self.doubt = None;
+        self.end = End::Open;
+        self.has_completed = false;
+        self.names = Vec::new();
+        self.unnamed = Unnamed::None;
+        (
+            self.exchanges_answered,
+            self.answered,
+            self.seen_of_answered,
+        ) = (0, 0, 0);
+        if self.seen > 0 {
+            self.seen = 0;
+            self.hash = Sha256::new();
+        }
         bytes
+    }
+
+    /// The client sees these bytes of the answers.
+    pub fn record(&mut self, bytes: &[u8]) {
+        self.seen += bytes.len() as u64;
+        self.hash.update(bytes);
+    }
+
+    /// The exchange in front was answered to its end, and the client is about to see that.
+    pub fn answer_front(&mut self) {
+        self.has_completed = false;
+        self.exchanges_answered += 1;
+        while let Some(rest) = self.bytes.get(self.answered..)
+            && let Ok(Some(header)) = Header::peek(rest, usize::MAX)
+        {
+            self.answered += header.len;
+            if matches!(header.tag, f::QUERY | f::SYNC | f::FUNCTION_CALL) {
+                break;
+            }
+        }
+    }
+
+    /// Everything that was answered has been seen.
+    pub fn settle_seen(&mut self) {
+        self.seen_of_answered = self.seen;
+    }
+
+    /// Whether the end of one exchange, and of no more, is still to come.
+    pub fn awaits_one(&self) -> bool {
+        self.is_whole && self.exchanges == self.exchanges_answered + 1
+    }
+
+    /// Bytes of the exchanges that were answered to their end.
+    pub fn answered(&self) -> usize {
+        self.answered
+    }
+
+    /// Bytes of answers that the client has seen.
+    pub fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    /// The hash of what the client has seen.
+    pub fn digest(&self) -> Digest {
+        self.hash.clone().finalize().into()
+    }
+
+    /// Part of an answer was seen whose end is still to come.
+    pub fn has_seen_part(&self) -> bool {
+        self.seen != self.seen_of_answered
     }
 
     /// Whether all that was asked for is here, and nothing of the answers has been seen.
@@ -146,9 +239,9 @@ impl Journal {
         self.stage == Stage::Kept
     }
 
-    /// Whether what was asked for is one exchange, sent to its end.
-    pub fn is_one_exchange(&self) -> bool {
-        self.exchanges == 1 && self.is_whole
+    /// Whether the last exchange was sent to its end.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     pub fn is_empty(&self) -> bool {
@@ -159,7 +252,8 @@ impl Journal {
         &self.bytes
     }
 
-    pub fn names(&self) -> &[Box<[u8]>] {
+    /// Names that are prepared, and how many bytes stand before each.
+    pub fn names(&self) -> &[(usize, Box<[u8]>)] {
         &self.names
     }
 
@@ -189,24 +283,101 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
+    const BOUNDS: Bounds = Bounds {
+        bytes: 14,
+        exchanges: 3,
+    };
+
     #[test]
-    fn what_is_longer_than_the_bound_is_not_kept_at_all() {
+    fn what_is_longer_than_the_bounds_is_not_kept_at_all() {
         let mut journal = Journal::default();
-        assert_eq!(journal.keep(b"abc", false, 5, Vec::new), None);
-        assert_eq!(journal.keep(b"de", true, 5, Vec::new), None);
-        assert!(journal.is_kept() && journal.is_one_exchange());
+        assert_eq!(journal.keep(b"abc", false, BOUNDS, Vec::new), None);
+        assert_eq!(journal.keep(b"de", true, BOUNDS, Vec::new), None);
+        assert!(journal.is_kept() && journal.awaits_one());
         assert_eq!(journal.bytes(), b"abcde");
-        assert_eq!(
-            journal.keep(b"f", true, 5, Vec::new),
-            Some(b"abcde".to_vec())
-        );
+        let given = journal.keep(b"0123456789", true, BOUNDS, Vec::new);
+        assert_eq!(given, Some(b"abcde".to_vec()));
         assert!(!journal.is_kept() && journal.is_empty());
-        assert_eq!(journal.keep(b"g", true, 5, Vec::new), None);
+        assert_eq!(journal.keep(b"g", true, BOUNDS, Vec::new), None);
         assert!(journal.is_empty());
         let _ = journal.rest();
         assert!(journal.is_kept());
+        for _ in 0..3 {
+            assert_eq!(journal.keep(b"x", true, BOUNDS, Vec::new), None);
+        }
+        assert!(journal.keep(b"x", true, BOUNDS, Vec::new).is_some());
+    }
+
+    #[test]
+    fn a_query_within_an_extended_exchange_ends_the_journal() {
+        let mut journal = Journal::default();
+        assert_eq!(journal.keep(b"Q1", true, BOUNDS, Vec::new), None);
+        assert_eq!(journal.keep(b"P1", false, BOUNDS, Vec::new), None);
+        assert!(journal.keep(b"Q1", true, BOUNDS, Vec::new).is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_seen_hashes_the_same_however_it_is_cut(
+            answers in prop::collection::vec(any::<u8>(), 1..200),
+            cuts in prop::collection::vec(0..200_usize, 0..6),
+            flipped in 0..200_usize,
+        ) {
+            let mut whole = Journal::default();
+            whole.record(&answers);
+            let mut parts = Journal::default();
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % answers.len()).collect();
+            cuts.sort_unstable();
+            let mut at = 0;
+            for cut in cuts.into_iter().chain([answers.len()]) {
+                parts.record(&answers[at..cut]);
+                at = cut;
+            }
+            prop_assert_eq!((whole.seen(), whole.digest()), (parts.seen(), parts.digest()));
+            let mut other = answers.clone();
+            let place = flipped % other.len();
+            other[place] ^= 1;
+            let mut different = Journal::default();
+            different.record(&other);
+            prop_assert_ne!(whole.digest(), different.digest());
+        }
+
+        #[test]
+        fn exchanges_are_answered_one_by_one(
+            exchanges in prop::collection::vec((0..4_usize, 0..9_usize, any::<bool>()), 1..20),
+        ) {
+            let mut journal = Journal::default();
+            let bounds = Bounds { bytes: 1 << 20, exchanges: 1000 };
+            let mut ends = Vec::new();
+            let frame = |tag: u8, len: usize| {
+                let size = u32::try_from(len + 4).unwrap();
+                [&[tag], &size.to_be_bytes()[..], &vec![b'Q'; len]].concat()
+            };
+            for (steps, len, is_simple) in exchanges {
+                if is_simple {
+                    prop_assert_eq!(journal.keep(&frame(b'Q', len), true, bounds, Vec::new), None);
+                } else {
+                    for _ in 0..steps {
+                        prop_assert_eq!(journal.keep(&frame(b'B', len), false, bounds, Vec::new), None);
+                    }
+                    prop_assert_eq!(journal.keep(&frame(b'S', 0), true, bounds, Vec::new), None);
+                }
+                ends.push(journal.bytes().len());
+            }
+            for end in ends {
+                journal.record(b"answer");
+                prop_assert!(journal.has_seen_part());
+                prop_assert_eq!(journal.awaits_one(), end == journal.bytes().len());
+                journal.answer_front();
+                journal.settle_seen();
+                prop_assert_eq!(journal.answered(), end);
+                prop_assert!(!journal.has_seen_part());
+            }
+        }
     }
 
     #[test]

@@ -160,7 +160,9 @@ fn wait(row: &Row, server: &str, backends: &Backends, now: Instant) -> Option<Wa
         backend,
         state: state.into(),
         client: on(backend).map(|on| {
-            let query = on.doing.map_or(QueryId::default(), |doing| doing.query);
+            // One that is idle in its transaction took the lock by what it ran before.
+            let last = on.entry.activity.last();
+            let query = last.map_or(QueryId::default(), |last| last.query);
             (client(&on.entry), query)
         }),
     };

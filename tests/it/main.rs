@@ -14,6 +14,7 @@
 mod support;
 
 mod bad_input;
+mod bank;
 mod cancelling;
 mod chaos;
 mod client_limits;
@@ -29,9 +30,11 @@ mod drivers;
 mod encryption;
 mod extended;
 mod failover;
+mod faults;
 mod http;
 mod lanes;
 mod lanes_scripted;
+mod overload;
 mod page;
 mod page_access;
 mod passthrough;
@@ -41,6 +44,7 @@ mod queries;
 mod queries_at_scale;
 mod refusals;
 mod reload;
+mod replays;
 mod replication;
 mod retries;
 mod routing;

@@ -601,6 +601,8 @@ async fn who_waits_for_a_lock_and_who_holds_it_is_shown_while_it_lasts() {
             "idle in transaction"
         ]
     );
+    // It is idle in its transaction: what it ran last is shown.
+    assert_eq!(lock["blocking_query"], "SELECT pg_backend_pid()");
     let clients = table(&mut console, "SHOW CLIENTS").await;
     let holding = clients
         .iter()

@@ -301,6 +301,28 @@ async fn a_session_terminated_behind_a_completed_command_does_not_run_it_again()
 }
 
 #[tokio::test]
+async fn a_session_terminated_behind_the_whole_answer_is_not_noticed() {
+    let fatal = m::error_response("FATAL", "57P01", "scripted");
+    let answered = [
+        m::command_complete("UPDATE 1"),
+        m::ready_for_query(b'I'),
+        fatal,
+    ]
+    .concat();
+    let script = script(vec![Act::SayAndClose(answered), done("UPDATE 2")]).await;
+    let pgweir = script.pgweir().start();
+    let mut client = pgweir.client().await;
+    let reply = client.query("UPDATE t SET a = 1").await.ok();
+    assert_eq!(
+        (reply.tags, reply.status),
+        (vec!["UPDATE 1".to_owned()], 'I')
+    );
+    let reply = client.query("UPDATE t SET a = 2").await.ok();
+    assert_eq!(reply.tags, ["UPDATE 2"]);
+    assert_eq!(script.heard().len(), 2);
+}
+
+#[tokio::test]
 async fn what_is_terminated_again_and_again_stays_terminated() {
     let script = script(vec![terminated(&[]); 4]).await;
     let pgweir = script.pgweir().start();

@@ -206,14 +206,14 @@ async fn a_transaction_over_its_time_is_ended_busy_or_not() {
 
 #[tokio::test]
 async fn a_client_idle_too_long_is_sent_away() {
-    let pgweir = with("client_idle_timeout", "400ms").start();
+    let pgweir = with("client_idle_timeout", "1500ms").start();
     let mut lively = pgweir.client().await;
     let silent = pgweir.client().await;
     let mut pinned = pgweir.client().await;
     pinned.query("CREATE TEMP TABLE t (a int)").await.ok();
     let mut in_transaction = pgweir.client().await;
     in_transaction.query("BEGIN").await.ok();
-    for _ in 0..6 {
+    for _ in 0..12 {
         tokio::time::sleep(Duration::from_millis(150)).await;
         assert_eq!(lively.value("SELECT 1").await, "1");
     }
@@ -400,4 +400,155 @@ async fn transaction_timeout_counts_from_the_transactions_start() {
         "25P04",
         "timeouts.transaction_timeout",
     );
+}
+
+#[tokio::test]
+async fn the_cancel_for_query_timeout_hits_nothing_but_the_statement_that_took_too_long() {
+    let pgweir = with("query_timeout", "60ms").start();
+    let mut client = pgweir.client().await;
+    let nap = messages::query("SELECT pg_sleep(0.02)").repeat(3);
+    let extended_nap = [
+        messages::parse("", "SELECT pg_sleep(0.02)", &[]),
+        messages::bind("", "", &[]),
+        messages::execute("", 0),
+        messages::sync(),
+    ]
+    .concat();
+    let long = messages::query("SELECT pg_sleep(600)");
+    // PostgreSQL sends its signal twice, and the second one may find the next statement.
+    for round in 0..25 {
+        let pipeline = [long.clone(), nap.clone(), extended_nap.repeat(2)];
+        client.send(&pipeline.concat()).await;
+        let cut = client.reply().await;
+        is_about(cut.error(), "ERROR", "57014", "timeouts.query_timeout");
+        for behind in 0..5 {
+            let reply = client.reply().await;
+            assert_eq!(reply.errors, [], "round {round}, {behind} behind");
+        }
+    }
+    // In a transaction the same backend goes on.
+    for round in 0..15 {
+        let begin = messages::query("BEGIN");
+        let rest = [messages::query("ROLLBACK"), nap.clone()].concat();
+        client.send(&[begin, long.clone(), rest].concat()).await;
+        client.reply().await.ok();
+        let cut = client.reply().await;
+        assert_eq!((cut.sqlstate(), cut.status), ("57014", 'E'));
+        for behind in 0..4 {
+            let reply = client.reply().await;
+            assert_eq!(reply.errors, [], "round {round}, {behind} behind");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_statement_rule_gives_statements_a_limit_of_their_own() {
+    let server = shared::server();
+    let config = format!(
+        "[general]\nlisten = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\nadmin_users = [\"postgres\"]\n\
+         [cluster]\nprimary = \"{}\"\n[auth]\nmethod = \"trust\"\n\
+         [timeouts]\nquery_timeout = \"300ms\"\n\
+         [statement_rules.a_report]\nquery = \"%report%\"\nquery_timeout = \"0\"\n\
+         [statement_rules.hasty]\nquery = \"%hasty%\"\nquery_timeout = \"50ms\"\n\
+         [statement_rules.others]\nuser = \"somebody\"\nquery_timeout = \"1ms\"\n",
+        server.node_url()
+    );
+    let pgweir = Options::config(&config).start();
+    let mut client = pgweir.client().await;
+    let begun = Instant::now();
+    let reply = client.query("SELECT pg_sleep(600), 'x' AS hasty").await;
+    let rule = "statement_rules.hasty.query_timeout";
+    is_about(reply.error(), "ERROR", "57014", rule);
+    let extended = client.extended("SELECT pg_sleep(600), 'x' AS hasty", &[]);
+    is_about(extended.await.error(), "ERROR", "57014", rule);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    client
+        .query("SELECT pg_sleep(0.6), 'x' AS report")
+        .await
+        .ok();
+    let reply = client.query("SELECT pg_sleep(600)").await;
+    is_about(reply.error(), "ERROR", "57014", "timeouts.query_timeout");
+    // Several in one exchange have the time of the longest.
+    let step = |sql: &str| {
+        [
+            messages::parse("", sql, &[]),
+            messages::bind("", "", &[]),
+            messages::execute("", 0),
+        ]
+        .concat()
+    };
+    let exchange = [
+        step("SELECT pg_sleep(0.1), 'x' AS hasty"),
+        step("SELECT pg_sleep(0.1)"),
+        messages::sync(),
+    ];
+    client.send(&exchange.concat()).await;
+    assert_eq!(client.reply().await.ok().tags.len(), 2);
+    // Changed at once for those who are there.
+    let mut console = pgweir.console().await;
+    console
+        .query("SET statement_rules.hasty.query_timeout = '0'")
+        .await
+        .ok();
+    client
+        .query("SELECT pg_sleep(0.4), 'x' AS hasty")
+        .await
+        .ok();
+}
+
+#[tokio::test]
+async fn a_limit_of_one_statement_leaves_others_their_pipeline() {
+    // A rule about another user's statements is nobody else's concern: all are with the server at once.
+    let backend = ScriptedBackend::start(vec![
+        Step::ExpectSql("SELECT 1"),
+        Step::ExpectSql("SELECT 2"),
+        Step::Send(messages::one_value_reply("1")),
+        Step::Send(messages::one_value_reply("2")),
+    ])
+    .await;
+    let pgweir = Options::in_front_of(&backend.node_url())
+        .set("statement_rules.a.user", "somebody")
+        .set("statement_rules.a.query_timeout", "1s")
+        .start();
+    let mut client = Client::connect(pgweir.address, "u", "d").await;
+    let both = [messages::query("SELECT 1"), messages::query("SELECT 2")];
+    client.send(&both.concat()).await;
+    assert_eq!(client.reply().await.ok().value(), "1");
+    assert_eq!(client.reply().await.ok().value(), "2");
+}
+
+#[tokio::test]
+async fn lock_timeout_follows_the_client_and_ends_nobody_elses_wait() {
+    let server = shared::server();
+    server
+        .sql(
+            "postgres",
+            "CREATE TABLE IF NOT EXISTS lock_carried (a int)",
+        )
+        .unwrap();
+    let pgweir = Options::new(server).flag("--pool-size", "3").start();
+    let mut holder = pgweir.client().await;
+    holder.query("BEGIN; LOCK lock_carried").await.ok();
+    let mut hasty = pgweir.client().await;
+    let mut patient = pgweir.client().await;
+    hasty.query("SET lock_timeout = '100ms'").await.ok();
+    for _ in 0..3 {
+        // Whichever backend each of them gets.
+        assert_eq!(patient.value("SHOW lock_timeout").await, "0");
+        let reply = hasty.query("SELECT 1 FROM lock_carried").await;
+        assert_eq!((reply.sqlstate(), reply.status), ("55P03", 'I'));
+    }
+    patient
+        .send(&messages::query("SELECT count(*) FROM lock_carried"))
+        .await;
+    let waiting =
+        "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'lock_carried'::regclass";
+    wait_until("the patient client to wait", || {
+        server.sql("postgres", waiting).unwrap() == "1"
+    });
+    let reply = hasty.query("SELECT 1 FROM lock_carried").await;
+    assert_eq!(reply.sqlstate(), "55P03");
+    holder.query("COMMIT").await.ok();
+    assert_eq!(patient.reply().await.ok().value(), "0");
+    server.sql("postgres", "DROP TABLE lock_carried").unwrap();
 }

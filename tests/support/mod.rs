@@ -7,6 +7,7 @@
 
 pub mod browser;
 pub mod client;
+pub mod faulty_link;
 pub mod http;
 pub mod link;
 pub mod messages;

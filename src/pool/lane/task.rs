@@ -180,7 +180,7 @@ impl Runner {
             || lease.identity.is_being_cancelled()
             || (self.now.duration_since(self.leased) > TENURE
                 && (pool.waiting() > 0
-                    || pool.must_yield()
+                    || pool.should_yield()
                     || pool.objects.manager().is_outdated(lease, self.now)))
     }
 
