@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::login::{self, Applicant, Denied};
 use crate::backend::login::LoginError;
 use crate::config::model::SslMode;
-use crate::error::{ErrorKind, Report, SqlState, UserFacing};
+use crate::error::{ErrorKind, Report, Severity, SqlState, UserFacing};
 use crate::net::departure::unless_gone;
 use crate::net::stream::Stream;
 use crate::net::tls::{ClientTlsContext, Negotiation, TlsError};
@@ -64,6 +64,8 @@ pub enum HandshakeError {
     },
     #[error("the database system is shutting down")]
     ShuttingDown,
+    #[error("terminating connection due to administrator command")]
+    Ordered,
     /// The server refused a startup parameter; its own words are passed on.
     #[error("{message}")]
     Parameter {
@@ -88,8 +90,8 @@ impl HandshakeError {
     }
 }
 
-impl UserFacing for HandshakeError {
-    fn report(&self) -> Report {
+impl HandshakeError {
+    fn cause(&self) -> Report {
         match self {
             Self::Io(_) => Report::fatal(SqlState::CONNECTION_FAILURE, "connection lost"),
             Self::Startup(StartupError::Version { .. }) => {
@@ -132,6 +134,17 @@ impl UserFacing for HandshakeError {
                     ..Report::fatal(*code, self.to_string())
                 }
             }
+            Self::Ordered => super::reply::shutdown(),
+        }
+    }
+}
+
+impl UserFacing for HandshakeError {
+    /// Fatal, whatever it is to a session: the connection does not come to be.
+    fn report(&self) -> Report {
+        Report {
+            severity: Severity::Fatal,
+            ..self.cause()
         }
     }
 
@@ -147,7 +160,7 @@ impl UserFacing for HandshakeError {
             Self::TooManyClients { .. } | Self::NoConnection(_) | Self::Timeout { .. } => {
                 ErrorKind::Limit
             }
-            Self::ShuttingDown => ErrorKind::Operator,
+            Self::ShuttingDown | Self::Ordered => ErrorKind::Operator,
             Self::Denied(error) => error.kind(),
             Self::Open(error) => error.kind(),
             Self::Checkout(error) => error.kind(),
@@ -347,7 +360,13 @@ pub async fn begin(client: Admitted) -> Result<Session, (Option<Stream>, Handsha
         Known::Prepared(prepared) => prepared,
         Known::ToTry(settings) => {
             let prepare = prepare::prepare(place.pool(), settings, &entry.waiter, deadline);
-            match Box::pin(unless_gone(&stream, prepare)).await {
+            let unless_ordered = async {
+                tokio::select! {
+                    prepared = prepare => prepared,
+                    () = entry.ordered() => Err(HandshakeError::Ordered),
+                }
+            };
+            match Box::pin(unless_gone(&stream, unless_ordered)).await {
                 Ok(Ok(prepared)) => prepared,
                 Ok(Err(error)) => return Err((Some(stream), error)),
                 Err(gone) => return Err((None, gone.into())),
