@@ -14,6 +14,7 @@ use crate::pool::reset::{self, Residue};
 use crate::pool::waiter::CheckoutError;
 use crate::routing::reason::Reason;
 use crate::session::plan::{self, Pace};
+use crate::sql::reading::Rereads;
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frontend;
@@ -244,6 +245,7 @@ impl Session {
             self.enter(Phase::Active);
             return self.process_inbox(cx);
         }
+        self.rereads.are_told();
         if self.in_transaction {
             // From here on the client is the one who is awaited.
             self.since = self.now;
@@ -251,6 +253,7 @@ impl Session {
             return Ok(());
         }
         self.transaction_since = self.now;
+        self.rereads = Rereads::default();
         self.rest_rerun();
         self.metering.rests();
         self.note_rest();

@@ -221,12 +221,12 @@ impl Look<'_> {
             return Some(());
         }
         let session = self.session;
-        let search_path = session.settings.current().get(b"search_path");
         let (known, options) = (&session.shared.known, session.lex_options());
+        let meaning = session.meaning(parse.text);
         let statement = session
             .shared
             .statements
-            .intern(parse.body, None, search_path, || {
+            .intern(parse.body, None, meaning, || {
                 known.lookup(parse.text, options)
             });
         self.add(&statement.known, parse.text);

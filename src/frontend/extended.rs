@@ -136,12 +136,12 @@ impl Session {
             );
             return Err(End::Fatal(Box::new(report)));
         }
-        let search_path = self.settings.current().get(b"search_path");
         let (known, options) = (&self.shared.known, self.lex_options());
+        let meaning = self.meaning(parse.text);
         let statement = self
             .shared
             .statements
-            .intern(parse.body, None, search_path, || {
+            .intern(parse.body, None, meaning, || {
                 known.lookup(parse.text, options)
             });
         if statement.known.prepared != PreparedUse::None {
@@ -218,6 +218,7 @@ impl Session {
         if let Some(id) = lease.mirror.prepare(statement.id, Arc::clone(&shape)) {
             self.evict(id, gather);
         }
+        let read_again = self.read_as(statement, gather);
         if let Some(text) = statement.prepare_text(&statement.name) {
             self.run_own(&text, statement.id, For::Reparse, gather);
         } else {
@@ -229,6 +230,7 @@ impl Session {
         }
         gather.own(|out| f::put_statement_target(out, f::DESCRIBE, &statement.name));
         self.owe(Owed::new(Request::DescribeStatement, For::Shape));
+        self.read_again(read_again, gather);
         self.pool
             .counters
             .parses_server
@@ -250,11 +252,13 @@ impl Session {
             }
             Some(statement) if name.is_empty() && lease.mirror.unnamed != Some(statement.id) => {
                 lease.mirror.unnamed = Some(statement.id);
+                let read_again = self.read_as(statement, gather);
                 gather.own(|out| f::put_parse(out, b"", &statement.body));
                 self.owe(Owed {
                     statement: UNNAMED,
                     ..Owed::new(Request::Parse, For::Reparse)
                 });
+                self.read_again(read_again, gather);
             }
             Some(statement) if !name.is_empty() && lease.mirror.shape(statement.id).is_none() => {
                 self.give_statement(statement, None, For::Reparse, gather);

@@ -21,6 +21,7 @@ mod outbound;
 mod overrun;
 mod pinning;
 mod prepare;
+mod read_as;
 mod reading;
 mod refusal;
 mod replay;

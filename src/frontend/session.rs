@@ -38,6 +38,7 @@ use crate::session::settings::{Row, Tracker};
 use crate::session::statements::Names;
 use crate::shared::{Prepared, Shared};
 use crate::sql::known::Known;
+use crate::sql::reading::Rereads;
 use crate::sql::state::PinSet;
 use crate::wire::limits::{OUTBOX_MAX, WHOLE_FRAME_MAX};
 
@@ -126,6 +127,8 @@ pub struct Session {
     pub(super) unpinned: bool,
     /// A DEALLOCATE ALL is under way: which names there are is not known until it is answered.
     pub(super) deallocates: bool,
+    /// What was sent in the transaction under way may have changed of how texts are read.
+    pub(super) rereads: Rereads,
     /// A DISCARD ALL is under way.
     pub(super) discards: bool,
     /// What is in front of the inbox depends on answers that are still to come.
@@ -211,6 +214,7 @@ impl Session {
             pinned: None,
             unpinned: false,
             deallocates: false,
+            rereads: Rereads::default(),
             discards: false,
             held_up: false,
             skipping: false,

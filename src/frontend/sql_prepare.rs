@@ -239,7 +239,7 @@ impl Session {
     }
 
     /// Whether the server refuses or skips whatever comes.
-    fn has_failed(&self) -> bool {
+    pub(super) fn has_failed(&self) -> bool {
         self.lease.as_ref().is_some_and(|lease| {
             lease.status == TransactionStatus::Failed || lease.expect.skips_the_next()
         })
@@ -278,11 +278,11 @@ impl Session {
     ) -> Arc<Prepared> {
         let (start, end) = (reference.range.start, reference.range.end);
         let nameless = [&text[..start], &text[end..]].concat();
-        let search_path = self.settings.current().get(b"search_path");
         let (known, options) = (&self.shared.known, self.lex_options());
+        let meaning = self.meaning(body);
         self.shared
             .statements
-            .intern(&nameless, Some(start), search_path, || {
+            .intern(&nameless, Some(start), meaning, || {
                 known.lookup(body, options)
             })
     }
@@ -429,12 +429,14 @@ impl Session {
         let spelled = named.spelled.as_deref().unwrap_or(name);
         gather.own(|out| f::put_statement_target(out, f::CLOSE, name));
         self.owe(Owed::new(Request::Close, For::Evict));
+        let read_again = self.read_as(&named.statement, gather);
         if let Some(text) = named.statement.prepare_text(spelled) {
             self.run_own(&text, 0, For::Reparse, gather);
         } else {
             gather.own(|out| f::put_parse(out, name, &named.statement.body));
             self.owe(Owed::new(Request::Parse, For::Reparse));
         }
+        self.read_again(read_again, gather);
     }
 
     /// An error of a rewritten query, with its place in the client's text; `None` for others.

@@ -19,6 +19,7 @@ use super::fingerprint::{Fingerprint, FingerprintKey, stable_id};
 use super::lexer::{LexOptions, Lexer, TokenKind};
 use super::normalise::normalise;
 use super::prepared::PreparedUse;
+use super::reading::Rereads;
 use super::repeat::{self, BlockEnd, Doubt};
 use super::state::{Effect, PinReason, PinSet};
 use crate::meter::{Queries, Query, QueryId};
@@ -61,6 +62,8 @@ pub struct Known {
     pub block_end: Option<BlockEnd>,
     /// How it names prepared statements.
     pub prepared: PreparedUse,
+    /// What it may change of how later texts are read.
+    pub rereads: Rereads,
     /// It may read data from the client.
     pub copies_in: bool,
     /// Nothing about it concerns the session: no effect, no transaction control, no reason to pin.
@@ -126,6 +129,7 @@ impl Known {
             doubt,
             block_end: repeat::block_end(&class),
             prepared,
+            rereads: Rereads::of(&class),
             copies_in,
             changes_functions: class.statements.iter().any(changes_functions),
             told: AtomicBool::new(false),

@@ -42,6 +42,7 @@ mod pins;
 mod pooling;
 mod queries;
 mod queries_at_scale;
+mod read_as;
 mod refusals;
 mod reload;
 mod replays;
