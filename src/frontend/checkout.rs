@@ -10,11 +10,12 @@ use crate::config::model::PoolMode;
 use crate::error::UserFacing;
 use crate::net::buffer::Gather;
 use crate::pool::Lease;
-use crate::pool::reset::{self, Residue};
+use crate::pool::reset;
 use crate::pool::waiter::CheckoutError;
 use crate::routing::reason::Reason;
 use crate::session::plan::{self, Pace};
 use crate::sql::reading::Rereads;
+use crate::sql::state::PinSet;
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frontend;
@@ -127,6 +128,7 @@ impl Session {
         self.rest_rerun();
         self.in_transaction = false;
         self.forget_own_cancel();
+        self.ended_pins = PinSet::EMPTY;
         self.transaction_since = self.now;
         match &lease.pool().key.node {
             None => self.metering.runs_on_primary(),
@@ -280,17 +282,13 @@ impl Session {
             return;
         }
         self.entry.clear_running();
-        let is_unpinned = std::mem::take(&mut self.unpinned);
+        let residue = self.pin_residue();
+        self.ended_pins = PinSet::EMPTY;
         // One that is lost is closed.
         let lease = self.lease.take();
         if let Some(lease) = lease.filter(|lease| !lease.identity.is_lost()) {
             let dialer = self.shared.pools.dialer.load();
             let limit = self.effective.timeouts.cancel_wait_timeout;
-            let residue = if is_unpinned {
-                Residue::SessionState
-            } else {
-                Residue::None
-            };
             reset::give_back(lease, residue, &dialer, limit);
         }
         self.bound = None;

@@ -81,8 +81,8 @@ impl Session {
         }
         let residue = if self.effective.pool.pool_mode == PoolMode::Session {
             Residue::SessionState
-        } else if !self.pins.is_empty() {
-            Residue::Pinned
+        } else if self.pin_residue() != Residue::None {
+            self.pin_residue()
         } else if self.settings.is_touched() || lease.expect.owes(For::Plan) {
             // Settings a statement under way may have changed are not in the mirror yet; those of a plan under way are.
             Residue::SessionState

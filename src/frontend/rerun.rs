@@ -378,10 +378,9 @@ impl Session {
         if is_lost || lease.identity.is_lost() {
             return;
         }
-        let residue = if self.settings.is_touched() {
-            Residue::SessionState
-        } else {
-            Residue::None
+        let residue = match self.pin_residue() {
+            Residue::None if self.settings.is_touched() => Residue::SessionState,
+            residue => residue,
         };
         let dialer = self.shared.pools.dialer.load();
         let limit = self.effective.timeouts.cancel_wait_timeout;

@@ -123,8 +123,8 @@ pub struct Session {
     pub(super) pins: PinSet,
     /// Its line in the pool's list of pins.
     pub(super) pinned: Option<Pinned>,
-    /// The last pin has just gone: the backend is cleaned before anybody else gets it.
-    pub(super) unpinned: bool,
+    /// Reasons to pin that have gone, on the backend it has: that is cleaned before anybody else gets it.
+    pub(super) ended_pins: PinSet,
     /// A DEALLOCATE ALL is under way: which names there are is not known until it is answered.
     pub(super) deallocates: bool,
     /// What was sent in the transaction under way may have changed of how texts are read.
@@ -212,7 +212,7 @@ impl Session {
             names: Names::default(),
             pins: PinSet::EMPTY,
             pinned: None,
-            unpinned: false,
+            ended_pins: PinSet::EMPTY,
             deallocates: false,
             rereads: Rereads::default(),
             discards: false,

@@ -280,7 +280,12 @@ pub async fn admit(
         None
     } else {
         let pool = shared.pools.get(&config, &database, &user);
-        Some(pool.ok_or_else(|| HandshakeError::NoDatabase(database.clone()))?)
+        let pool = pool.ok_or_else(|| HandshakeError::NoDatabase(database.clone()))?;
+        // A password is not asked for, nor a server that is away, by whom nobody may pass.
+        if pool.orders.disabled.load(Ordering::Relaxed) {
+            return Err(CheckoutError::Disabled(database).into());
+        }
+        Some(pool)
     };
     let applicant = Applicant {
         stream,
@@ -295,6 +300,7 @@ pub async fn admit(
 
 /// A place in `pool`, unless it takes no more clients.
 fn take_place(pool: &Arc<Pool>, shared: &Shared) -> Result<ClientPlace, HandshakeError> {
+    // It may have been disabled meanwhile.
     if pool.orders.disabled.load(Ordering::Relaxed) {
         return Err(CheckoutError::Disabled(pool.key.database.to_string()).into());
     }
