@@ -371,6 +371,8 @@ impl Session {
     /// Gives the backend back, or closes it if it `is_lost`, and forgets what was under way on it.
     pub(super) fn part_with_backend(&mut self, is_lost: bool) {
         self.entry.clear_running();
+        let listens = self.take_back_listening();
+        self.part_with_channels();
         self.forget_under_way();
         let Some(lease) = self.lease.take() else {
             return;
@@ -378,7 +380,7 @@ impl Session {
         if is_lost || lease.identity.is_lost() {
             return;
         }
-        let residue = if self.settings.is_touched() {
+        let residue = if self.settings.is_touched() || listens {
             Residue::SessionState
         } else {
             Residue::None
@@ -389,6 +391,7 @@ impl Session {
     }
 
     fn forget_under_way(&mut self) {
+        self.take_back_listening();
         self.metering.abandon();
         self.refusals.clear();
         self.prepared = super::sql_prepare::Underway::default();
