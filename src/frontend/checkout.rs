@@ -259,6 +259,10 @@ impl Session {
         self.metering.rests();
         self.note_rest();
         if self.settings.is_touched() || self.has_channels_to_leave() {
+            if self.has_own_cancel() {
+                // Its signal may hit whatever is sent before it is over.
+                return Ok(());
+            }
             let mut gather = Gather::take();
             self.probe(&mut gather);
             self.send_to_server(cx, &mut gather, &[]);

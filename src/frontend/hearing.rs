@@ -52,8 +52,8 @@ impl Session {
             return Ok(());
         };
         match std::mem::take(&mut listening.asked) {
-            Asked::ForStatement { subscribes } => {
-                let channels = std::mem::take(&mut listening.asked_for);
+            Asked::ForStatement => {
+                let subscribes = listening.asked_for.subscribes;
                 if let Some(hearing) = &listening.hearing {
                     if is_outside {
                         let items = hearing.ear.take(before, usize::MAX);
@@ -66,8 +66,9 @@ impl Session {
                     }
                 }
                 if subscribes && answer == Answer::Done {
+                    let channels = &listening.asked_for.channels;
                     listening.on_backend.extend(channels.iter().cloned());
-                    listening.subscribed.extend(channels);
+                    listening.subscribed.extend(channels.iter().cloned());
                 }
                 listening.asked = Asked::Answered(answer);
             }
@@ -117,6 +118,8 @@ impl Session {
             listening.held = Some(Held::Passing(due));
             if due == 0 {
                 listening.held = None;
+                // From here on the client is the one who is awaited.
+                self.since = self.now;
                 reply::ready(&mut self.outbox);
             }
         }
@@ -159,7 +162,10 @@ impl Session {
         let touches = listening.touches_backend();
         listening.under_way = None;
         listening.is_leaving = false;
-        listening.channels.forgive();
+        listening.held = None;
+        listening.portals = Vec::new();
+        listening.channels.take_back();
+        listening.forget_asked();
         touches
     }
 

@@ -257,6 +257,9 @@ impl Session {
         }
         self.log_error(report);
         self.forget_runs();
+        if let Some(listening) = &mut self.listening {
+            listening.forget_asked();
+        }
         reply::report(&mut self.outbox, report);
         let max = self.shared.config.load().general.max_packet_size;
         let header = Header::peek(self.inbox.bytes(), max).map_err(protocol_violation)?;

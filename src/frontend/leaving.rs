@@ -2,7 +2,7 @@
 //! [`super::listening`]).
 
 use super::refusal::Refusal;
-use super::session::Session;
+use super::session::{ProbeAnswer, Session};
 use crate::net::buffer::Gather;
 use crate::session::channels::put_statement;
 use crate::sql::known::Known;
@@ -43,18 +43,23 @@ impl Session {
             .is_some_and(|it| !it.on_backend.is_empty() && !it.is_leaving)
     }
 
-    /// The backend has answered that it has forgotten, or why not.
-    pub(super) fn left_channels(&mut self, status: TransactionStatus, refused: bool) {
-        let Some(listening) = &mut self.listening else {
+    /// The backend has answered that it has forgotten, or why not. What was cancelled is asked for again.
+    pub(super) fn left_channels(&mut self, status: TransactionStatus, answer: &ProbeAnswer) {
+        self.leaves_no_more();
+        if status != TransactionStatus::Idle || (answer.failed && !answer.refused) {
             return;
-        };
-        listening.is_leaving = false;
-        if status == TransactionStatus::Idle {
-            listening.on_backend.clear();
-            if refused {
-                // It goes to nobody else.
-                self.set_pins(self.pins.union(PinReason::Listen.into()));
-            }
+        }
+        self.part_with_channels();
+        if answer.refused {
+            // It goes to nobody else.
+            self.set_pins(self.pins.union(PinReason::Listen.into()));
+        }
+    }
+
+    /// The backend was not told, or is told no more.
+    pub(super) fn leaves_no_more(&mut self) {
+        if let Some(listening) = &mut self.listening {
+            listening.is_leaving = false;
         }
     }
 

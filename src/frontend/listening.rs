@@ -38,14 +38,23 @@ use crate::wire::frontend as f;
 pub(super) enum Asked {
     #[default]
     Nothing,
-    /// A statement waits for the answer; with it, the channels it may commit are heard.
-    ForStatement { subscribes: bool },
-    /// The statement in front may be sent.
+    /// A statement waits for the answer.
+    ForStatement,
+    /// The statement in front, if it is still the one that was asked for, may be sent.
     Answered(Answer),
     /// A `ReadyForQuery` waits for the answer.
     ForReady,
     /// The client's encoding has changed, and with it the listener.
     ForMove,
+}
+
+/// What the listener must have done before a statement is sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// What the statement may have the session listen on.
+    pub channels: BTreeSet<Name>,
+    /// It may commit that: they must be heard.
+    pub subscribes: bool,
 }
 
 /// A `ReadyForQuery` that is held.
@@ -66,8 +75,8 @@ pub(super) struct Listening {
     pub(super) subscribed: BTreeSet<Name>,
     /// What the backend may listen on that it shall forget.
     pub(super) on_backend: BTreeSet<Name>,
-    /// What the listener is asked to hear for the statement in front.
-    pub(super) asked_for: BTreeSet<Name>,
+    /// What the listener was asked for the statement in front.
+    pub(super) asked_for: Wanted,
     /// It has been told to.
     pub(super) is_leaving: bool,
     pub(super) asked: Asked,
@@ -75,7 +84,7 @@ pub(super) struct Listening {
     /// What the statement under way is, and which of its statements is next to complete.
     pub(super) under_way: Option<(Arc<Known>, usize)>,
     /// Portals of statements that concern channels or transactions.
-    portals: Vec<(Box<[u8]>, Arc<Known>)>,
+    pub(super) portals: Vec<(Box<[u8]>, Arc<Known>)>,
 }
 
 /// Whether a statement may be sent.
@@ -92,6 +101,13 @@ fn listens(known: &Known) -> impl Iterator<Item = &Name> {
         Effect::Listen(name) => Some(name),
         _ => None,
     })
+}
+
+/// Whether the server takes `name` for a channel, as it is and in any encoding that the session may have.
+fn is_channel(name: &Name, is_utf8: bool) -> bool {
+    let bytes = name.as_bytes();
+    let is_text = bytes.is_ascii() || (is_utf8 && name.as_str().is_some());
+    is_text && !bytes.is_empty() && !bytes.contains(&0)
 }
 
 /// Whether `known` may have the session listen on less.
@@ -130,6 +146,19 @@ impl Listening {
     pub(super) fn take_answer(&mut self) -> Option<(Answer, usize)> {
         self.hearing.as_ref()?.ear.take_answer()
     }
+
+    /// What was asked for a statement is wanted no more.
+    pub(super) fn forget_asked(&mut self) {
+        if self.asked == Asked::ForMove || self.held.is_some() {
+            return;
+        }
+        self.asked = Asked::Nothing;
+        let wanted = std::mem::take(&mut self.asked_for);
+        if let Some(hearing) = &self.hearing {
+            hearing.ear.forget_asked();
+            hearing.leave(wanted.channels.difference(&self.subscribed));
+        }
+    }
 }
 
 impl Session {
@@ -139,7 +168,7 @@ impl Session {
             listening.held.is_some()
                 || matches!(
                     listening.asked,
-                    Asked::ForStatement { .. } | Asked::ForMove | Asked::ForReady
+                    Asked::ForStatement | Asked::ForMove | Asked::ForReady
                 )
         })
     }
@@ -176,7 +205,7 @@ impl Session {
             // Its backend listens already: what comes from two connections comes in no certain order.
             && !self.pins.contains(PinReason::Listen)
             && !known.class.is_unclassifiable()
-            && listens(known).all(|name| is_utf8 || name.as_bytes().is_ascii())
+            && listens(known).all(|name| is_channel(name, is_utf8))
             && carried + listens(known).count() <= CHANNELS_MAX
     }
 
@@ -246,25 +275,31 @@ impl Session {
         leaves: bool,
     ) -> Option<Answer> {
         let listening = self.listening.as_deref_mut()?;
-        match listening.asked {
-            Asked::Answered(answer) => {
-                listening.asked = Asked::Nothing;
-                return Some(answer);
-            }
-            Asked::Nothing => {}
-            _ => return None,
-        }
         let mut channels = listening.channels.heard_of();
         if let Some(known) = listens_now {
             channels.extend(listens(known).cloned());
         }
         let subscribes = commits && !channels.is_empty();
+        let wanted = Wanted {
+            channels: channels.clone(),
+            subscribes,
+        };
+        match listening.asked {
+            Asked::Answered(answer) => {
+                listening.asked = Asked::Nothing;
+                if std::mem::take(&mut listening.asked_for) == wanted {
+                    return Some(answer);
+                }
+            }
+            Asked::Nothing => {}
+            _ => return None,
+        }
         let tells = leaves && !listening.subscribed.is_empty();
         if !subscribes && listens_now.is_none() && !tells {
             return Some(Answer::Done);
         }
-        listening.asked = Asked::ForStatement { subscribes };
-        listening.asked_for.clone_from(&channels);
+        listening.asked = Asked::ForStatement;
+        listening.asked_for = wanted;
         self.join_listener();
         let hearing = self.listening.as_ref()?.hearing.as_ref()?;
         hearing.ask(if subscribes {

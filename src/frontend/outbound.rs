@@ -103,8 +103,8 @@ impl Receiver for Relay<'_> {
                     self.session.passes_trial(false);
                 }
                 self.ready(backend, owed);
-                let is_clients = matches!(owed.to, For::Client | For::Refusal);
-                let counts = is_clients && !self.session.will_rerun();
+                let is_clients = matches!(owed.to, For::Client | For::Refusal | For::Answered);
+                let counts = is_clients && !self.session.is_run_elsewhere(backend.status);
                 return !(counts && self.session.is_ready(backend.status));
             }
             b::DATA_ROW if owed.to == For::Probe => {
@@ -129,8 +129,7 @@ impl Receiver for Relay<'_> {
         match owed.to {
             For::Refusal => drop(self.session.refusals.pop_front()),
             For::Probe if owed.statement == LEAVING => {
-                self.session
-                    .left_channels(TransactionStatus::InTransaction, false);
+                self.session.leaves_no_more();
             }
             For::Reparse if owed.statement == 0 => drop(self.session.names.own_none()),
             For::Local if owed.request == Request::DescribeStatement => {
@@ -182,6 +181,7 @@ impl Relay<'_> {
             self.end
                 .get_or_insert_with(|| end.unwrap_or_else(|| plan_failed(payload)));
         } else if owed.to == For::Probe {
+            self.session.probe.failed = true;
             // A cancel request that the client meant for its own statement may have come late.
             self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
         }
@@ -275,8 +275,8 @@ impl Relay<'_> {
                 }
             }
             For::Probe if owed.statement == LEAVING => {
-                let ProbeAnswer { refused, .. } = std::mem::take(&mut self.session.probe);
-                self.session.left_channels(backend.status, refused);
+                let answer = std::mem::take(&mut self.session.probe);
+                self.session.left_channels(backend.status, &answer);
             }
             For::Probe => {
                 self.tell(backend);
@@ -309,7 +309,9 @@ impl Relay<'_> {
 
     /// Takes in the answer to a question about the session's state, if it was asked outside a transaction.
     fn learn(&mut self, backend: &Backend, owed: Owed) {
-        let ProbeAnswer { mut rows, refused } = std::mem::take(&mut self.session.probe);
+        let ProbeAnswer {
+            mut rows, refused, ..
+        } = std::mem::take(&mut self.session.probe);
         if backend.status != TransactionStatus::Idle {
             return;
         }

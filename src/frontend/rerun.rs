@@ -227,6 +227,14 @@ impl Session {
         self.will_rerun() || self.is_replaying()
     }
 
+    /// Whether what the server says is the end of an exchange that is not the client's to see: it runs elsewhere, or what
+    /// ran before did not end there.
+    pub(super) fn is_run_elsewhere(&self, status: TransactionStatus) -> bool {
+        self.will_rerun()
+            || self.failed_trial().is_some()
+            || (self.is_replaying() && status == TransactionStatus::Idle)
+    }
+
     /// Until when the request in front pauses.
     pub(super) fn pauses_until(&self) -> Option<Instant> {
         self.rerun.as_ref()?.until

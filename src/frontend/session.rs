@@ -91,6 +91,8 @@ impl From<io::Error> for End {
 #[derive(Debug, Default)]
 pub(super) struct ProbeAnswer {
     pub rows: Vec<Row>,
+    /// The server has reported an error.
+    pub failed: bool,
     /// The server would not answer it, and would not if it were asked again.
     pub refused: bool,
 }

@@ -34,10 +34,9 @@ use tokio::sync::Notify;
 
 use super::pool::Pool;
 use super::pools::Pools;
-use crate::session::channels::put_statement;
 use crate::sql::name::Name;
 use crate::tasks;
-pub use ear::{Answer, EAR_BYTES_MAX, Ear, Item, Notification};
+pub use ear::{Answer, EAR_BYTES_MAX, Ear, Item, Notification, Ticket};
 
 /// Whose notifications a listener hears, and in which encoding.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +54,29 @@ pub enum Ask {
     Fence,
     /// The same, and that these channels are heard from there on.
     Subscribe(BTreeSet<Name>),
+}
+
+/// A question on its way to the server.
+#[derive(Debug)]
+struct Question {
+    ear: Arc<Ear>,
+    ticket: Ticket,
+    ask: Ask,
+}
+
+impl Question {
+    fn answer(&self, answer: Answer) {
+        self.ear.answer(self.ticket, answer);
+    }
+
+    /// The channels to be heard for it.
+    fn channels(&self) -> impl Iterator<Item = &[u8]> {
+        let names = match &self.ask {
+            Ask::Subscribe(names) => Some(names),
+            Ask::Fence => None,
+        };
+        names.into_iter().flatten().map(Name::as_bytes)
+    }
 }
 
 /// How a listener stands with its server.
@@ -84,7 +106,7 @@ struct State {
     /// Channels that nobody may want any more and that the connection has not been told to leave.
     dropped: BTreeSet<Box<[u8]>>,
     /// Not sent yet, oldest first.
-    asked: Vec<(Arc<Ear>, Ask)>,
+    asked: Vec<Question>,
     next_ear: u64,
 }
 
@@ -196,16 +218,18 @@ impl State {
         }
     }
 
-    fn subscribe(&mut self, ear: &Arc<Ear>, channels: &BTreeSet<Name>) {
-        // A session may have left since it asked; then nobody may want the channel.
-        let Some(place) = self.ears.get_mut(&ear.id) else {
-            let dropped = channels.iter().map(|name| name.as_bytes().into());
-            self.dropped.extend(dropped);
+    /// The connection listens for `question`.
+    fn subscribe(&mut self, question: &Question) {
+        let Question { ear, ticket, .. } = question;
+        // A session may have left since it asked, or want it no more; then nobody may want the channel.
+        let place = self.ears.get_mut(&ear.id);
+        let Some(place) = place.filter(|_| ear.awaits(*ticket)) else {
+            self.dropped.extend(question.channels().map(Box::from));
             return;
         };
-        for channel in channels {
-            place.channels.insert(channel.as_bytes().into());
-            let ears = self.channels.entry(channel.as_bytes().into()).or_default();
+        for channel in question.channels() {
+            place.channels.insert(channel.into());
+            let ears = self.channels.entry(channel.into()).or_default();
             ears.insert(ear.id, Arc::clone(ear));
         }
     }
@@ -252,53 +276,34 @@ impl Listener {
         }
     }
 
-    /// Takes what was asked, and writes what a connection that listens on `channels` must be told for it; with `all`,
-    /// also for all that was asked before.
-    fn take_asked(
-        &self,
-        channels: &mut BTreeSet<Box<[u8]>>,
-        all: bool,
-        text: &mut Vec<u8>,
-    ) -> Vec<(Arc<Ear>, Ask)> {
+    /// The channels that some session hears.
+    fn wanted(&self) -> BTreeSet<Box<[u8]>> {
+        self.lock().channels.keys().cloned().collect()
+    }
+
+    /// Takes what was asked, and the channels that nobody wants.
+    fn take_asked(&self) -> (Vec<Question>, BTreeSet<Box<[u8]>>) {
         let mut state = self.lock();
         let asked = std::mem::take(&mut state.asked);
-        let dropped = std::mem::take(&mut state.dropped);
-        let mut listen = |channel: &[u8]| {
-            if channels.insert(channel.into()) {
-                put_statement(text, b"LISTEN", channel);
-            }
-        };
-        if all {
-            for channel in state.channels.keys() {
-                listen(channel);
-            }
-        }
-        let mut awaited: BTreeSet<&[u8]> = BTreeSet::new();
-        for (_, ask) in &asked {
-            if let Ask::Subscribe(names) = ask {
-                awaited.extend(names.iter().map(Name::as_bytes));
-            }
-        }
-        for channel in &awaited {
-            listen(channel);
-        }
-        for channel in dropped {
-            let is_wanted = state.channels.contains_key(&channel) || awaited.contains(&channel[..]);
-            if !is_wanted && channels.remove(&channel) {
-                put_statement(text, b"UNLISTEN", &channel);
-            }
-        }
-        asked
+        let mut dropped = std::mem::take(&mut state.dropped);
+        let awaited: BTreeSet<&[u8]> = asked.iter().flat_map(Question::channels).collect();
+        dropped.retain(|channel| {
+            !state.channels.contains_key(channel) && !awaited.contains(&channel[..])
+        });
+        (asked, dropped)
+    }
+
+    /// The connection still listens on what it was to leave.
+    fn drop_again(&self, channels: &[Box<[u8]>]) {
+        self.lock().dropped.extend(channels.iter().cloned());
     }
 
     /// The server has done what was asked.
-    fn fulfil(&self, asked: Vec<(Arc<Ear>, Ask)>) {
+    fn fulfil(&self, asked: &[Question]) {
         let mut state = self.lock();
-        for (ear, ask) in asked {
-            if let Ask::Subscribe(channels) = &ask {
-                state.subscribe(&ear, channels);
-            }
-            ear.answer(Answer::Done);
+        for question in asked {
+            state.subscribe(question);
+            question.answer(Answer::Done);
         }
     }
 
@@ -316,12 +321,12 @@ impl Listener {
     }
 
     /// There is no connection: nobody waits for what `asked` and what was asked since.
-    fn go_down(&self, asked: Vec<(Arc<Ear>, Ask)>) {
+    fn go_down(&self, asked: impl Iterator<Item = Question>) {
         let mut state = self.lock();
         state.phase = Phase::Down;
         let later = std::mem::take(&mut state.asked);
-        for (ear, _) in asked.into_iter().chain(later) {
-            ear.answer(Answer::Unavailable);
+        for question in asked.chain(later) {
+            question.answer(Answer::Unavailable);
         }
     }
 }
@@ -330,11 +335,16 @@ impl Hearing {
     /// Asks the listener; the answer comes to the ear. One thing at a time.
     pub fn ask(&self, ask: Ask) {
         let mut state = self.listener.lock();
+        let question = Question {
+            ear: Arc::clone(&self.ear),
+            ticket: self.ear.ask(),
+            ask,
+        };
         if state.phase == Phase::Down {
-            self.ear.answer(Answer::Unavailable);
+            question.answer(Answer::Unavailable);
             return;
         }
-        state.asked.push((Arc::clone(&self.ear), ask));
+        state.asked.push(question);
         drop(state);
         self.listener.woken.notify_one();
     }

@@ -147,8 +147,9 @@ impl Channels {
         self.failed = true;
     }
 
-    /// What has failed runs again: the error is nobody's.
-    pub fn forgive(&mut self) {
+    /// What was under way runs again: what it has done is undone, and its errors are nobody's.
+    pub fn take_back(&mut self) {
+        self.pending.clear();
         self.failed = false;
     }
 

@@ -7,9 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::pool::Pool;
 
-/// Bytes of notifications kept for one session; a session that leaves more lying is ended. PostgreSQL keeps up to 8 GB
-/// for all, and then refuses NOTIFY to everybody.
+/// Bytes of notifications kept for one session, each with [`ITEM_BYTES`]; a session that leaves more lying is ended.
+/// PostgreSQL keeps up to 8 GB for all, and then refuses NOTIFY to everybody.
 pub const EAR_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// What keeping one of them takes beyond its own bytes: its places, twice where a queue has just grown, the counts of its
+/// `Arc`, and what the allocator adds to three allocations.
+pub const ITEM_BYTES: usize =
+    2 * size_of::<Item>() + size_of::<Notification>() + 2 * size_of::<usize>() + 3 * 16;
 
 /// A notification as the server sent it.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,8 +35,8 @@ pub enum Item {
 impl Item {
     fn len(&self) -> usize {
         match self {
-            Self::Notification(notification) => notification.frame.len(),
-            Self::Missed => 0,
+            Self::Notification(one) => ITEM_BYTES + one.channel.len() + one.frame.len(),
+            Self::Missed => ITEM_BYTES,
         }
     }
 }
@@ -44,10 +49,16 @@ pub enum Answer {
     Unavailable,
 }
 
+/// Which question an answer is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ticket(u64);
+
 #[derive(Debug, Default)]
 struct Heard {
     items: VecDeque<Item>,
     bytes: usize,
+    /// Of the question asked last.
+    asked: Ticket,
     /// With the number of items that stood before it.
     answer: Option<(Answer, usize)>,
     overflowed: bool,
@@ -94,6 +105,9 @@ impl Ear {
 
     pub(super) fn push(&self, item: Item) {
         self.tell(|heard| {
+            if item == Item::Missed && heard.items.back() == Some(&item) {
+                return;
+            }
             heard.bytes += item.len();
             if heard.bytes > EAR_BYTES_MAX {
                 heard.overflowed = true;
@@ -105,8 +119,30 @@ impl Ear {
         });
     }
 
-    pub(super) fn answer(&self, answer: Answer) {
-        self.tell(|heard| heard.answer = Some((answer, heard.items.len())));
+    /// Something is asked: what was asked before is not answered any more.
+    pub(super) fn ask(&self) -> Ticket {
+        let mut heard = self.lock();
+        heard.answer = None;
+        heard.asked = Ticket(heard.asked.0 + 1);
+        heard.asked
+    }
+
+    /// What was asked last is not answered any more.
+    pub fn forget_asked(&self) {
+        self.ask();
+    }
+
+    /// Whether the answer to this question is still awaited.
+    pub(super) fn awaits(&self, ticket: Ticket) -> bool {
+        self.lock().asked == ticket
+    }
+
+    pub(super) fn answer(&self, ticket: Ticket, answer: Answer) {
+        self.tell(|heard| {
+            if heard.asked == ticket {
+                heard.answer = Some((answer, heard.items.len()));
+            }
+        });
     }
 
     /// Whether something came since the last look.

@@ -1,6 +1,6 @@
 //! The task of one shared listener: its connection, from the first session that wants it to the last.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::{Ask, Ear, Listener, Notification};
+use super::{Answer, Listener, Notification, Question};
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
 use crate::pool::effective::Effective;
@@ -18,6 +18,7 @@ use crate::pool::limits::{Cap, Slot};
 use crate::pool::live::Listed;
 use crate::pool::open::{self, OpenError};
 use crate::pool::{Pool, Pools};
+use crate::session::channels::put_statement;
 use crate::wire::backend as b;
 use crate::wire::expect::{For, Owed, Received, Request};
 use crate::wire::frame;
@@ -69,6 +70,8 @@ struct Link {
     /// What it listens on.
     channels: BTreeSet<Box<[u8]>>,
     under_way: Option<Batch>,
+    /// What was asked together with something that the server has refused: each is asked by itself.
+    apart: VecDeque<Question>,
     /// When the server last answered, and since when nobody wants it.
     answered: Instant,
     unwanted_since: Option<Instant>,
@@ -77,8 +80,13 @@ struct Link {
 /// What one query answers.
 #[derive(Debug)]
 struct Batch {
-    asked: Vec<(Arc<Ear>, Ask)>,
+    asked: Vec<Question>,
+    /// What it has the connection listen on, and what not any more.
+    listened: Vec<Box<[u8]>>,
+    left: Vec<Box<[u8]>>,
     sent: Instant,
+    /// What the server said if it has refused.
+    refused: Option<String>,
 }
 
 /// Serves `listener` until no session wants it.
@@ -100,11 +108,12 @@ pub(super) async fn run(pools: Arc<Pools>, listener: Arc<Listener>) {
             Ok(mut link) => {
                 let trouble = link.serve(&pools, &listener, &mut was_up).await;
                 let asked = link.under_way.take().map(|batch| batch.asked);
-                listener.go_down(asked.unwrap_or_default());
+                let apart = std::mem::take(&mut link.apart);
+                listener.go_down(asked.into_iter().flatten().chain(apart));
                 trouble
             }
             Err(trouble) => {
-                listener.go_down(Vec::new());
+                listener.go_down(std::iter::empty());
                 trouble
             }
         };
@@ -187,6 +196,7 @@ impl Link {
             _slot: slot,
             channels: BTreeSet::new(),
             under_way: None,
+            apart: VecDeque::new(),
             answered: now,
             unwanted_since: None,
         })
@@ -196,7 +206,7 @@ impl Link {
     async fn serve(&mut self, pools: &Pools, listener: &Listener, was_up: &mut bool) -> Trouble {
         // The first answer tells that it listens to all that is wanted.
         let mut is_up = false;
-        self.send(listener, true, true);
+        self.listen_again(listener);
         loop {
             let now = Instant::now();
             if let Some(trouble) = self.must_go(pools, listener, now) {
@@ -207,11 +217,7 @@ impl Link {
                     is_up = true;
                     listener.come_up(std::mem::replace(was_up, true));
                 }
-                self.send(
-                    listener,
-                    false,
-                    now.duration_since(self.answered) >= HEARTBEAT,
-                );
+                self.send_asked(listener, now);
             }
             let until = self.next_look();
             tokio::select! {
@@ -259,26 +265,84 @@ impl Link {
         unwanted.map_or(answer, |at| at.min(answer))
     }
 
-    /// Sends one query for all that was asked, if anything was or `always`; at `first`, for all that ever was.
-    fn send(&mut self, listener: &Listener, first: bool, always: bool) {
+    /// Has a new connection listen on what the one before it did.
+    fn listen_again(&mut self, listener: &Listener) {
+        let mut text = STAYS.to_vec();
+        let channels = listener.wanted();
+        for channel in &channels {
+            put_statement(&mut text, b"LISTEN", channel);
+        }
+        self.channels.clone_from(&channels);
+        let listened = channels.into_iter().collect();
+        self.send(&text, Vec::new(), listened, Vec::new());
+    }
+
+    /// Sends one query for all that was asked, if anything was or the server has been silent for long.
+    fn send_asked(&mut self, listener: &Listener, now: Instant) {
+        let (asked, dropped) = match self.apart.pop_front() {
+            Some(question) => (vec![question], BTreeSet::new()),
+            None => listener.take_asked(),
+        };
+        let (mut listened, mut left) = (Vec::new(), Vec::new());
         let mut text = Vec::new();
-        if first {
-            text.extend_from_slice(STAYS);
+        for channel in asked.iter().flat_map(Question::channels) {
+            if self.channels.insert(channel.into()) {
+                put_statement(&mut text, b"LISTEN", channel);
+                listened.push(channel.into());
+            }
         }
-        let asked = listener.take_asked(&mut self.channels, first, &mut text);
-        if asked.is_empty() && text.is_empty() && !always {
-            return;
+        for channel in dropped {
+            if self.channels.remove(&channel) {
+                put_statement(&mut text, b"UNLISTEN", &channel);
+                left.push(channel);
+            }
         }
+        let is_silent = now.duration_since(self.answered) >= HEARTBEAT;
+        if !asked.is_empty() || !text.is_empty() || is_silent {
+            self.send(&text, asked, listened, left);
+        }
+    }
+
+    fn send(
+        &mut self,
+        text: &[u8],
+        asked: Vec<Question>,
+        listened: Vec<Box<[u8]>>,
+        left: Vec<Box<[u8]>>,
+    ) {
         let mut query = Vec::with_capacity(text.len() + 6);
-        frontend::put_query(&mut query, &text);
+        frontend::put_query(&mut query, text);
         self.backend.outbox.push(&query);
         self.backend
             .expect
             .push(Owed::new(Request::Query, For::Probe));
         self.under_way = Some(Batch {
             asked,
+            listened,
+            left,
             sent: Instant::now(),
+            refused: None,
         });
+    }
+
+    /// The server has refused what it was sent, and undone all of it. Who has asked for what it refuses does without.
+    fn undo(&mut self, listener: &Listener, mut batch: Batch) -> Result<(), Trouble> {
+        let words = batch.refused.take().unwrap_or_default();
+        if batch.asked.is_empty() {
+            return Err(Trouble::Server(words));
+        }
+        for channel in &batch.listened {
+            self.channels.remove(channel);
+        }
+        listener.drop_again(&batch.left);
+        self.channels.extend(batch.left);
+        if let [question] = &batch.asked[..] {
+            tracing::warn!(database = %listener.key.database, error = %words, "the server refused a LISTEN");
+            question.answer(Answer::Unavailable);
+        } else {
+            self.apart.extend(batch.asked);
+        }
+        Ok(())
     }
 
     /// Sends what is held and takes in what the server said. Cancel safe.
@@ -292,14 +356,19 @@ impl Link {
         let mut heard = Heard {
             listener,
             under_way: &mut self.under_way,
-            error: None,
+            refused: None,
+            last_words: None,
         };
         let Poll::Ready(received) = receive::poll_receive(backend, cx, &mut heard) else {
             return Poll::Pending;
         };
         self.answered = Instant::now();
-        Poll::Ready(match heard.error {
-            Some(error) => Err(Trouble::Server(error)),
+        let (refused, last_words) = (heard.refused, heard.last_words);
+        if let Some(batch) = refused {
+            self.undo(listener, batch)?;
+        }
+        Poll::Ready(match last_words {
+            Some(words) => Err(Trouble::Server(words)),
             None => received.map(|_| ()).map_err(Trouble::Receive),
         })
     }
@@ -315,7 +384,8 @@ impl Drop for Link {
 struct Heard<'a> {
     listener: &'a Listener,
     under_way: &'a mut Option<Batch>,
-    error: Option<String>,
+    refused: Option<Batch>,
+    last_words: Option<String>,
 }
 
 impl Receiver for Heard<'_> {
@@ -337,14 +407,18 @@ impl Receiver for Heard<'_> {
             }
             b::ERROR_RESPONSE => {
                 let words = b::error_field(payload, b'M').unwrap_or_default();
-                self.error = Some(String::from_utf8_lossy(words).into_owned());
-            }
-            // What stands behind it in the same read is heard by those who asked.
-            b::READY_FOR_QUERY if received.done && self.error.is_none() => {
-                if let Some(batch) = self.under_way.take() {
-                    self.listener.fulfil(batch.asked);
+                let words = Some(String::from_utf8_lossy(words).into_owned());
+                match self.under_way {
+                    Some(batch) if !b::is_fatal(payload) => batch.refused = words,
+                    _ => self.last_words = words,
                 }
             }
+            // What stands behind it in the same read is heard by those who asked.
+            b::READY_FOR_QUERY if received.done => match self.under_way.take() {
+                Some(batch) if batch.refused.is_some() => self.refused = Some(batch),
+                Some(batch) => self.listener.fulfil(&batch.asked),
+                None => {}
+            },
             _ => {}
         }
         false
