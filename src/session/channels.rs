@@ -294,6 +294,21 @@ mod tests {
         assert!(channels.is_empty());
     }
 
+    #[test]
+    fn what_runs_again_has_not_run() {
+        let mut channels = Channels::default();
+        run(&mut channels, "LISTEN a; COMMIT; LISTEN b; UNLISTEN a");
+        channels.fail();
+        channels.take_back();
+        assert!(!channels.is_pending());
+        run(&mut channels, "LISTEN c");
+        assert_eq!(
+            channels.ready(TransactionStatus::Idle),
+            Some(Outcome::Committed)
+        );
+        assert_eq!(listens(&channels), "a,c");
+    }
+
     /// A transaction as a stack of whole copies, which is what savepoints mean.
     #[derive(Default)]
     struct Copies {

@@ -35,6 +35,7 @@ mod http;
 mod lanes;
 mod lanes_scripted;
 mod listening;
+mod listening_failures;
 mod overload;
 mod page;
 mod page_access;

@@ -64,6 +64,21 @@ struct Heard {
     overflowed: bool,
 }
 
+impl Heard {
+    fn push(&mut self, item: Item) {
+        // To be told once is enough.
+        if self.overflowed || (item == Item::Missed && self.items.back() == Some(&item)) {
+            return;
+        }
+        self.bytes += item.len();
+        self.items.push_back(item);
+        if self.bytes > EAR_BYTES_MAX {
+            self.overflowed = true;
+            self.items = VecDeque::new();
+        }
+    }
+}
+
 /// See the module.
 pub struct Ear {
     pub(super) id: u64,
@@ -104,19 +119,7 @@ impl Ear {
     }
 
     pub(super) fn push(&self, item: Item) {
-        self.tell(|heard| {
-            if item == Item::Missed && heard.items.back() == Some(&item) {
-                return;
-            }
-            heard.bytes += item.len();
-            if heard.bytes > EAR_BYTES_MAX {
-                heard.overflowed = true;
-                heard.items = VecDeque::new();
-            }
-            if !heard.overflowed {
-                heard.items.push_back(item);
-            }
-        });
+        self.tell(|heard| heard.push(item));
     }
 
     /// Something is asked: what was asked before is not answered any more.
@@ -202,5 +205,34 @@ impl Ear {
             heard.items = VecDeque::new();
         }
         taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_counts_with_what_it_takes_to_keep_it() {
+        let mut heard = Heard::default();
+        let mut count = 0;
+        while !heard.overflowed {
+            count += 1;
+            heard.push(Item::Notification(Arc::new(Notification {
+                channel: Box::from(&b"a"[..]),
+                frame: Box::default(),
+            })));
+        }
+        assert!(count * ITEM_BYTES <= EAR_BYTES_MAX + ITEM_BYTES, "{count}");
+        assert!(heard.items.is_empty());
+    }
+
+    #[test]
+    fn that_something_was_missed_is_told_once_in_a_row() {
+        let mut heard = Heard::default();
+        for _ in 0..3 {
+            heard.push(Item::Missed);
+        }
+        assert_eq!(heard.items.len(), 1);
     }
 }
