@@ -136,7 +136,11 @@ impl Script {
                 if self.fences.fetch_add(1, Ordering::SeqCst) >= 2 {
                     tokio::time::sleep(self.delay).await;
                 }
-                messages::command_complete("LISTEN")
+                if sql.contains("refused") {
+                    messages::error_response("ERROR", "XX000", "no such channel")
+                } else {
+                    messages::command_complete("LISTEN")
+                }
             } else if sql.starts_with("UNLISTEN") {
                 if self.unlistens.fetch_add(1, Ordering::SeqCst) < self.cancels {
                     messages::error_response("ERROR", "57014", "canceling statement")
@@ -213,6 +217,41 @@ async fn nothing_is_asked_of_a_backend_that_a_cancel_request_is_under_way_to() {
     two.query("SELECT 1").await.ok();
     // The statement, and what was sent in the same write.
     assert_eq!(early.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn what_the_listener_is_refused_is_one_clients_loss() {
+    let script = Script::new(0, Duration::from_millis(200));
+    let backend = script.start().await;
+    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(client(&pgweir, "scripted").await);
+    }
+    let [one, two, three, four] = &mut clients[..] else {
+        unreachable!("there are four");
+    };
+    one.query("LISTEN a").await.ok();
+    let before = script.fences.load(Ordering::SeqCst);
+    one.send(&messages::query("SELECT 1")).await;
+    eventually("the listener to be busy", async || {
+        script.fences.load(Ordering::SeqCst) > before
+    })
+    .await;
+    // These are asked for together.
+    let (two, three, four) = tokio::join!(
+        two.query("LISTEN b"),
+        three.query("LISTEN refused"),
+        four.query("LISTEN c")
+    );
+    for reply in [two, three, four] {
+        reply.ok();
+    }
+    one.reply().await.ok();
+    pgweir.wait_for_log("the server refused a LISTEN");
+    assert_eq!(pinned(&pgweir).await, 1);
+    assert!(!pgweir.log_contains("no connection to listen on"));
+    assert!(one.notices.is_empty(), "{:?}", one.notices);
 }
 
 #[tokio::test]
