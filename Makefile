@@ -202,3 +202,7 @@ show-failover: build packages ## pgbench while the primary is stopped and a repl
 
 show-reads: build packages ## Reads through pgweir with two replicas, against the primary alone
 	$(PYTHON) benches/replicas.py reads
+
+.PHONY: show-listen
+show-listen: rust packages ## 5,000 clients that listen on one server connection: nothing lost, nothing doubled, all in order
+	PGWEIR_LISTENERS=$${PGWEIR_LISTENERS:-5000} cargo test --release --test it listening::many -- --nocapture

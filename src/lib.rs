@@ -81,6 +81,8 @@
 //! - a transaction as the server reports it: [`wire::backend::TransactionStatus`];
 //! - a COPY on a backend: [`wire::expect::Copy`]; whose an owed answer is: [`wire::expect::For`];
 //! - why a session keeps its backend: [`sql::state::PinReason`]; what it leaves to clean: [`pool::reset::Residue`];
+//! - a shared listener and its connection: `pool::listener::Phase`; what a session has asked it for:
+//!   `frontend::listening::Asked`;
 //! - a server of a cluster: [`cluster::state::NodeState`], by `Health::find`;
 //! - a server connection as the console shows it: [`status::ServerState`].
 

@@ -21,6 +21,10 @@ use crate::pool::waiter::{CheckoutError, Waiter};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FrontendPid(pub u32);
 
+/// What clients are told. No process of a server has such a number (Linux has none above 2^22), so that a client can't take
+/// a notification of another backend for its own.
+const PIDS: std::ops::RangeInclusive<u32> = (1 << 22) + 1..=i32::MAX.unsigned_abs();
+
 /// Length of the keys of protocol 3.2; in 3.0 the first four bytes are used.
 pub const KEY_LEN: usize = 32;
 
@@ -275,11 +279,10 @@ impl Registry {
     pub fn register(self: &Arc<Self>, new: NewClient) -> Registered {
         let (key, connected) = (rand::random(), Instant::now());
         let mut clients = self.lock();
-        let pid =
-            std::iter::repeat_with(|| FrontendPid(rand::random_range(1..=i32::MAX.unsigned_abs())))
-                .find(|pid| !clients.contains_key(pid))
-                // `repeat_with` never ends.
-                .unwrap_or(FrontendPid(0));
+        let pid = std::iter::repeat_with(|| FrontendPid(rand::random_range(PIDS)))
+            .find(|pid| !clients.contains_key(pid))
+            // `repeat_with` never ends.
+            .unwrap_or(FrontendPid(0));
         let entry = Arc::new(ClientEntry {
             pid,
             key,

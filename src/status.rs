@@ -39,6 +39,8 @@ pub enum ServerState {
     Idle,
     /// Being made ready: at a login, or cleaned after a client.
     Tested,
+    /// Listens for sessions, of several pools perhaps, and runs no statements of theirs.
+    Listening,
     /// Free, but a cancel request to it is still under way.
     BeingCanceled,
 }
@@ -49,6 +51,7 @@ impl ServerState {
             Self::Active => "active",
             Self::Idle => "idle",
             Self::Tested => "tested",
+            Self::Listening => "listening",
             Self::BeingCanceled => "being_canceled",
         }
     }
@@ -95,6 +98,8 @@ pub struct PoolStatus {
     pub sv_being_canceled: usize,
     pub sv_idle: usize,
     pub sv_tested: usize,
+    /// Listening for sessions; these take no place of those that run statements.
+    pub sv_listening: usize,
     pub sv_login: usize,
     /// Server connections in any state.
     pub connections: usize,
@@ -284,6 +289,7 @@ fn servers(pools: &[Arc<Pool>], clients: &mut [ClientStatus]) -> Vec<ServerStatu
             let client = running.get_mut(&Arc::as_ptr(&backend.identity).addr());
             let state = match &client {
                 Some(_) => ServerState::Active,
+                None if backend.listens => ServerState::Listening,
                 None if idle.contains(&backend.id) => ServerState::Idle,
                 None if backend.identity.is_being_cancelled() => ServerState::BeingCanceled,
                 None => ServerState::Tested,
@@ -359,6 +365,7 @@ fn pool_rows(
             ServerState::Active => row.sv_active += 1,
             ServerState::Idle => row.sv_idle += 1,
             ServerState::Tested => row.sv_tested += 1,
+            ServerState::Listening => row.sv_listening += 1,
             ServerState::BeingCanceled => row.sv_being_canceled += 1,
         }
     }
@@ -374,6 +381,7 @@ fn empty_row(pool: Arc<Pool>) -> PoolStatus {
         sv_being_canceled: 0,
         sv_idle: 0,
         sv_tested: 0,
+        sv_listening: 0,
         sv_login: pool.opening(),
         connections: pool.open(),
         connections_max: pool.effective.load().pool.max_size,
@@ -399,7 +407,11 @@ fn databases(config: &Config, pools: &Pools, rows: &[PoolStatus]) -> Vec<Databas
                 name: name.into(),
                 effective: pools.effective(config, name, "")?,
                 forced_user: entry.and_then(|entry| entry.user.clone()),
-                connections: rows.iter().filter(own).map(|row| row.connections).sum(),
+                connections: rows
+                    .iter()
+                    .filter(own)
+                    .map(PoolStatus::server_connections)
+                    .sum(),
                 clients: rows.iter().filter(own).map(PoolStatus::clients).sum(),
                 paused,
                 disabled,
@@ -422,7 +434,11 @@ fn users(config: &Config, rows: &[PoolStatus]) -> Vec<UserStatus> {
             let own = |row: &&PoolStatus| *row.pool.key.user == *name;
             UserStatus {
                 name: name.into(),
-                connections: rows.iter().filter(own).map(|row| row.connections).sum(),
+                connections: rows
+                    .iter()
+                    .filter(own)
+                    .map(PoolStatus::server_connections)
+                    .sum(),
                 clients: rows.iter().filter(own).map(PoolStatus::clients).sum(),
             }
         })
@@ -430,6 +446,11 @@ fn users(config: &Config, rows: &[PoolStatus]) -> Vec<UserStatus> {
 }
 
 impl PoolStatus {
+    /// Those that run statements, and those that listen.
+    fn server_connections(&self) -> usize {
+        self.connections + self.sv_listening
+    }
+
     fn clients(&self) -> usize {
         self.cl_active + self.cl_waiting
     }

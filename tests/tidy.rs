@@ -49,6 +49,7 @@ const ALLOWED: [(&str, &[&str]); 32] = [
             "meter",
             "session",
             "sql::state",
+            "sql::name",
             "auth",
             "backend",
             "retry",

@@ -78,7 +78,10 @@ impl Condition {
                 for pool in &pools {
                     pool.retain_idle(|_| false);
                 }
-                pools.iter().all(|pool| pool.open() == 0)
+                shared.pools.listeners.look();
+                pools
+                    .iter()
+                    .all(|pool| pool.open() == 0 && pool.listening() == 0)
             }
             Self::Replaced(scope) => {
                 let pools = shared.pools.within(scope);

@@ -353,6 +353,8 @@ pub struct PoolSettings {
     pub max_waiting: Option<usize>,
     /// Clients that could not be served in time are told so at once.
     pub shed: bool,
+    /// One connection for each database listens for all of its sessions.
+    pub shared_listener: bool,
     /// Share of `max_size` that pinned sessions may hold.
     pub max_pinned: Percent,
     /// Run once on each new server connection.

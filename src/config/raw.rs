@@ -332,6 +332,9 @@ tables! {
         /// connection until the state is gone, `reject` refuses the statement with 0A000. What functions do unseen pins
         /// in either case.
         on_session_state: OnSessionState = OnSessionState::Pin, NewConnections;
+        /// `LISTEN` takes no server connection of the session's own: one connection for each database listens for all of
+        /// its sessions. Off, it pins.
+        shared_listener: bool = true, Live;
         /// Share of `max_size` that sessions may hold that keep their server connection (`SHOW PINS`), rounded up; a
         /// statement that would need one more is refused with 53300.
         max_pinned: Percent = Percent(100), Live;

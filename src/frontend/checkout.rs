@@ -189,7 +189,11 @@ impl Session {
     /// Adds the question what the transaction that ends here has set, if it may have set anything.
     pub(super) fn probe(&mut self, gather: &mut Gather) {
         // A question asked now would be read as the data of a COPY.
-        if self.copies_in || !self.settings.is_touched() {
+        if self.copies_in {
+            return;
+        }
+        self.leave_channels(gather);
+        if !self.settings.is_touched() {
             return;
         }
         if self.settings.restores() {
@@ -259,7 +263,11 @@ impl Session {
         self.rest_rerun();
         self.metering.rests();
         self.note_rest();
-        if self.settings.is_touched() {
+        if self.settings.is_touched() || self.has_channels_to_leave() {
+            if self.has_own_cancel() {
+                // Its signal may hit whatever is sent before it is over.
+                return Ok(());
+            }
             let mut gather = Gather::take();
             self.probe(&mut gather);
             self.send_to_server(cx, &mut gather, &[]);

@@ -47,6 +47,10 @@ impl Session {
             Limit::Transaction,
         );
         let phase = match self.phase {
+            // It is the shared listener that is awaited, and that answers in its own time.
+            Phase::Idle | Phase::Active if self.awaits_listener() => {
+                transaction.filter(|_| self.in_transaction)
+            }
             Phase::Idle => at(self.since, timeouts.client_idle_timeout, Limit::ClientIdle),
             Phase::Waiting if self.pauses_until().is_some() => {
                 self.pauses_until().map(|until| (until, Limit::Pause))

@@ -83,7 +83,13 @@ impl Session {
             Residue::SessionState
         } else if self.pin_residue() != Residue::None {
             self.pin_residue()
-        } else if self.settings.is_touched() || lease.expect.owes(For::Plan) {
+        } else if self.settings.is_touched()
+            || lease.expect.owes(For::Plan)
+            || self
+                .listening
+                .as_ref()
+                .is_some_and(|it| it.touches_backend())
+        {
             // Settings a statement under way may have changed are not in the mirror yet; those of a plan under way are.
             Residue::SessionState
         } else {

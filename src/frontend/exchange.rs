@@ -248,6 +248,9 @@ impl Look<'_> {
 
     fn add(&mut self, known: &Known, text: &[u8]) {
         let (session, routes) = (self.session, self.routes);
+        if known.reads_channels {
+            self.proof.refuse(Reason::SessionState);
+        }
         let text = Text {
             class: &known.class,
             hint: route_hint(text, session.lex_options()),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::inbound::Frame;
+use super::listening::Gate;
 use super::refusal::Refusal;
 use super::session::{End, Session};
 use super::stale::Agreement;
@@ -286,6 +287,9 @@ impl Session {
             return Ok(false);
         }
         let named = self.names.get(bind.statement).cloned();
+        let Gate::Open(pins) = self.gate_bind(named.as_ref(), bind.portal) else {
+            return Ok(false);
+        };
         let is_own = named.as_ref().is_some_and(|named| self.is_own(named));
         let is_global = !bind.statement.is_empty() && !is_own;
         if let Some(named) = named.as_ref().filter(|_| is_global) {
@@ -310,7 +314,9 @@ impl Session {
         let rest = frame.start + HEADER + bind.head..frame.end;
         let rest_len = rest.len() + frame.missing;
         if let Some(statement) = &statement {
-            if let Some(refusal) = self.pin(statement.known.pins, Some(&statement.known)) {
+            let refusal = self.pin(pins, Some(&statement.known));
+            let shown = || self.show_channels(&statement.known, true, gather);
+            if let Some(refusal) = refusal.or_else(shown) {
                 self.bound = Some(Arc::clone(statement));
                 self.refuse_step(frame, refusal, gather);
                 return Ok(true);

@@ -176,7 +176,7 @@ impl Session {
 
     /// Takes in the end of a backend's session that comes unasked, right behind the last answer: the client is not told,
     /// because nothing of its session is lost with it. False if something is.
-    pub(super) fn outlives(&self, backend: &Backend) -> bool {
+    pub(super) fn outlives(&mut self, backend: &Backend) -> bool {
         let is_done = backend.expect.is_at_rest() && backend.status == TransactionStatus::Idle;
         if !is_done
             || self.phase != Phase::Active
@@ -189,6 +189,7 @@ impl Session {
             routes.cluster.suspect(&backend.identity.node);
         }
         backend.identity.lose();
+        self.part_with_channels();
         true
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::Context;
 
 use super::exchange::holds_batch;
+use super::listening::Gate;
 use super::reply;
 use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
@@ -72,7 +73,7 @@ fn check_type(header: Header) -> Result<(), End> {
 impl Session {
     /// Acts on `input`; returns how much of it was used. The rest waits for more bytes or for a backend.
     pub(super) fn process(&mut self, cx: &mut Context<'_>, input: &[u8]) -> Result<usize, End> {
-        if self.ride(input) {
+        if self.awaits_listener() || self.ride(input) {
             return Ok(0);
         }
         let mut gather = Gather::take();
@@ -133,7 +134,7 @@ impl Session {
                     self.hold_up(gather);
                     break;
                 }
-                if !self.dispatch(frame, gather)? {
+                if self.gate_step(frame, gather) || !self.dispatch(frame, gather)? {
                     break;
                 }
                 self.keep(frame, &input[at..at + have]);
@@ -151,7 +152,7 @@ impl Session {
     }
 
     /// Has the server answer what was sent so far, without ending the exchange; what is behind waits in the inbox.
-    fn hold_up(&mut self, gather: &mut Gather) {
+    pub(super) fn hold_up(&mut self, gather: &mut Gather) {
         if !self.held_up {
             self.held_up = true;
             gather.own(|out| out.extend_from_slice(&f::FLUSH_FRAME));
@@ -206,6 +207,7 @@ impl Session {
         };
         let last = lease.expect.iter().last();
         lease.expect.owes(For::Probe)
+            || self.sends_one_by_one()
             || (self.discards
                 && last.is_some_and(|owed| matches!(owed.request, Request::Query | Request::Sync)))
     }
@@ -255,6 +257,9 @@ impl Session {
         }
         self.log_error(report);
         self.forget_runs();
+        if let Some(listening) = &mut self.listening {
+            listening.forget_asked();
+        }
         reply::report(&mut self.outbox, report);
         let max = self.shared.config.load().general.max_packet_size;
         let header = Header::peek(self.inbox.bytes(), max).map_err(protocol_violation)?;
@@ -276,8 +281,8 @@ impl Session {
     /// Forwards one frame to the backend and notes what it will be answered with. False if it has to wait for answers.
     fn dispatch(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         self.held_up = false;
-        // A Bind may come here again.
-        if frame.tag != f::BIND {
+        // A Bind or a Query may come here again.
+        if !matches!(frame.tag, f::BIND | f::QUERY) {
             self.metering.sent(frame.tag, frame.len());
         }
         if matches!(frame.tag, f::SYNC | f::QUERY | f::FUNCTION_CALL) {
@@ -359,10 +364,18 @@ impl Session {
             Some(looked_up.unwrap_or_else(|| self.shared.known.lookup(text, self.lex_options())))
         };
         // Of a text too large to be looked at whole nothing can be proved.
-        let pins = known
+        let gate = known
             .as_ref()
-            .map_or(PinReason::Unclassifiable.into(), |known| known.pins);
-        if let Some(refusal) = self.pin(pins, known.as_deref()) {
+            .map_or(Gate::Open(PinReason::Unclassifiable.into()), |known| {
+                self.gate(known, None)
+            });
+        let Gate::Open(pins) = gate else {
+            return Ok(false);
+        };
+        self.metering.sent(frame.tag, frame.len());
+        let refusal = self.pin(pins, known.as_deref());
+        let shown = |it: &Arc<Known>| self.show_channels(it, false, gather);
+        if let Some(refusal) = refusal.or_else(|| known.as_ref().and_then(shown)) {
             self.refuse_query(frame, known, refusal, gather);
             return Ok(true);
         }
@@ -427,6 +440,9 @@ impl Session {
         self.rereads.add(known.rereads);
         if known.is_plain {
             return Ok(());
+        }
+        if known.empties_database {
+            self.shared.pools.vacate(&known.query.text);
         }
         let class = &known.class;
         self.copies_in |= known.copies_in;

@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use super::checkout::QUESTION;
+use super::leaving::LEAVING;
 use super::reply;
 use super::session::{End, ProbeAnswer, Session};
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
 use crate::error::{Report, SqlState};
-use crate::net::buffer::{Gather, Mark, ReadBuffer, give_storage, take_storage};
+use crate::net::buffer::{Gather, Mark, ReadBuffer};
 use crate::session::leftovers;
 use crate::session::mirror::Mirror;
 use crate::session::settings::Row;
@@ -95,12 +96,16 @@ impl Receiver for Relay<'_> {
                 self.session.end_statement(HEADER);
             }
             b::PORTAL_SUSPENDED => self.session.suspend_statement(),
+            b::NOTIFICATION_RESPONSE => return !self.session.hears_elsewhere(payload),
             b::READY_FOR_QUERY => {
                 if owed.to == For::Client {
                     self.session.note_acknowledged();
                     self.session.passes_trial(false);
                 }
                 self.ready(backend, owed);
+                let is_clients = matches!(owed.to, For::Client | For::Refusal | For::Answered);
+                let counts = is_clients && !self.session.is_run_elsewhere(backend.status);
+                return !(counts && self.session.is_ready(backend.status));
             }
             b::DATA_ROW if owed.to == For::Probe => {
                 if let Some([Some(name), value]) = b::columns(payload).as_deref() {
@@ -123,6 +128,9 @@ impl Receiver for Relay<'_> {
         }
         match owed.to {
             For::Refusal => drop(self.session.refusals.pop_front()),
+            For::Probe if owed.statement == LEAVING => {
+                self.session.leaves_no_more();
+            }
             For::Reparse if owed.statement == 0 => drop(self.session.names.own_none()),
             For::Local if owed.request == Request::DescribeStatement => {
                 self.session.prepared.descriptions.pop_front();
@@ -131,6 +139,7 @@ impl Receiver for Relay<'_> {
         }
         let is_counted = matches!(owed.request, Request::Execute | Request::Query);
         if is_counted && matches!(owed.to, For::Client | For::Refusal) {
+            self.session.not_completed();
             self.session.skip_statement();
         }
     }
@@ -172,10 +181,14 @@ impl Relay<'_> {
             self.end
                 .get_or_insert_with(|| end.unwrap_or_else(|| plan_failed(payload)));
         } else if owed.to == For::Probe {
+            self.session.probe.failed = true;
             // A cancel request that the client meant for its own statement may have come late.
             self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
         }
         self.count_error(owed, code);
+        if !matches!(owed.to, For::Plan | For::Evict | For::Probe) {
+            self.session.not_completed();
+        }
         // What was to pin the session may not have come to be.
         if owed.to == For::Client && !self.session.pins.is_empty() {
             self.session.settings.ask_leftovers();
@@ -218,6 +231,7 @@ impl Relay<'_> {
             b"DEALLOCATE ALL\0" => self.session.names.forget_all(),
             _ => {}
         }
+        self.session.completed(owed.request, payload);
         self.session.metering.returned(b::rows(payload));
         if owed.request == Request::Execute {
             self.session.end_statement(HEADER + payload.len());
@@ -260,6 +274,10 @@ impl Relay<'_> {
                     self.session.transaction_since = self.session.now;
                 }
             }
+            For::Probe if owed.statement == LEAVING => {
+                let answer = std::mem::take(&mut self.session.probe);
+                self.session.left_channels(backend.status, &answer);
+            }
             For::Probe => {
                 self.tell(backend);
                 self.learn(backend, owed);
@@ -291,7 +309,9 @@ impl Relay<'_> {
 
     /// Takes in the answer to a question about the session's state, if it was asked outside a transaction.
     fn learn(&mut self, backend: &Backend, owed: Owed) {
-        let ProbeAnswer { mut rows, refused } = std::mem::take(&mut self.session.probe);
+        let ProbeAnswer {
+            mut rows, refused, ..
+        } = std::mem::take(&mut self.session.probe);
         if backend.status != TransactionStatus::Idle {
             return;
         }
@@ -444,50 +464,6 @@ impl Session {
         } else {
             Arc::new(next)
         };
-    }
-
-    /// Puts the answers in place that pgweir gives itself and that are due at once.
-    pub(super) fn emit_locals(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        let mut emitted = false;
-        while let Some(request) = self.due_local() {
-            let mut answer = take_storage();
-            self.put_local(request, &mut answer);
-            if !self.holds_local_back(&answer) {
-                self.outbox.push(&answer);
-                emitted = true;
-            }
-            give_storage(answer);
-        }
-        if emitted {
-            self.note_seen();
-        }
-        if emitted && let Poll::Ready(sent) = self.outbox.poll_send(&mut self.stream, cx) {
-            sent?;
-        }
-        Ok(())
-    }
-
-    /// The answer that pgweir gives itself next, if its turn has come.
-    fn due_local(&mut self) -> Option<Request> {
-        let lease = self.lease.as_mut()?;
-        if lease.passing.remaining > 0 {
-            return None;
-        }
-        lease.expect.take_local()
-    }
-
-    /// An answer in the server's place.
-    fn put_local(&mut self, request: Request, out: &mut Vec<u8>) {
-        if request == Request::DescribeStatement {
-            let description = self.prepared.descriptions.pop_front();
-            let messages = description.as_ref().and_then(|it| it.messages.as_deref());
-            out.extend_from_slice(messages.unwrap_or_default());
-        } else {
-            debug_assert_eq!(request, Request::Close, "nothing else is answered here");
-            self.names.confirm();
-            self.give_up_rerun();
-            out.extend_from_slice(&b::CLOSE_COMPLETE_FRAME);
-        }
     }
 
     pub(super) fn drop_backend(&mut self) {

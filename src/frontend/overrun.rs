@@ -101,6 +101,11 @@ impl Session {
         }
     }
 
+    /// Whether a cancel request of pgweir's own is under way.
+    pub(super) fn has_own_cancel(&self) -> bool {
+        self.overrun().is_some_and(|it| it.own_cancel.is_some())
+    }
+
     /// Whether a statement of this session may have a limit.
     fn may_be_limited(&mut self) -> bool {
         if self.effective.timeouts.query_timeout.is_some() {
@@ -182,8 +187,7 @@ impl Session {
         if lease.expect.is_open() {
             return false;
         }
-        let overrun = self.overrun();
-        if overrun.is_some_and(|overrun| overrun.own_cancel.is_some()) {
+        if self.has_own_cancel() {
             return true;
         }
         // What pgweir itself sends ahead of the statement belongs to it.
@@ -244,6 +248,7 @@ impl Session {
             // Its signal may still come, and hit whatever runs then.
             return Err(self.cannot_cancel());
         }
+        self.settle(cx)?;
         if self.held_up {
             self.process_inbox(cx)?;
         }

@@ -55,11 +55,13 @@ impl Session {
     fn tell_of_pin(&self, new: PinSet, known: &Known) {
         known.query.pinned();
         if known.pins_first_time() {
+            let remedies: Vec<&str> = new.iter().map(PinReason::remedy).collect();
             tracing::info!(
                 pool = %self.pool.key,
                 reasons = %new,
                 statement = %known.query.text,
-                "a statement makes clients keep their server connection; undo what it does when it is not needed, or give it a pool in session mode",
+                "a statement makes clients keep their server connection; to avoid it: {}",
+                remedies.join("; "),
             );
         }
     }

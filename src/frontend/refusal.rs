@@ -35,6 +35,8 @@ pub(super) enum Refusal {
     SessionState(PinSet),
     /// What would bind the session to a replica, in a read-only transaction that can't be taken elsewhere any more.
     OnReplica(PinSet),
+    /// `pg_listening_channels` in a transaction: what the backend would tell is not what the session listens on.
+    ListeningChannels,
     /// `max_pinned`.
     TooManyPins { limit: usize },
     /// A Parse under the name of another statement of the session.
@@ -76,6 +78,7 @@ impl Refusal {
                     String::from_utf8_lossy(name)
                 ),
             ),
+            Self::ListeningChannels => listening_channels(),
             // PostgreSQL's own words.
             Self::Stale => Report::error(
                 SqlState::FEATURE_NOT_SUPPORTED,
@@ -123,6 +126,15 @@ impl Refusal {
             }
         }
     }
+}
+
+fn listening_channels() -> Report {
+    Report::error(
+        SqlState::FEATURE_NOT_SUPPORTED,
+        "pg_listening_channels() is not supported in a transaction of a session that listens",
+    )
+    .detail("The channels are listened to by a connection that sessions share.")
+    .hint("Call it outside a transaction, or set pgweir's pool.shared_listener = false.")
 }
 
 impl Session {

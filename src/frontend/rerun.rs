@@ -227,6 +227,14 @@ impl Session {
         self.will_rerun() || self.is_replaying()
     }
 
+    /// Whether what the server says is the end of an exchange that is not the client's to see: it runs elsewhere, or what
+    /// ran before did not end there.
+    pub(super) fn is_run_elsewhere(&self, status: TransactionStatus) -> bool {
+        self.will_rerun()
+            || self.failed_trial().is_some()
+            || (self.is_replaying() && status == TransactionStatus::Idle)
+    }
+
     /// Until when the request in front pauses.
     pub(super) fn pauses_until(&self) -> Option<Instant> {
         self.rerun.as_ref()?.until
@@ -371,6 +379,8 @@ impl Session {
     /// Gives the backend back, or closes it if it `is_lost`, and forgets what was under way on it.
     pub(super) fn part_with_backend(&mut self, is_lost: bool) {
         self.entry.clear_running();
+        let listens = self.take_back_listening();
+        self.part_with_channels();
         self.forget_under_way();
         let Some(lease) = self.lease.take() else {
             return;
@@ -379,7 +389,7 @@ impl Session {
             return;
         }
         let residue = match self.pin_residue() {
-            Residue::None if self.settings.is_touched() => Residue::SessionState,
+            Residue::None if self.settings.is_touched() || listens => Residue::SessionState,
             residue => residue,
         };
         let dialer = self.shared.pools.dialer.load();
@@ -388,6 +398,7 @@ impl Session {
     }
 
     fn forget_under_way(&mut self) {
+        self.take_back_listening();
         self.metering.abandon();
         self.refusals.clear();
         self.prepared = super::sql_prepare::Underway::default();

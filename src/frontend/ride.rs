@@ -86,6 +86,7 @@ impl Session {
             && !self.skipping
             && self.dropping == 0
             && self.pins.is_empty()
+            && self.listening.is_none()
             // Where there are replicas, they take the reads.
             && self.routes.is_none()
             && self.effective.pool.lanes > 0

@@ -18,6 +18,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::time::{Instant, Sleep};
 
+use super::listening::Listening;
 use super::metering::Metering;
 use super::refusal::Refusal;
 use super::rerun::Rerun;
@@ -91,6 +92,8 @@ impl From<io::Error> for End {
 #[derive(Debug, Default)]
 pub(super) struct ProbeAnswer {
     pub rows: Vec<Row>,
+    /// The server has reported an error.
+    pub failed: bool,
     /// The server would not answer it, and would not if it were asked again.
     pub refused: bool,
 }
@@ -153,6 +156,8 @@ pub struct Session {
     pub(super) riding: Option<Riding>,
     /// `None` until the client has sent something.
     pub(super) rerun: Option<Box<Rerun>>,
+    /// `None` while the session listens on nothing.
+    pub(super) listening: Option<Box<Listening>>,
     /// A lane has sent the statement in front elsewhere.
     pub(super) goes_alone: bool,
     /// The statement under way is known to be short.
@@ -195,6 +200,7 @@ impl Session {
             metering: Metering::new(&start.shared, &start.entry, &start.told),
             riding: None,
             rerun: None,
+            listening: None,
             goes_alone: false,
             short: None,
             looked_up: None,
@@ -322,6 +328,7 @@ impl Session {
         moved |= self.poll_own_cancel(cx)?;
         moved |= self.poll_server(cx)?;
         moved |= self.poll_client(cx)?;
+        moved |= self.poll_listening(cx)?;
         Ok(moved)
     }
 
@@ -360,7 +367,7 @@ impl Session {
     /// Reads the client. While it waits for a backend its bytes are only collected, up to a bound, which also tells
     /// when it hangs up.
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let collects = self.phase.collects() || self.held_up;
+        let collects = self.phase.collects() || self.held_up || self.awaits_listener();
         let server_is_full = self
             .lease
             .as_ref()
@@ -412,7 +419,7 @@ impl Session {
     /// Whether something would be cut short by ending here. A backend that is merely kept is nothing.
     fn is_busy(&self) -> bool {
         let works = self.lease.as_ref().is_some_and(|lease| !lease.is_clean());
-        works || self.phase.collects() || !self.inbox.is_empty()
+        works || self.phase.collects() || !self.inbox.is_empty() || self.awaits_listener()
     }
 
     /// Does what the operator ordered.

@@ -181,6 +181,7 @@ fn put_pools(page: &mut Page, pools: &[PoolStatus]) {
             ("idle", pool.sv_idle),
             ("login", pool.sv_login),
             ("tested", pool.sv_tested),
+            ("listening", pool.sv_listening),
             ("being_canceled", pool.sv_being_canceled),
         ]
     });

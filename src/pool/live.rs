@@ -20,6 +20,8 @@ pub struct LiveBackend {
     /// Which `RECONNECT` it is younger than.
     pub generation: u64,
     pub tls: bool,
+    /// It listens for sessions, and runs no statements of theirs.
+    pub listens: bool,
     /// `None` on a Unix socket.
     pub local: Option<SocketAddr>,
     /// `None` on a Unix socket.
@@ -42,12 +44,22 @@ pub struct Listed {
 impl Live {
     /// Adds a connection of the pool, or one that counts among its own.
     pub fn list(self: &Arc<Self>, backend: &Backend) -> Listed {
+        self.add(backend, false)
+    }
+
+    /// The same for one that listens for sessions.
+    pub fn list_listener(self: &Arc<Self>, backend: &Backend) -> Listed {
+        self.add(backend, true)
+    }
+
+    fn add(self: &Arc<Self>, backend: &Backend, listens: bool) -> Listed {
         let live = LiveBackend {
             id: backend.id,
             identity: Arc::clone(&backend.identity),
             opened: backend.opened,
             generation: backend.generation,
             tls: backend.stream.is_tls(),
+            listens,
             local: backend.stream.local_addr(),
             peer: backend.stream.peer_addr(),
         };

@@ -17,6 +17,7 @@ pub mod effective;
 pub mod lane;
 pub mod lease;
 pub mod limits;
+pub mod listener;
 pub mod live;
 pub mod manager;
 pub mod obstacle;

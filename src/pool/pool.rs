@@ -73,6 +73,8 @@ pub struct Pool {
     /// Connections that hold a slot: idle, leased, being opened, being cleaned.
     pub(super) open: Arc<AtomicUsize>,
     pub(super) opening: AtomicUsize,
+    /// Connections that listen for sessions of several pools and log in as this one.
+    pub(super) listening: Arc<AtomicUsize>,
     /// The connections that are open, for those who look on.
     pub live: Arc<Live>,
     /// How to log in, and whether to try.
@@ -181,6 +183,7 @@ impl Pool {
             limits,
             open: Arc::default(),
             opening: AtomicUsize::new(0),
+            listening: Arc::default(),
             live: Arc::default(),
             gate,
             waiters: Mutex::default(),
@@ -354,6 +357,11 @@ impl Pool {
         self.open.load(Ordering::SeqCst)
     }
 
+    /// Connections that listen for sessions. They take no place of those that run statements.
+    pub fn listening(&self) -> usize {
+        self.listening.load(Ordering::SeqCst)
+    }
+
     /// Connections being opened.
     pub fn opening(&self) -> usize {
         self.opening.load(Ordering::SeqCst)
@@ -481,6 +489,7 @@ pub(super) mod tests {
             shed: true,
             lanes: 2,
             on_session_state: OnSessionState::Pin,
+            shared_listener: true,
             max_pinned: Percent(100),
             connect_query: None,
         }

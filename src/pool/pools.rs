@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use super::catalogue::Catalogues;
 use super::effective::Effective;
 use super::limits::Limits;
+use super::listener::Listeners;
 use super::orders::OrderBook;
 use super::pool::{ClientPlace, Pool, PoolKey};
 use super::targets::Targets;
@@ -24,6 +25,8 @@ pub struct Pools {
     pub(super) by_key: RwLock<HashMap<PoolKey, Arc<Pool>>>,
     pub(super) limits: Arc<Limits>,
     pub dialer: ArcSwap<Dialer>,
+    /// The connections that listen for sessions.
+    pub listeners: Listeners,
     pub(super) targets: Targets,
     /// By servers and database.
     pub(super) catalogues: Mutex<Catalogues>,
@@ -48,6 +51,7 @@ impl Pools {
             by_key: RwLock::default(),
             limits: Arc::default(),
             dialer: ArcSwap::new(dialer),
+            listeners: Listeners::default(),
             targets: Targets::default(),
             catalogues: Mutex::default(),
             admitting: Mutex::default(),
@@ -136,6 +140,22 @@ impl Pools {
             .values()
             .cloned()
             .collect()
+    }
+
+    /// Closes the idle connections to the databases that `text` names, and to the one that is copied where none is named.
+    /// The server waits some seconds for their processes to end.
+    pub fn vacate(&self, text: &str) {
+        let is_named = |name: &str| {
+            text.split(|it: char| !(it.is_alphanumeric() || "_$-".contains(it)))
+                .any(|word| word.eq_ignore_ascii_case(name))
+                || text.contains(&format!("\"{}\"", name.replace('"', "\"\"")))
+        };
+        for pool in self.all() {
+            let dbname = &pool.effective.load().dbname;
+            if dbname == "template1" || is_named(dbname) {
+                pool.retain_idle(|_| false);
+            }
+        }
     }
 
     /// Counters and caps shared by the pools.

@@ -40,6 +40,7 @@ pub async fn run(pools: Arc<Pools>) {
             keep_house(&pools);
         }
         open_where_needed(&pools);
+        pools.listeners.look();
     }
 }
 

@@ -4,6 +4,7 @@
 //! statements in [`statements::Names`]; what a backend has is in [`mirror::Mirror`]; [`plan`] computes the messages
 //! that turn one into the other.
 
+pub mod channels;
 pub mod leftovers;
 pub mod mirror;
 pub mod plan;

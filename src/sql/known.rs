@@ -60,6 +60,12 @@ pub struct Known {
     pub doubt: Doubt,
     /// How it may end a transaction block.
     pub block_end: Option<BlockEnd>,
+    /// `LISTEN` is in it.
+    pub listens: bool,
+    /// It asks what the session listens on.
+    pub reads_channels: bool,
+    /// It needs a database that nobody is connected to: it is dropped, renamed or copied.
+    pub empties_database: bool,
     /// How it names prepared statements.
     pub prepared: PreparedUse,
     /// What it may change of how later texts are read.
@@ -109,6 +115,7 @@ impl Known {
             pins.remove(PinReason::SqlPrepare);
         }
         let is_plain = pins.is_empty()
+            && !class.statements.iter().any(empties_database)
             && !copies_in
             && !transaction.begins()
             && !transaction.ends()
@@ -119,6 +126,9 @@ impl Known {
             && matches!(class.only(), Some(StatementKind::Select))
             && class.is_proved_read()
             && class.answer == Answer::Nothing;
+        let listens = class
+            .effects()
+            .any(|effect| matches!(effect, Effect::Listen(_)));
         Self {
             fingerprint,
             may_share,
@@ -130,6 +140,9 @@ impl Known {
             block_end: repeat::block_end(&class),
             prepared,
             rereads: Rereads::of(&class),
+            listens,
+            empties_database: class.statements.iter().any(empties_database),
+            reads_channels: mentions(text, options, &[b"pg_listening_channels"]),
             copies_in,
             changes_functions: class.statements.iter().any(changes_functions),
             told: AtomicBool::new(false),
@@ -173,6 +186,16 @@ fn changes_functions(statement: &Statement) -> bool {
     matches!(&statement.kind, StatementKind::Ddl { object, .. } if OBJECTS.contains(object))
 }
 
+fn empties_database(statement: &Statement) -> bool {
+    matches!(
+        &statement.kind,
+        StatementKind::Ddl {
+            object: "database",
+            ..
+        }
+    )
+}
+
 fn may_unpin(statement: &Statement) -> bool {
     matches!(
         statement.kind,
@@ -202,11 +225,16 @@ fn defines(class: &Class) -> bool {
 
 /// A default or a trigger that reads `currval` runs unseen later; its author is most likely its first user.
 fn mentions_sequence_state(text: &[u8], options: LexOptions) -> bool {
+    mentions(text, options, &[b"currval", b"lastval"])
+}
+
+/// Whether one of these words stands in `text` by itself.
+fn mentions(text: &[u8], options: LexOptions, words: &[&[u8]]) -> bool {
     Lexer::new(text, options).any(|token| {
         token.kind == TokenKind::Ident
-            && [&b"currval"[..], b"lastval"]
+            && words
                 .iter()
-                .any(|name| text[token.range()].eq_ignore_ascii_case(name))
+                .any(|word| text[token.range()].eq_ignore_ascii_case(word))
     })
 }
 

@@ -194,6 +194,32 @@ impl PinReason {
         }
     }
 
+    /// What an application may do instead, for the log.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::TempTable => {
+                "drop the temporary table when it is not needed, or create it with ON COMMIT DROP inside a transaction"
+            }
+            Self::HoldCursor => {
+                "close the cursor, or use one without WITH HOLD inside a transaction"
+            }
+            Self::AdvisoryLock => {
+                "use pg_advisory_xact_lock, or release the lock with pg_advisory_unlock"
+            }
+            Self::Load => "load the library by session_preload_libraries",
+            Self::SequenceState => "use INSERT ... RETURNING instead of currval and lastval",
+            Self::SqlPrepare => "use the driver's prepared statements",
+            Self::Listen => {
+                "turn on pool.shared_listener, or see the log for why nothing can listen for it"
+            }
+            Self::SetSeed => "compute random numbers in the application",
+            Self::SettingsUnknown => "name the setting in the statement, or use SET LOCAL",
+            Self::OpaqueState | Self::Unclassifiable => {
+                "DISCARD ALL when its state is not needed, or a pool in session mode"
+            }
+        }
+    }
+
     /// What it is, for an error's message.
     pub fn describe(self) -> &'static str {
         match self {

@@ -69,6 +69,12 @@ pub fn parameter_status(payload: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.is_empty().then_some((name, value))
 }
 
+/// The channel of a `NotificationResponse`.
+pub fn notification_channel(payload: &[u8]) -> Option<&[u8]> {
+    let mut rest = payload.get(4..)?;
+    take_cstr(&mut rest)
+}
+
 /// The rows a `CommandComplete` tag counts: its last word, if that is a number.
 pub fn rows(payload: &[u8]) -> u64 {
     let tag = payload.strip_suffix(&[0]).unwrap_or(payload);

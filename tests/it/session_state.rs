@@ -464,16 +464,11 @@ async fn a_held_cursor_is_its_owners() {
 }
 
 #[tokio::test]
-async fn a_listener_is_its_owners() {
-    let find = "SELECT count(*) FROM pg_listening_channels() WHERE pg_listening_channels = 'ch'";
-    pinned("pin_listen", "LISTEN ch", find, "1", is_zero).await;
-}
-
-#[tokio::test]
 async fn notifications_reach_the_listener_and_nobody_else() {
     let mut pair = pair("notify").await;
-    // One backend: the listener would hold it, so it gets a pgweir of its own.
-    let listening = Options::new(shared::server()).start();
+    let listening = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
     let mut listener = pair.role.client(&listening).await;
     let mut bystander = pair.role.client(&listening).await;
     listener.query("LISTEN news").await.ok();

@@ -62,9 +62,10 @@ impl Role {
         self.observer.query(&sql).await.ok().column()
     }
 
-    /// Process ids of this role's backends.
+    /// Process ids of this role's backends that run its statements.
     pub async fn pids(&mut self) -> Vec<String> {
-        self.activity("pid", "true").await
+        self.activity("pid", "application_name <> 'pgweir listener'")
+            .await
     }
 
     /// Runs a statement past pgweir.

@@ -431,6 +431,15 @@ impl Client {
         self.notifications.pop_front().expect("one is there")
     }
 
+    /// Waits for the next notice; notifications before it are recorded.
+    pub async fn notice(&mut self) -> ServerError {
+        while self.notices.is_empty() {
+            let message = self.read_message().await.expect("the connection closed");
+            assert!(self.record(&message), "instead came {message:?}");
+        }
+        self.notices.remove(0)
+    }
+
     /// Says goodbye and waits for the end.
     pub async fn terminate(mut self) {
         self.send(&messages::terminate()).await;

@@ -43,7 +43,7 @@ pub enum Step {
 pub struct ScriptedBackend {
     address: SocketAddr,
     logins: Arc<AtomicUsize>,
-    cancels: Arc<Mutex<Vec<Vec<u8>>>>,
+    cancels: Arc<Cancels>,
     /// Scripts that panicked.
     failures: Arc<AtomicUsize>,
     acceptor: JoinHandle<()>,
@@ -59,7 +59,16 @@ pub struct BackendConnection {
     pub startup: BTreeMap<String, String>,
     /// Its process id as a cancel request begins with it, and the requests so far.
     pid: u32,
-    cancels: Arc<Mutex<Vec<Vec<u8>>>>,
+    cancels: Arc<Cancels>,
+}
+
+/// Cancel requests.
+#[derive(Default)]
+struct Cancels {
+    keys: Mutex<Vec<Vec<u8>>>,
+    /// How long their connections stay open, and how many are closed.
+    pause: Mutex<Duration>,
+    over: AtomicUsize,
 }
 
 impl ScriptedBackend {
@@ -82,7 +91,7 @@ impl ScriptedBackend {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let logins = Arc::new(AtomicUsize::new(0));
-        let cancels = Arc::new(Mutex::new(Vec::new()));
+        let cancels = Arc::new(Cancels::default());
         let failures = Arc::new(AtomicUsize::new(0));
         let script = Arc::new(script);
         let shared = (
@@ -132,7 +141,12 @@ impl ScriptedBackend {
 
     /// The keys of the cancel requests so far.
     pub fn cancels(&self) -> Vec<Vec<u8>> {
-        self.cancels.lock().unwrap().clone()
+        self.cancels.keys.lock().unwrap().clone()
+    }
+
+    /// The connection of a cancel request is closed this long after it came.
+    pub fn hold_cancels(&self, pause: Duration) {
+        *self.cancels.pause.lock().unwrap() = pause;
     }
 }
 
@@ -161,7 +175,7 @@ impl Drop for CountPanic {
 async fn log_in(
     mut stream: TcpStream,
     logins: &AtomicUsize,
-    cancels: &Arc<Mutex<Vec<Vec<u8>>>>,
+    cancels: &Arc<Cancels>,
 ) -> Option<BackendConnection> {
     stream.set_nodelay(true).unwrap();
     let startup = loop {
@@ -172,7 +186,10 @@ async fn log_in(
         match u32::from_be_bytes(*code) {
             SSL_REQUEST | GSSENC_REQUEST => stream.write_all(b"N").await.ok()?,
             CANCEL_REQUEST => {
-                cancels.lock().unwrap().push(rest.to_vec());
+                cancels.keys.lock().unwrap().push(rest.to_vec());
+                let pause = *cancels.pause.lock().unwrap();
+                tokio::time::sleep(pause).await;
+                cancels.over.fetch_add(1, Ordering::SeqCst);
                 return None;
             }
             _ => break parameters(rest),
@@ -339,8 +356,13 @@ impl BackendConnection {
     /// Cancel requests for this connection so far.
     pub fn canceled(&self) -> usize {
         let pid = self.pid.to_be_bytes();
-        let cancels = self.cancels.lock().unwrap();
+        let cancels = self.cancels.keys.lock().unwrap();
         cancels.iter().filter(|key| key.starts_with(&pid)).count()
+    }
+
+    /// Cancel requests whose connections are closed again, of all connections.
+    pub fn cancels_over(&self) -> usize {
+        self.cancels.over.load(Ordering::SeqCst)
     }
 
     /// Makes the end of this connection an RST instead of a FIN: drop it next.

@@ -1,0 +1,310 @@
+//! LISTEN in transaction mode where something goes wrong: names the server refuses, statements that are cancelled, that
+//! fail for another one, that run elsewhere, and a shared listener that answers late.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use pgweir::demo::cluster::Cluster;
+
+use crate::shared;
+use crate::support::client::{Client, Login};
+use crate::support::messages::{self, frame};
+use crate::support::pgweir::{Options, Pgweir};
+use crate::support::scripted_backend::{BackendConnection, ScriptedBackend};
+use crate::support::wait::eventually;
+
+/// A database of one test: notifications go no further.
+async fn database(name: &str) -> String {
+    let mut direct = shared::direct().await;
+    direct.query(&format!("CREATE DATABASE {name}")).await.ok();
+    name.to_owned()
+}
+
+async fn client(pgweir: &Pgweir, database: &str) -> Client {
+    pgweir.client_as(&Login::new("postgres", database)).await
+}
+
+async fn direct(database: &str) -> Client {
+    Client::connect(shared::server().address(), "postgres", database).await
+}
+
+fn note(channel: &str, payload: &str) -> (String, String) {
+    (channel.to_owned(), payload.to_owned())
+}
+
+fn heard(client: &mut Client) -> Vec<(String, String)> {
+    client.notifications.drain(..).collect()
+}
+
+async fn pinned(pgweir: &Pgweir) -> usize {
+    let mut console = pgweir.console().await;
+    console.query("SHOW PINS").await.ok().rows.len()
+}
+
+#[tokio::test]
+async fn a_name_that_is_no_channel_takes_the_listener_from_nobody() {
+    let database = database("listening_names").await;
+    let pgweir = Options::new(shared::server()).start();
+    let mut one = client(&pgweir, &database).await;
+    let mut two = client(&pgweir, &database).await;
+    one.query("LISTEN a").await.ok();
+    let texts: [&[u8]; 5] = [
+        b"LISTEN \"\xff\"",
+        b"LISTEN a\xc3",
+        b"LISTEN U&\"\\d800\"",
+        b"LISTEN U&\"\\0000\"",
+        b"LISTEN b; LISTEN \"\xed\xa0\x80\"",
+    ];
+    let mut past = direct(&database).await;
+    for text in texts {
+        let bytes = frame(b'Q', &[text, b"\0"].concat());
+        two.send(&bytes).await;
+        past.send(&bytes).await;
+        let (reply, expected) = (two.reply().await, past.reply().await);
+        assert_eq!(reply.sqlstate(), expected.sqlstate(), "{text:?}");
+        assert_eq!(reply.error().message, expected.error().message, "{text:?}");
+    }
+    // An escape that makes a channel is one.
+    two.query("LISTEN U&\"\\0063\"").await.ok();
+    two.query("NOTIFY c, '1'; NOTIFY a, '2'; NOTIFY b, '3'")
+        .await
+        .ok();
+    assert_eq!(heard(&mut two), [note("c", "1")]);
+    one.query("SELECT 1").await.ok();
+    assert_eq!(heard(&mut one), [note("a", "2")]);
+    assert!(one.notices.is_empty(), "{:?}", one.notices);
+    assert_eq!(pinned(&pgweir).await, 0);
+}
+
+#[tokio::test]
+async fn a_listen_behind_a_statement_that_failed_for_another_one_is_heard() {
+    let database = database("listening_answered").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "2")
+        .start();
+    let mut one = client(&pgweir, &database).await;
+    let mut other = client(&pgweir, &database).await;
+    one.query("CREATE TABLE t (a int)").await.ok();
+    one.query("LISTEN a").await.ok();
+    one.query("PREPARE k AS SELECT * FROM t").await.ok();
+    // Where it was prepared somebody else is at work, and where it comes to next it can't be.
+    other.query("BEGIN").await.ok();
+    direct(&database).await.query("DROP TABLE t").await.ok();
+    assert_eq!(one.query("EXECUTE k").await.sqlstate(), "42P01");
+    one.query("LISTEN b").await.ok();
+    one.query("NOTIFY b, 'heard'").await.ok();
+    assert_eq!(heard(&mut one), [note("b", "heard")]);
+    other.query("COMMIT").await.ok();
+}
+
+/// What a scripted server does with a query.
+struct Script {
+    /// UNLISTENs that fail as if they were cancelled, and those that came so far.
+    cancels: usize,
+    unlistens: AtomicUsize,
+    /// How long the listener takes for an answer behind the first two.
+    delay: Duration,
+    fences: AtomicUsize,
+}
+
+impl Script {
+    fn new(cancels: usize, delay: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            cancels,
+            unlistens: AtomicUsize::new(0),
+            delay,
+            fences: AtomicUsize::new(0),
+        })
+    }
+
+    async fn start(self: &Arc<Self>) -> ScriptedBackend {
+        let script = Arc::clone(self);
+        ScriptedBackend::start_with(move |connection| {
+            let script = Arc::clone(&script);
+            async move { script.answer(connection).await }
+        })
+        .await
+    }
+
+    async fn answer(&self, mut connection: BackendConnection) {
+        let name = connection.startup.get("application_name");
+        let is_listener = name.map(String::as_str) == Some("pgweir listener");
+        while let Some(message) = connection.read_message().await {
+            let sql = message.strings().concat();
+            let mut answer = if is_listener {
+                if self.fences.fetch_add(1, Ordering::SeqCst) >= 2 {
+                    tokio::time::sleep(self.delay).await;
+                }
+                if sql.contains("refused") {
+                    messages::error_response("ERROR", "XX000", "no such channel")
+                } else {
+                    messages::command_complete("LISTEN")
+                }
+            } else if sql.starts_with("UNLISTEN") {
+                if self.unlistens.fetch_add(1, Ordering::SeqCst) < self.cancels {
+                    messages::error_response("ERROR", "57014", "canceling statement")
+                } else {
+                    messages::command_complete("UNLISTEN")
+                }
+            } else {
+                let tag = sql.split(' ').next().unwrap_or_default();
+                messages::command_complete(tag)
+            };
+            answer.extend(messages::ready_for_query(b'I'));
+            connection.send(&answer).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_was_kept_from_forgetting_is_told_again() {
+    let script = Script::new(3, Duration::ZERO);
+    let backend = script.start().await;
+    let pgweir = Options::in_front_of(&backend.node_url())
+        .flag("--pool-size", "1")
+        .start();
+    let mut one = client(&pgweir, "scripted").await;
+    one.query("LISTEN a").await.ok();
+    // The only connection is another client's once it has forgotten.
+    let mut two = client(&pgweir, "scripted").await;
+    two.query("SELECT 1").await.ok();
+    assert_eq!(script.unlistens.load(Ordering::SeqCst), 4);
+    assert_eq!(pinned(&pgweir).await, 0);
+}
+
+/// Lets a LISTEN run over its time; what comes behind it before the cancel request is over is cancelled, too.
+async fn run_over(mut connection: BackendConnection, early: Arc<AtomicUsize>) {
+    let name = connection.startup.get("application_name");
+    let is_listener = name.map(String::as_str) == Some("pgweir listener");
+    let mut was_cancelled = false;
+    while let Some(message) = connection.read_message().await {
+        let sql = message.strings().concat();
+        if sql == "LISTEN a" && !is_listener {
+            while connection.canceled() == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            was_cancelled = true;
+        }
+        let mut answer = if was_cancelled && connection.cancels_over() == 0 {
+            early.fetch_add(1, Ordering::SeqCst);
+            messages::error_response("ERROR", "57014", "canceling statement due to user request")
+        } else {
+            let tag = sql.split(' ').next().unwrap_or_default();
+            messages::command_complete(tag)
+        };
+        answer.extend(messages::ready_for_query(b'I'));
+        connection.send(&answer).await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_asked_of_a_backend_that_a_cancel_request_is_under_way_to() {
+    let early = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&early);
+    let backend =
+        ScriptedBackend::start_with(move |connection| run_over(connection, Arc::clone(&counted)))
+            .await;
+    backend.hold_cancels(Duration::from_millis(400));
+    let pgweir = Options::in_front_of(&backend.node_url())
+        .flag("--pool-size", "1")
+        .set("timeouts.query_timeout", "200ms")
+        .start();
+    let mut one = client(&pgweir, "scripted").await;
+    assert_eq!(one.query("LISTEN a").await.sqlstate(), "57014");
+    one.query("SELECT 1").await.ok();
+    let mut two = client(&pgweir, "scripted").await;
+    two.query("SELECT 1").await.ok();
+    // The statement, and what was sent in the same write.
+    assert_eq!(early.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn what_the_listener_is_refused_is_one_clients_loss() {
+    let script = Script::new(0, Duration::from_millis(200));
+    let backend = script.start().await;
+    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(client(&pgweir, "scripted").await);
+    }
+    let [one, two, three, four] = &mut clients[..] else {
+        unreachable!("there are four");
+    };
+    one.query("LISTEN a").await.ok();
+    let before = script.fences.load(Ordering::SeqCst);
+    one.send(&messages::query("SELECT 1")).await;
+    eventually("the listener to be busy", async || {
+        script.fences.load(Ordering::SeqCst) > before
+    })
+    .await;
+    // These are asked for together.
+    let (two, three, four) = tokio::join!(
+        two.query("LISTEN b"),
+        three.query("LISTEN refused"),
+        four.query("LISTEN c")
+    );
+    for reply in [two, three, four] {
+        reply.ok();
+    }
+    one.reply().await.ok();
+    pgweir.wait_for_log("the server refused a LISTEN");
+    assert_eq!(pinned(&pgweir).await, 1);
+    assert!(!pgweir.log_contains("no connection to listen on"));
+    assert!(one.notices.is_empty(), "{:?}", one.notices);
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_the_listener_is_not_idle() {
+    let script = Script::new(0, Duration::from_millis(900));
+    let backend = script.start().await;
+    let pgweir = Options::in_front_of(&backend.node_url())
+        .set("timeouts.client_idle_timeout", "300ms")
+        .set("timeouts.idle_transaction_timeout", "300ms")
+        .start();
+    let mut one = client(&pgweir, "scripted").await;
+    one.query("LISTEN a").await.ok();
+    one.query("SELECT 1").await.ok();
+    one.query("SELECT 1").await.ok();
+    let errors = one.expect_end().await;
+    assert_eq!(errors.len(), 1);
+    assert_eq!(errors[0].code, "57P05");
+}
+
+#[tokio::test]
+async fn a_read_that_fails_on_a_replica_is_answered_once() {
+    let cluster = Cluster::start(1).unwrap();
+    let sql = "CREATE TABLE t (id int PRIMARY KEY, v int);
+        INSERT INTO t SELECT i, 0 FROM generate_series(1, 100) i;
+        CREATE FUNCTION writes() RETURNS int LANGUAGE sql AS 'UPDATE t SET v = v + 1 WHERE id = 50 RETURNING v';
+        CREATE VIEW innocent AS SELECT writes() AS v;
+        CREATE VIEW guilty AS SELECT writes() AS v;
+        CREATE VIEW place AS SELECT inet_server_port()::text AS port;";
+    cluster.primary.sql("postgres", sql).unwrap();
+    cluster.wait_until_caught_up().unwrap();
+    let pgweir = Options::cluster(&cluster)
+        .set("cluster.probe_interval", "100ms")
+        .set("cluster.sample_interval", "5ms")
+        .start();
+    let mut one = pgweir.client().await;
+    let primary = cluster.primary.port().to_string();
+    one.query("LISTEN a").await.ok();
+    eventually("a read on the replica", async || {
+        one.value("SELECT port FROM place").await != primary
+    })
+    .await;
+    let reply = one.query("SELECT v FROM innocent").await.ok();
+    assert_eq!(reply.order, "TDCZ");
+    // A second ReadyForQuery would be taken for the end of this one.
+    let reply = one.query("SELECT 'x' AS x").await.ok();
+    assert_eq!((reply.order.as_str(), reply.value()), ("TDCZ", "x"));
+    eventually("a read on the replica", async || {
+        one.value("SELECT port FROM place").await != primary
+    })
+    .await;
+    let reply = one.extended("SELECT v FROM guilty", &[]).await.ok();
+    assert_eq!(reply.order, "12TDCZ");
+    one.query("NOTIFY a, 'own'").await.ok();
+    assert_eq!(heard(&mut one), [note("a", "own")]);
+    pgweir.wait_for_log("refused a statement as a write");
+}
