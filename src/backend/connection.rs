@@ -147,6 +147,8 @@ pub struct Backend {
     pub passing: Passing,
     /// Bytes of a client's frame that are still to come after its head was sent.
     pub unsent_of_frame: usize,
+    /// The server has said that it ends the connection.
+    pub is_ended: bool,
     pub opened: Instant,
     /// Given back to the pool at.
     pub released: Instant,
@@ -170,6 +172,7 @@ impl Backend {
             inbox: Held::default(),
             passing: Passing::default(),
             unsent_of_frame: 0,
+            is_ended: false,
             opened: now,
             released: now,
             generation,
@@ -190,6 +193,7 @@ impl Backend {
     pub fn is_clean(&self) -> bool {
         self.is_at_rest()
             && self.status == TransactionStatus::Idle
+            && !self.is_ended
             && !self.expect.is_suspect()
             && !self.identity.is_in_doubt()
             && !self.identity.is_lost()
