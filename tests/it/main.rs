@@ -45,6 +45,7 @@ mod queries_at_scale;
 mod refusals;
 mod reload;
 mod replays;
+mod replays_compared;
 mod replication;
 mod retries;
 mod routing;
