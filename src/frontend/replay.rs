@@ -17,6 +17,7 @@ use super::inbound::Frame;
 use super::refusal::Refusal;
 use super::rerun::Marks;
 use super::session::{End, Phase, Session};
+use crate::backend::connection::Identity;
 use crate::error::{Report, SqlState};
 use crate::net::buffer::{Gather, give_storage, take_storage};
 use crate::pool::Lease;
@@ -63,8 +64,16 @@ pub(super) struct Replay {
     pub gives_up: bool,
     /// What the server reports since then, if that is a setting.
     reported: Option<Arc<Reported>>,
-    /// Cancel requests that the backend had had before.
-    cancels: u32,
+    /// The backend it runs on, and how many cancel requests that had had before.
+    backend: Option<(Arc<Identity>, u32)>,
+}
+
+impl Replay {
+    /// The client wants its statement cancelled. The request may have come between two of those that are replayed.
+    fn is_cancelled(&self) -> bool {
+        let backend = self.backend.as_ref();
+        backend.is_some_and(|(identity, before)| identity.cancels_begun() != *before)
+    }
 }
 
 impl Session {
@@ -137,15 +146,16 @@ impl Session {
             differs: false,
             gives_up: false,
             reported: None,
-            cancels: 0,
+            backend: None,
         }));
     }
 
     /// The replay goes on with this backend.
     pub(super) fn note_lease_of_replay(&mut self, lease: &Lease) {
-        let cancels = lease.identity.cancels_begun();
         if let Some(replay) = self.replay_mut() {
-            replay.cancels = cancels;
+            let identity = Arc::clone(&lease.identity);
+            let before = identity.cancels_begun();
+            replay.backend = Some((identity, before));
             (replay.gives_up, replay.reported) = (false, None);
         }
     }
@@ -185,6 +195,7 @@ impl Session {
         {
             match replay.course.compare(&mut rerun.journal, &new, &ends) {
                 Step::On => {}
+                Step::There(_) if replay.is_cancelled() => replay.differs = true,
                 Step::Differs => replay.differs = true,
                 Step::There(at) => self.end_replay(&new, at, &ends, gather),
             }
@@ -242,8 +253,7 @@ impl Session {
     }
 
     /// Whether a replay has come to an end in vain, when everything that was sent is answered: it has shown that the
-    /// transaction does not go as it did, or the client has seen more than is answered now, or it wants its statement
-    /// cancelled, which may have come between two others.
+    /// transaction does not go as it did, or the client has seen more than is answered now, or it cancels its statement.
     pub(super) fn replay_is_over(&self) -> bool {
         let (Some(replay), Some(lease)) = (self.replay(), &self.lease) else {
             return false;
@@ -254,10 +264,7 @@ impl Session {
         let has_ended = !kept.is_empty()
             && lease.status == TransactionStatus::Idle
             && lease.expect.is_at_rest();
-        replay.differs
-            || has_ended
-            || kept.len() >= replay.sent
-            || lease.identity.cancels_begun() != replay.cancels
+        replay.differs || has_ended || kept.len() >= replay.sent || replay.is_cancelled()
     }
 
     /// Gives the replay up: the client gets the error that its transaction had failed with.

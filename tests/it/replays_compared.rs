@@ -185,7 +185,7 @@ async fn prepare_and_run(client: &mut Client, name: &str, text: &str) -> String 
 
 #[tokio::test]
 async fn the_unnamed_statement_is_the_clients_where_a_replay_is_given_up() {
-    let mut role = shared::role("replay_unnamed").await;
+    let role = shared::role("replay_unnamed").await;
     let pgweir = replaying().start();
     let mut direct = table("replay_unnamed").await;
     let mut client = role.client(&pgweir).await;
@@ -241,7 +241,7 @@ async fn a_setting_told_where_a_replay_ends_is_not_told_by_another_one() {
     client.send(&m::query("SELECT zone()")).await;
     let mut tags = Vec::new();
     loop {
-        let message = client.message().await;
+        let message = client.read_message().await.unwrap();
         tags.push(message.tag);
         if message.tag == b'Z' {
             break;
@@ -255,7 +255,7 @@ async fn a_setting_told_where_a_replay_ends_is_not_told_by_another_one() {
 
 #[tokio::test]
 async fn a_client_that_waits_too_long_for_a_replay_gets_the_error_and_goes_on() {
-    let mut role = shared::role("replay_waits").await;
+    let role = shared::role("replay_waits").await;
     let pgweir = replaying()
         .flag("--pool-size", "1")
         .set("retry.backoff", "300ms")
@@ -278,7 +278,7 @@ async fn a_client_that_waits_too_long_for_a_replay_gets_the_error_and_goes_on() 
     other.send(&m::query("BEGIN")).await;
     eventually("the other client to wait", async || {
         let line = format!(
-            "pgweir_pool_waiting_clients{{database=\"postgres\",user=\"{}\",server=\"primary\"}}",
+            "pgweir_pool_clients{{database=\"postgres\",user=\"{}\",state=\"waiting\"}}",
             role.name
         );
         pgweir.metric(&line).unwrap_or_default() > 0.0
