@@ -392,11 +392,11 @@ mod tests {
         gather.input(5..7);
         let mut shown = Vec::new();
         gather.each_between(&mark, &end, b"abcdefg", |bytes| {
-            shown.extend_from_slice(bytes)
+            shown.extend_from_slice(bytes);
         });
         assert_eq!(shown, b"yde");
         gather.each_between(&end, &gather.mark(), b"abcdefg", |bytes| {
-            shown.extend_from_slice(bytes)
+            shown.extend_from_slice(bytes);
         });
         assert_eq!(shown, b"ydefg");
         gather.truncate(mark.clone());

@@ -8,7 +8,7 @@ use crate::replays::{done, error, in_front_of, replaying, replays, script, table
 use crate::shared;
 use crate::support::client::{Client, cancel};
 use crate::support::messages as m;
-use crate::support::scripted_backend::ScriptedBackend;
+use crate::support::scripted_backend::{BackendConnection, ScriptedBackend};
 use crate::support::wait::eventually;
 
 fn rows(values: &[&str]) -> Vec<u8> {
@@ -298,39 +298,38 @@ async fn a_client_that_waits_too_long_for_a_replay_gets_the_error_and_goes_on() 
     assert_eq!(client.query("ROLLBACK").await.ok().status, 'I');
 }
 
+/// A server that says what it heard, answers an UPDATE with a deadlock at first, and the second SELECT when it is let.
+async fn deadlocking(
+    mut connection: BackendConnection,
+    heard: Arc<Mutex<Vec<String>>>,
+    goes_on: Arc<Notify>,
+) {
+    while let Some(message) = connection.read_message().await {
+        let text = message.strings().first().cloned().unwrap_or_default();
+        heard.lock().unwrap().push(text.clone());
+        let answer = match (text.as_str(), count(&heard, &text)) {
+            ("BEGIN", _) => done("BEGIN", b'T'),
+            ("ROLLBACK", _) => done("ROLLBACK", b'I'),
+            ("SELECT 1", 2) => {
+                goes_on.notified().await;
+                selected(&["1"])
+            }
+            ("SELECT 1", _) => selected(&["1"]),
+            ("UPDATE t", 1) => error("40P01", b'E'),
+            ("UPDATE t", _) => done("UPDATE 1", b'T'),
+            _ => error("22P02", b'E'),
+        };
+        connection.send(&answer).await;
+    }
+}
+
 #[tokio::test]
 async fn a_cancel_request_between_two_statements_ends_the_replay() {
     let heard: Arc<Mutex<Vec<String>>> = Arc::default();
     let goes_on = Arc::new(Notify::new());
     let (log, go) = (Arc::clone(&heard), Arc::clone(&goes_on));
-    let backend = ScriptedBackend::start_with(move |mut connection| {
-        let (log, go) = (Arc::clone(&log), Arc::clone(&go));
-        async move {
-            while let Some(message) = connection.read_message().await {
-                if message.tag != b'Q' {
-                    continue;
-                }
-                let text = message.strings().first().cloned().unwrap_or_default();
-                let number = {
-                    let mut log = log.lock().unwrap();
-                    log.push(text.clone());
-                    log.iter().filter(|one| **one == text).count()
-                };
-                let answer = match (text.as_str(), number) {
-                    ("BEGIN", _) => done("BEGIN", b'T'),
-                    ("ROLLBACK", _) => done("ROLLBACK", b'I'),
-                    ("SELECT 1", 2) => {
-                        go.notified().await;
-                        selected(&["1"])
-                    }
-                    ("SELECT 1", _) => selected(&["1"]),
-                    ("UPDATE t", 1) => error("40P01", b'E'),
-                    ("UPDATE t", _) => done("UPDATE 1", b'T'),
-                    _ => error("22P02", b'E'),
-                };
-                connection.send(&answer).await;
-            }
-        }
+    let backend = ScriptedBackend::start_with(move |connection| {
+        deadlocking(connection, Arc::clone(&log), Arc::clone(&go))
     })
     .await;
     let pgweir = in_front_of(&backend);
