@@ -32,6 +32,7 @@ pub struct Identity {
     /// How a cancel request travels: as the connection does.
     pub encryption: Encryption,
     cancels: AtomicU32,
+    cancels_begun: AtomicU32,
     cancels_done: Notify,
     /// A cancel request may have reached the server, and nobody knows whether its signal is still to come.
     is_in_doubt: AtomicBool,
@@ -47,6 +48,7 @@ impl Identity {
             cancel_key,
             encryption,
             cancels: AtomicU32::new(0),
+            cancels_begun: AtomicU32::new(0),
             cancels_done: Notify::new(),
             is_in_doubt: AtomicBool::new(false),
             is_lost: AtomicBool::new(false),
@@ -57,11 +59,17 @@ impl Identity {
     /// signal can't hit another client's statement.
     pub fn cancelling(self: &Arc<Self>) -> Cancelling {
         self.cancels.fetch_add(1, Ordering::SeqCst);
+        self.cancels_begun.fetch_add(1, Ordering::SeqCst);
         Cancelling(Arc::clone(self))
     }
 
     pub fn is_being_cancelled(&self) -> bool {
         self.cancels.load(Ordering::SeqCst) > 0
+    }
+
+    /// Cancel requests since the connection was opened.
+    pub fn cancels_begun(&self) -> u32 {
+        self.cancels_begun.load(Ordering::SeqCst)
     }
 
     /// A cancel request is being written. Unless it is settled, the backend stays in doubt for good.

@@ -136,6 +136,7 @@ impl Session {
                 .metering
                 .runs_on(node, &self.shared.known.queries.names),
         }
+        self.note_lease_of_replay(&lease);
         self.lease = Some(lease);
         self.pool
             .counters
@@ -225,7 +226,14 @@ impl Session {
         if !lease.expect.awaits_more() || lease.passing.remaining > 0 || lease.unsent_of_frame > 0 {
             return Ok(());
         }
-        if !lease.expect.is_at_rest() {
+        if !self.will_rerun() && self.replay_is_over() {
+            return self.fall_back(false, cx);
+        }
+        if !self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.expect.is_at_rest())
+        {
             // The rest of an extended exchange, and above all its Sync, is the client's to send.
             self.since = self.now;
             return Ok(());
@@ -235,9 +243,6 @@ impl Session {
         }
         if self.will_rerun() {
             return self.rerun_at_rest(cx);
-        }
-        if self.replay_differs(true) {
-            return self.fall_back(false, cx);
         }
         self.in_transaction = lease.status != TransactionStatus::Idle;
         self.copies_in = false;
@@ -280,6 +285,7 @@ impl Session {
 
     /// Gives the backend back, unless the session keeps it.
     fn release(&mut self) {
+        debug_assert!(!self.is_replaying(), "a transaction is replayed to its end");
         if self.leave_replica() {
             self.lease = None;
         }

@@ -127,6 +127,9 @@ impl Session {
                     .queue()
                     .wait_timeout(timeouts.query_wait_timeout.unwrap_or_default());
                 self.stop_waiting();
+                if self.is_replaying() {
+                    return self.fall_back(false, cx);
+                }
                 self.enter(Phase::Idle);
                 self.refuse(&error.report(), cx)?;
                 let _ = self.outbox.poll_send(&mut self.stream, cx);

@@ -75,6 +75,10 @@ impl Session {
         if let Some(reason) = routes.forced {
             return Exchange::primary(reason);
         }
+        // At each run of it, and though the routes may have been made anew since it failed.
+        if self.is_replaying() || self.is_to_fail() {
+            return Exchange::primary(Reason::Again);
+        }
         if !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
             return Exchange::primary(Reason::SessionState);
         }

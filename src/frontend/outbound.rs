@@ -8,11 +8,12 @@ use std::task::{Context, Poll};
 use super::checkout::QUESTION;
 use super::leaving::LEAVING;
 use super::reply;
+use super::rerun::Marks;
 use super::session::{End, ProbeAnswer, Session};
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
 use crate::error::{Report, SqlState};
-use crate::net::buffer::{Gather, Mark, ReadBuffer};
+use crate::net::buffer::{Gather, ReadBuffer};
 use crate::session::leftovers;
 use crate::session::mirror::Mirror;
 use crate::session::settings::Row;
@@ -25,10 +26,8 @@ use crate::wire::limits::OUTBOX_MAX;
 /// The session's part in receiving.
 struct Relay<'a> {
     gather: Gather,
-    /// Where the answers to the client begin, and where that to the exchange in front does, as far as they are here.
-    start: Mark,
-    mark: Mark,
-    /// The mark is to be behind the message under way.
+    marks: Marks,
+    /// An exchange ends with the message under way.
     marks_end: bool,
     session: &'a mut Session,
     /// What the backend has, if it was asked.
@@ -44,7 +43,8 @@ impl Receiver for Relay<'_> {
         self.session.metering.relayed(range.len());
         self.gather.input(range);
         if std::mem::take(&mut self.marks_end) {
-            self.mark = self.gather.mark();
+            let keeps_all = self.session.effective.retry.replay;
+            self.marks.end(self.gather.mark(), keeps_all);
         }
     }
 
@@ -85,6 +85,10 @@ impl Receiver for Relay<'_> {
                         self.session.rename_application(value);
                     }
                 }
+            }
+            b::PARAMETER_STATUS if owed.to == For::Client => {
+                let reported = &backend.mirror.reported;
+                self.session.note_setting_replayed(reported, payload);
             }
             b::COMMAND_COMPLETE if owed.to == For::Client => {
                 self.session.note_acknowledged();
@@ -298,9 +302,8 @@ impl Relay<'_> {
         let (told, now) = (&mut self.session.told, &backend.mirror.reported);
         let before = self.gather.mark();
         self.gather.own(|out| reply::put_changes(told, now, out));
-        if before == self.start {
-            self.start = self.gather.mark();
-            self.mark = self.start.clone();
+        if before == self.marks.start {
+            self.marks.begin(self.gather.mark());
         } else if self.gather.mark() != before {
             // It is no answer, and would not come again.
             self.session.give_up_rerun();
@@ -389,8 +392,7 @@ impl Session {
         self.metering.answered(self.now);
         let mut relay = Relay {
             gather: Gather::take(),
-            start: Mark::default(),
-            mark: Mark::default(),
+            marks: Marks::default(),
             marks_end: false,
             session: self,
             learnt: Vec::new(),
@@ -403,12 +405,8 @@ impl Session {
             if relay.session.holds_back(&mut relay.gather, input) {
                 return Ok(used);
             }
-            let marks = (
-                std::mem::take(&mut relay.start),
-                std::mem::take(&mut relay.mark),
-            );
             let session = &mut *relay.session;
-            session.sift(&mut relay.gather, marks, backend.status, input);
+            session.sift(&mut relay.gather, &relay.marks, backend.status, input);
             let Session { outbox, stream, .. } = &mut *relay.session;
             // The server is not to blame for a client that does not take its answer.
             if outbox.send(stream, cx, &mut relay.gather, input).is_err() {
@@ -440,7 +438,7 @@ impl Session {
             return self.lose_server(&ReceiveError::Closed, cx);
         }
         let is_over = matches!(end, Some(End::ServerGone | End::Fatal(_)));
-        if self.replay_differs(false) || (is_over && self.is_replaying()) {
+        if self.replay_differs() || (is_over && self.is_replaying()) {
             return self.fall_back(is_over, cx);
         }
         match end {

@@ -380,7 +380,7 @@ impl Session {
         if server_is_full
             || owes_too_much
             || self.outbox.len() >= OUTBOX_MAX
-            || (collects && self.inbox.len() >= WHOLE_FRAME_MAX)
+            || (collects && self.inbox.len() >= WHOLE_FRAME_MAX + self.unsent_of_replay())
         {
             return Ok(false);
         }

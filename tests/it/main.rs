@@ -48,6 +48,7 @@ mod read_as;
 mod refusals;
 mod reload;
 mod replays;
+mod replays_compared;
 mod replication;
 mod retries;
 mod routing;
