@@ -13,7 +13,9 @@ use crate::pool::Lease;
 use crate::pool::reset::{self, Residue};
 use crate::pool::waiter::CheckoutError;
 use crate::routing::reason::Reason;
+use crate::session::mirror::Mirror;
 use crate::session::plan::{self, Pace};
+use crate::session::settings::Row;
 use crate::sql::reading::Rereads;
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{For, Owed, Request};
@@ -211,6 +213,18 @@ impl Session {
         lease.mirror.unnamed = None;
     }
 
+    /// What was learnt is what the backend has. As a rule that is what the session has, and the two share it.
+    pub(super) fn reflect(&self, mirror: &mut Mirror, learnt: &[Row]) {
+        let user = self.effective.login_user.as_bytes();
+        let next = mirror.settings.with(learnt, user);
+        let current = self.settings.current();
+        mirror.settings = if next == **current {
+            Arc::clone(current)
+        } else {
+            Arc::new(next)
+        };
+    }
+
     /// After the server has answered: goes on, asks what is still to be known, or gives the backend back.
     pub(super) fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let Some(lease) = &self.lease else {
@@ -286,7 +300,7 @@ impl Session {
         if let Some(lease) = lease.filter(|lease| !lease.identity.is_lost()) {
             let dialer = self.shared.pools.dialer.load();
             let limit = self.effective.timeouts.cancel_wait_timeout;
-            let residue = if is_unpinned {
+            let residue = if self.leaves_own(is_unpinned) {
                 Residue::SessionState
             } else {
                 Residue::None

@@ -83,7 +83,10 @@ impl Session {
             Residue::SessionState
         } else if !self.pins.is_empty() {
             Residue::Pinned
-        } else if self.settings.is_touched() || lease.expect.owes(For::Plan) {
+        } else if self.settings.is_touched()
+            || lease.expect.owes(For::Plan)
+            || self.has_own_on(&lease)
+        {
             // Settings a statement under way may have changed are not in the mirror yet; those of a plan under way are.
             Residue::SessionState
         } else {

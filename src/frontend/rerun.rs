@@ -371,14 +371,13 @@ impl Session {
     /// Gives the backend back, or closes it if it `is_lost`, and forgets what was under way on it.
     pub(super) fn part_with_backend(&mut self, is_lost: bool) {
         self.entry.clear_running();
+        let lease = self.lease.take();
+        let leaves_own = lease.as_ref().is_some_and(|lease| self.has_own_on(lease));
         self.forget_under_way();
-        let Some(lease) = self.lease.take() else {
+        let Some(lease) = lease.filter(|lease| !is_lost && !lease.identity.is_lost()) else {
             return;
         };
-        if is_lost || lease.identity.is_lost() {
-            return;
-        }
-        let residue = if self.settings.is_touched() {
+        let residue = if self.settings.is_touched() || leaves_own {
             Residue::SessionState
         } else {
             Residue::None
