@@ -10,10 +10,12 @@ use crate::config::model::PoolMode;
 use crate::error::UserFacing;
 use crate::net::buffer::Gather;
 use crate::pool::Lease;
-use crate::pool::reset;
+use crate::pool::reset::{self, Residue};
 use crate::pool::waiter::CheckoutError;
 use crate::routing::reason::Reason;
+use crate::session::mirror::Mirror;
 use crate::session::plan::{self, Pace};
+use crate::session::settings::Row;
 use crate::sql::reading::Rereads;
 use crate::sql::state::PinSet;
 use crate::wire::backend::TransactionStatus;
@@ -218,6 +220,18 @@ impl Session {
         lease.mirror.unnamed = None;
     }
 
+    /// What was learnt is what the backend has. As a rule that is what the session has, and the two share it.
+    pub(super) fn reflect(&self, mirror: &mut Mirror, learnt: &[Row]) {
+        let user = self.effective.login_user.as_bytes();
+        let next = mirror.settings.with(learnt, user);
+        let current = self.settings.current();
+        mirror.settings = if next == **current {
+            Arc::clone(current)
+        } else {
+            Arc::new(next)
+        };
+    }
+
     /// After the server has answered: goes on, asks what is still to be known, or gives the backend back.
     pub(super) fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let Some(lease) = &self.lease else {
@@ -296,7 +310,10 @@ impl Session {
             return;
         }
         self.entry.clear_running();
-        let residue = self.pin_residue();
+        let mut residue = self.pin_residue();
+        if self.leaves_own(residue != Residue::None) && residue == Residue::None {
+            residue = Residue::SessionState;
+        }
         self.ended_pins = PinSet::EMPTY;
         // One that is lost is closed.
         let lease = self.lease.take();

@@ -85,6 +85,7 @@ impl Session {
             self.pin_residue()
         } else if self.settings.is_touched()
             || lease.expect.owes(For::Plan)
+            || self.has_own_on(&lease)
             || self
                 .listening
                 .as_ref()

@@ -152,7 +152,7 @@ impl Session {
                     let name = Bind::read(payload)?.statement;
                     if !(name.is_empty() && unnamed) {
                         let named = self.names.get(name)?;
-                        let text = text_of(&named.statement.body);
+                        let text = named.statement.text();
                         texts.push(hinted(Arc::clone(&named.statement.known), text));
                     }
                 }
@@ -162,10 +162,6 @@ impl Session {
             at = end;
         }
     }
-}
-
-fn text_of(body: &[u8]) -> &[u8] {
-    body.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 impl Look<'_> {
@@ -244,7 +240,7 @@ impl Look<'_> {
             return Some(());
         }
         let named = self.session.names.get(name)?;
-        let text = text_of(&named.statement.body);
+        let text = named.statement.text();
         let known = Arc::clone(&named.statement.known);
         self.add(&known, text);
         Some(())

@@ -219,7 +219,7 @@ impl Session {
         if let Some(id) = lease.mirror.prepare(statement.id, Arc::clone(&shape)) {
             self.evict(id, gather);
         }
-        let read_again = self.read_as(statement, gather);
+        let read_again = self.read_as(statement, For::Reparse, gather);
         if let Some(text) = statement.prepare_text(&statement.name) {
             self.run_own(&text, statement.id, For::Reparse, gather);
         } else {
@@ -253,7 +253,7 @@ impl Session {
             }
             Some(statement) if name.is_empty() && lease.mirror.unnamed != Some(statement.id) => {
                 lease.mirror.unnamed = Some(statement.id);
-                let read_again = self.read_as(statement, gather);
+                let read_again = self.read_as(statement, For::Reparse, gather);
                 gather.own(|out| f::put_parse(out, b"", &statement.body));
                 self.owe(Owed {
                     statement: UNNAMED,
@@ -270,13 +270,14 @@ impl Session {
 
     /// Whether the statement `name`, if its own text names prepared statements, has what it needs.
     fn may_bind(&mut self, name: &[u8], gather: &mut Gather) -> bool {
-        let names_some = |statement: &Arc<Prepared>| statement.known.prepared != PreparedUse::None;
         let named = self.names.get(name).map(|named| &named.statement);
+        let names_some = |it: &Arc<Prepared>| {
+            it.known.prepared != PreparedUse::None || self.may_run_by_name(it.text(), &it.known)
+        };
         let Some(statement) = named.filter(|it| names_some(it)).cloned() else {
             return true;
         };
-        let text = statement.body.split(|&byte| byte == 0).next();
-        self.step_prepared(text.unwrap_or_default(), &statement.known, gather)
+        self.step_prepared(statement.text(), &statement.known, gather)
     }
 
     /// False if what the client was told of the statement has to be compared with what the backend has first.
@@ -419,7 +420,10 @@ impl Session {
                 gather.input(frame.range());
             }
             // The name may be one that SQL has prepared, or that was parsed twice: those are the backend's own.
-            Target::Statement(name) if self.has_own_names() => {
+            Target::Statement(name)
+                if self.has_own_names()
+                    || self.names.get(name).is_some_and(|named| self.is_own(named)) =>
+            {
                 self.names.change(name, None);
                 self.owe(renames(Request::Close, For::Client, 0));
                 gather.input(frame.range());

@@ -382,8 +382,8 @@ impl Session {
         self.note_sent(known.as_deref());
         self.note_unnamed_replaced();
         if let Some(known) = known {
-            if known.prepared != PreparedUse::None {
-                let text = f::query_text(frame.payload).map_err(protocol_violation)?;
+            let text = f::query_text(frame.payload).map_err(protocol_violation)?;
+            if known.prepared != PreparedUse::None || self.may_run_by_name(text, &known) {
                 return self.query_prepared(frame, text, &known, gather);
             }
             self.note(&known)?;

@@ -23,6 +23,7 @@ mod metering;
 mod moving;
 mod outbound;
 mod overrun;
+mod own_names;
 mod pinning;
 mod prepare;
 mod read_as;

@@ -12,10 +12,9 @@ use super::rerun::Marks;
 use super::session::{End, ProbeAnswer, Session};
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
-use crate::error::{Report, SqlState};
+use crate::error::SqlState;
 use crate::net::buffer::{Gather, ReadBuffer};
 use crate::session::leftovers;
-use crate::session::mirror::Mirror;
 use crate::session::settings::Row;
 use crate::sql::state::{PinReason, PinSet};
 use crate::wire::backend::{self as b, TransactionStatus};
@@ -181,13 +180,18 @@ impl Relay<'_> {
             self.end = Some(End::ServerGone);
         } else if owed.to == For::Plan {
             let overrun = self.session.take_overrun(b::sqlstate(payload));
+            let plan_failed = || End::Fatal(Box::new(reply::plan_failed(payload)));
             let end = overrun.map(|_| self.session.cannot_cancel());
             self.end
-                .get_or_insert_with(|| end.unwrap_or_else(|| plan_failed(payload)));
+                .get_or_insert_with(|| end.unwrap_or_else(plan_failed));
         } else if owed.to == For::Probe {
             self.session.probe.failed = true;
             // A cancel request that the client meant for its own statement may have come late.
             self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
+        }
+        // A statement under its own name did not come to be.
+        if owed.to == For::Evict {
+            drop(self.session.names.own_none());
         }
         self.count_error(owed, code);
         if !matches!(owed.to, For::Plan | For::Evict | For::Probe) {
@@ -250,7 +254,8 @@ impl Relay<'_> {
         let session = &mut *self.session;
         match (owed.request, owed.to) {
             (Request::Query, For::Client | For::Refusal) => session.metering.failed(code),
-            (Request::FunctionCall | Request::Sync, _) | (_, For::Plan | For::Probe) => {}
+            (Request::FunctionCall | Request::Sync, _)
+            | (_, For::Plan | For::Probe | For::Evict) => {}
             (Request::Parse, For::Client) => {
                 let parse = session.names.under_way().cloned();
                 session.metering.failed_extended(code, parse);
@@ -326,7 +331,11 @@ impl Relay<'_> {
             let unknown = PinReason::SettingsUnknown.into();
             self.session.set_pins(self.session.pins.union(unknown));
         } else if !rows.is_empty() {
-            if let Some(left) = leftovers::take(&mut rows) {
+            if let Some(mut left) = leftovers::take(&mut rows) {
+                // Those that the session has under their own names, it knows.
+                if left.own == self.session.names.own_sql(backend.id) {
+                    left.pins.remove(PinReason::SqlPrepare);
+                }
                 self.session
                     .settle_pins(left.pins, backend.expect.is_at_rest());
                 self.prepared = Some(left.prepared);
@@ -336,19 +345,6 @@ impl Relay<'_> {
             self.learnt = rows;
         }
     }
-}
-
-/// The client's statement was not to run with other settings than the session's.
-fn plan_failed(error: &[u8]) -> End {
-    let report = Report::fatal(
-        SqlState::CONNECTION_FAILURE,
-        "could not restore the session's settings",
-    );
-    let reason = b::error_field(error, b'M').unwrap_or_default();
-    let reason = String::from_utf8_lossy(reason);
-    End::Fatal(Box::new(
-        report.detail(format!("The server said: {reason}")),
-    ))
 }
 
 impl Session {
@@ -450,18 +446,6 @@ impl Session {
             }
         }
         Ok(())
-    }
-
-    /// What was learnt is what the backend has. As a rule that is what the session has, and the two share it.
-    fn reflect(&self, mirror: &mut Mirror, learnt: &[Row]) {
-        let user = self.effective.login_user.as_bytes();
-        let next = mirror.settings.with(learnt, user);
-        let current = self.settings.current();
-        mirror.settings = if next == **current {
-            Arc::clone(current)
-        } else {
-            Arc::new(next)
-        };
     }
 
     pub(super) fn drop_backend(&mut self) {

@@ -27,7 +27,7 @@ use crate::wire::expect::For;
 /// A statement that puts settings back; `None`: none was changed.
 #[derive(Debug)]
 #[must_use]
-pub(super) struct ReadAgain(Option<Vec<u8>>);
+pub(super) struct ReadAgain(Option<(Vec<u8>, For)>);
 
 /// A setting that is to have another value for a while; `None`: the server's own.
 type Wanted<'a> = (&'a [u8], Option<&'a [u8]>);
@@ -60,21 +60,26 @@ impl Session {
 
     /// Sends what makes the backend read as it did for `statement`, if it does not: behind the Parse,
     /// [`Self::read_again`] takes it back.
-    pub(super) fn read_as(&mut self, statement: &Prepared, gather: &mut Gather) -> ReadAgain {
+    pub(super) fn read_as(
+        &mut self,
+        statement: &Prepared,
+        to: For,
+        gather: &mut Gather,
+    ) -> ReadAgain {
         let wanted = self.wanted(statement);
         // In a failed transaction the server would refuse the question, and analyses nothing.
         if wanted.is_empty() || !is_analysed(&statement.known) || self.has_failed() {
             return ReadAgain(None);
         }
         let (text, back) = set_texts(&wanted);
-        self.run_own(&text, 0, For::Reparse, gather);
-        ReadAgain(Some(back))
+        self.run_own(&text, 0, to, gather);
+        ReadAgain(Some((back, to)))
     }
 
     /// The opposite.
     pub(super) fn read_again(&mut self, ReadAgain(back): ReadAgain, gather: &mut Gather) {
-        if let Some(text) = back {
-            self.run_own(&text, 0, For::Reparse, gather);
+        if let Some((text, to)) = back {
+            self.run_own(&text, 0, to, gather);
         }
     }
 

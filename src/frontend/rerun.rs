@@ -414,15 +414,16 @@ impl Session {
         self.entry.clear_running();
         let listens = self.take_back_listening();
         self.part_with_channels();
+        let lease = self.lease.take();
+        let leaves_own = lease.as_ref().is_some_and(|lease| self.has_own_on(lease));
         self.forget_under_way();
-        let Some(lease) = self.lease.take() else {
+        let Some(lease) = lease.filter(|lease| !is_lost && !lease.identity.is_lost()) else {
             return;
         };
-        if is_lost || lease.identity.is_lost() {
-            return;
-        }
         let residue = match self.pin_residue() {
-            Residue::None if self.settings.is_touched() || listens => Residue::SessionState,
+            Residue::None if self.settings.is_touched() || listens || leaves_own => {
+                Residue::SessionState
+            }
             residue => residue,
         };
         let dialer = self.shared.pools.dialer.load();

@@ -50,6 +50,14 @@ impl<T> Statement<T> {
         let (before, behind) = self.body.split_at_checked(self.name_at?)?;
         Some([before, name, behind].concat())
     }
+
+    /// Its text, of SQL's PREPARE all but the name.
+    pub fn text(&self) -> &[u8] {
+        self.body
+            .split(|byte| *byte == 0)
+            .next()
+            .unwrap_or_default()
+    }
 }
 
 /// What a text means besides itself: the settings by which it is analysed.
@@ -216,6 +224,8 @@ pub struct Names<T> {
     exchange: u64,
     /// See [`Self::own_for_good`].
     is_own: bool,
+    /// SQL has prepared some since all were forgotten.
+    has_sql: bool,
 }
 
 #[derive(Debug)]
@@ -234,6 +244,7 @@ impl<T> Default for Names<T> {
             unconfirmed: VecDeque::new(),
             exchange: 0,
             is_own: false,
+            has_sql: false,
         }
     }
 }
@@ -290,6 +301,17 @@ impl<T> Names<T> {
         self.is_own
     }
 
+    /// Whether any of them may have been prepared by SQL.
+    pub fn has_sql(&self) -> bool {
+        self.has_sql
+    }
+
+    /// How many that SQL has prepared the backend with number `id` knows by their own names.
+    pub fn own_sql(&self, id: u64) -> usize {
+        let is_it = |named: &Named<T>| named.spelled.is_some() && named.own_on == id;
+        self.iter().filter(|(_, named)| is_it(named)).count()
+    }
+
     /// Every name but the empty one, with what it stands for.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Named<T>)> {
         let all = self.named.iter().flat_map(|all| all.iter());
@@ -314,6 +336,7 @@ impl<T> Names<T> {
         if name.is_empty() {
             return std::mem::replace(&mut self.unnamed, statement);
         }
+        self.has_sql |= statement.as_ref().is_some_and(|it| it.spelled.is_some());
         match statement {
             Some(statement) => self
                 .named
@@ -437,6 +460,7 @@ impl<T> Names<T> {
     /// `DEALLOCATE ALL` or `DISCARD ALL` succeeded: the named ones are gone, save those parsed behind it.
     pub fn forget_all(&mut self) {
         self.is_own = false;
+        self.has_sql = false;
         self.retired.clone_from(&self.named);
         let mut named = NameMap::default();
         for change in &mut self.unconfirmed {
