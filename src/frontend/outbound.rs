@@ -130,7 +130,7 @@ impl Receiver for Relay<'_> {
             self.session.names.undo();
         }
         match owed.to {
-            For::Refusal => drop(self.session.refusals.pop_front()),
+            For::Refusal => drop(self.session.pop_refusal()),
             For::Probe if owed.statement == LEAVING => {
                 self.session.leaves_no_more();
             }

@@ -434,7 +434,7 @@ impl Session {
     fn forget_under_way(&mut self) {
         self.take_back_listening();
         self.metering.abandon();
-        self.refusals.clear();
+        self.refusals = None;
         self.prepared = super::sql_prepare::Underway::default();
         self.probe = super::session::ProbeAnswer::default();
         self.bound = None;

@@ -141,7 +141,8 @@ pub struct Session {
     /// Bytes of a refused frame that are still to come.
     pub(super) dropping: usize,
     /// Why the statements were refused that the server was made to fail in place of, oldest first.
-    pub(super) refusals: VecDeque<Refusal>,
+    /// Boxed: few sessions are refused anything.
+    pub(super) refusals: Option<Box<VecDeque<Refusal>>>,
     /// What the statements sent so far will leave: inside a transaction or not.
     pub(super) in_transaction: bool,
     /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
@@ -225,7 +226,7 @@ impl Session {
             held_up: false,
             skipping: false,
             dropping: 0,
-            refusals: VecDeque::new(),
+            refusals: None,
             in_transaction: false,
             copies_in: false,
             prepared: Underway::default(),
