@@ -141,7 +141,10 @@ pub struct Session {
     /// Bytes of a refused frame that are still to come.
     pub(super) dropping: usize,
     /// Why the statements were refused that the server was made to fail in place of, oldest first.
-    /// Boxed: few sessions are refused anything.
+    #[allow(
+        clippy::box_collection,
+        reason = "few sessions are refused anything, and each would hold three words more"
+    )]
     pub(super) refusals: Option<Box<VecDeque<Refusal>>>,
     /// What the statements sent so far will leave: inside a transaction or not.
     pub(super) in_transaction: bool,
