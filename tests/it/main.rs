@@ -68,3 +68,4 @@ mod stored_secrets;
 mod support_works;
 mod timeouts;
 mod traces;
+mod whole;

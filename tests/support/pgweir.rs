@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::client::{Client, Login};
 use super::wait::{LIMIT, wait_for, wait_until};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_pgweir");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_pgweir");
 
 /// How to run it. Nothing is checked here: an invalid setting is the binary's to refuse.
 #[derive(Clone, Debug, Default)]
