@@ -134,6 +134,7 @@ impl Session {
                 .metering
                 .runs_on(node, &self.shared.known.queries.names),
         }
+        lease.identity.used(self.now);
         self.lease = Some(lease);
         self.pool
             .counters
@@ -234,6 +235,9 @@ impl Session {
             return self.fall_back(false, cx);
         }
         self.in_transaction = lease.status != TransactionStatus::Idle;
+        self.entry
+            .prepared
+            .store(self.names.len(), Ordering::Relaxed);
         self.copies_in = false;
         self.discards = false;
         self.deallocates = false;

@@ -118,7 +118,8 @@ struct Record {
     took: Duration,
 }
 
-/// One client's part; `interval` is the time from one statement to the next, none for as fast as they are answered.
+/// One client's part; `interval` is the time from one statement of all clients to the next, none for as fast as they
+/// are answered.
 async fn client_part(
     mut client: Client,
     number: usize,
@@ -134,7 +135,7 @@ async fn client_part(
         if let Some(interval) = interval {
             // They take turns rather than all starting at once.
             let place = turn * CLIENTS + number;
-            let due = interval.mul_f64(place as f64 / CLIENTS as f64);
+            let due = interval * u32::try_from(place).unwrap();
             tokio::time::sleep_until(begun + due).await;
         }
         let place = (turn * 7 + number * 13) % FINGERPRINTS;
@@ -152,8 +153,8 @@ async fn client_part(
 }
 
 /// All clients, with `rate` statements a second together, or as many as are answered.
-async fn run(pgweir: &Pgweir, statements: usize, rate: Option<usize>) -> Record {
-    let interval = rate.map(|rate| Duration::from_secs_f64(CLIENTS as f64 / rate as f64));
+async fn run(pgweir: &Pgweir, statements: usize, rate: Option<u32>) -> Record {
+    let interval = rate.map(|rate| Duration::from_secs(1) / rate);
     let ready = Arc::new(Barrier::new(CLIENTS));
     let mut tasks = tokio::task::JoinSet::new();
     let begun = Instant::now();
@@ -231,10 +232,10 @@ fn processors() -> (u64, u64) {
     (all, all - times[3] - times[4])
 }
 
-/// The part of the processors' time, from 0 to 1, that something ran since.
-fn busy_since((all, busy): (u64, u64)) -> f64 {
+/// The part of the processors' time that something ran since, in per cent.
+fn busy_since((all, busy): (u64, u64)) -> u64 {
     let (all_now, busy_now) = processors();
-    (busy_now - busy) as f64 / (all_now - all).max(1) as f64
+    (busy_now - busy) * 100 / (all_now - all).max(1)
 }
 
 /// Where nobody waits for a server connection, a statement's time and what its client measures are of one interval, but
@@ -246,7 +247,7 @@ fn busy_since((all, busy): (u64, u64)) -> f64 {
 async fn quantiles_are_those_of_a_clients_own_record() {
     let is_shown = std::env::var_os("PGWEIR_STATEMENTS").is_some();
     let statements = size("PGWEIR_STATEMENTS", 20_000);
-    let rate = size("PGWEIR_RATE", 4_000);
+    let rate = u32::try_from(size("PGWEIR_RATE", 4_000)).unwrap();
     let (server, mut direct) = counting_server().await;
     let pgweir = Options::new(&server)
         .flag("--pool-size", &CLIENTS.to_string())
@@ -254,16 +255,14 @@ async fn quantiles_are_those_of_a_clients_own_record() {
         .start();
     let before = processors();
     let record = run(&pgweir, statements, Some(rate)).await;
-    let busy = busy_since(before) * 100.0;
+    let busy = busy_since(before);
     assert_counts(&pgweir, &mut direct, &record).await;
     let mut console = pgweir.console().await;
     let top = "SHOW QUERIES WHERE query LIKE '% f7'";
     let shown = console.query(top).await.ok();
     let Record { own, asked, .. } = record;
     assert_eq!(column(&shown, "calls"), [own.len().to_string()]);
-    eprintln!(
-        "{rate} statements a second at most; the processors were busy {busy:.0} % of the time"
-    );
+    eprintln!("{rate} statements a second at most; the processors were busy {busy} % of the time");
     let mut missed = Vec::new();
     for (name, percent) in [("p50_time", 50), ("p95_time", 95), ("p99_time", 99)] {
         let rank = (own.len() * percent).div_ceil(100) - 1;
@@ -283,14 +282,14 @@ async fn quantiles_are_those_of_a_clients_own_record() {
             missed.push(line);
         }
     }
-    let why = if busy > 75.0 {
+    let why = if busy > 75 {
         "the machine was not quiet"
     } else {
         "the machine was quiet"
     };
     assert!(
         !is_shown || missed.is_empty(),
-        "more than 2 % apart, and {why}, {busy:.0} % busy: {missed:#?}"
+        "more than 2 % apart, and {why}, {busy} % busy: {missed:#?}"
     );
 }
 
