@@ -139,7 +139,7 @@ show-exporter: rust packages ## Debian's prometheus-pgbouncer-exporter scrapes p
 	PGWEIR_SHOW=1 cargo test --test it scraping::pgbouncers_exporter -- --nocapture
 
 show-queries: rust packages ## 1,000,000 statements of 300 fingerprints: exact counts, the same top as pg_stat_statements, quantiles
-	PGWEIR_STATEMENTS=$${PGWEIR_STATEMENTS:-1000000} PGWEIR_ROUNDS=$${PGWEIR_ROUNDS:-400} \
+	PGWEIR_STATEMENTS=$${PGWEIR_STATEMENTS:-1000000} PGWEIR_RATE=$${PGWEIR_RATE:-4000} \
 		PGWEIR_DISTINCT=$${PGWEIR_DISTINCT:-1000000} \
 		cargo test --release --test it queries_at_scale -- --nocapture --test-threads 1
 

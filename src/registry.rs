@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 
@@ -112,9 +112,14 @@ pub struct ClientEntry {
     pub database: Arc<str>,
     /// `address:port`, or `unix`.
     pub peer: Box<str>,
-    pub tls: bool,
+    /// Version and cipher; `None` without TLS.
+    pub tls: Option<Box<str>>,
     /// `application_name` as given at startup.
     pub application_name: Box<str>,
+    /// As set since.
+    renamed: Mutex<Option<Arc<str>>>,
+    /// Its prepared statements that have names, as of when the server last had answered everything.
+    pub prepared: AtomicUsize,
     pub replication: Replication,
     /// Where it connected to; `None` on a Unix socket.
     pub local: Option<SocketAddr>,
@@ -142,6 +147,19 @@ impl ClientEntry {
 
     pub fn set_state(&self, state: ClientState) {
         self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// What the client calls itself now.
+    pub fn application(&self) -> Arc<str> {
+        let renamed = self.renamed.lock().unwrap_or_else(PoisonError::into_inner);
+        renamed
+            .clone()
+            .unwrap_or_else(|| Arc::from(&*self.application_name))
+    }
+
+    /// The client calls itself something else from now on.
+    pub fn rename_application(&self, name: &str) {
+        *self.renamed.lock().unwrap_or_else(PoisonError::into_inner) = Some(name.into());
     }
 
     /// The backend a cancel request would go to now.
@@ -243,7 +261,8 @@ pub struct NewClient {
     pub user: Arc<str>,
     pub database: Arc<str>,
     pub peer: Box<str>,
-    pub tls: bool,
+    /// Version and cipher; `None` without TLS.
+    pub tls: Option<Box<str>>,
     pub application_name: Box<str>,
     pub replication: Replication,
     pub local: Option<SocketAddr>,
@@ -292,6 +311,8 @@ impl Registry {
             peer: new.peer,
             tls: new.tls,
             application_name: new.application_name,
+            renamed: Mutex::default(),
+            prepared: AtomicUsize::new(0),
             replication: new.replication,
             local: new.local,
             connected,

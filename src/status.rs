@@ -68,6 +68,8 @@ pub struct ServerStatus {
     pub close_needed: bool,
     /// Process id of the client that runs on it.
     pub client: Option<u32>,
+    /// When a client's statement was last sent to it; of several in a row, when the first was.
+    pub last_request: Option<Instant>,
     pub replication: Replication,
 }
 
@@ -295,8 +297,10 @@ fn servers(pools: &[Arc<Pool>], clients: &mut [ClientStatus]) -> Vec<ServerStatu
                 None => ServerState::Tested,
             };
             let replication = client.as_ref().map(|client| client.entry.replication);
+            let mut last_request = backend.identity.last_used();
             let client = client.map(|client| {
                 client.server = Some(backend.id);
+                last_request = last_request.max(client.last_began);
                 client.entry.pid.0
             });
             servers.push(ServerStatus {
@@ -305,6 +309,7 @@ fn servers(pools: &[Arc<Pool>], clients: &mut [ClientStatus]) -> Vec<ServerStatu
                 state,
                 close_needed: backend.generation < generation,
                 client,
+                last_request,
                 replication: replication.unwrap_or_default(),
                 backend,
             });

@@ -216,6 +216,36 @@ SQL
   canceled=$(timeout -s INT 1 "${psql[@]}" -c 'SELECT pg_sleep(600)' 2>&1 || true)
   grep -q 'canceling statement due to user request' <<<"$canceled"
   echo "Ctrl-C: ${canceled##*ERROR:  }"
+  # All that can be seen of the load: some of it comes every 20 seconds only.
+  local console=("$bin/psql" -XAtq -v ON_ERROR_STOP=1 "${dsn%/*}/pgweir") show rows
+  sed -n 's/^  \(SHOW [A-Z]*[^;]*;\).*/\1/p' "$folder/demo.out" >"$folder/shows"
+  [ "$(wc -l <"$folder/shows")" -ge 9 ]
+  while read -r show; do
+    for _ in $(seq 300); do
+      rows=$("${console[@]}" -c "$show")
+      [ -n "$rows" ] && break
+      sleep 0.2
+    done
+    [ -n "$rows" ] || { echo "$show shows nothing" >&2; exit 1; }
+    echo "$show $(wc -l <<<"$rows") lines, the first: $(head -n 1 <<<"$rows" | cut -c -100)"
+  done <"$folder/shows"
+  local log
+  for log in "Slow log" "Query log"; do
+    file=$(sed -n "s/^  $log: *\([^ ]*\).*/\1/p" "$folder/demo.out")
+    [ -s "$file" ] || { echo "nothing in $file" >&2; exit 1; }
+    echo "$log: $(wc -l <"$file") lines, the last: $(tail -n 1 "$file" | cut -c -100)"
+  done
+  python3 - "$(sed -n 's/.*The live page: *//p' "$folder/demo.out")" <<'PYTHON'
+import json, sys, urllib.request
+def get(path):
+    return urllib.request.urlopen(sys.argv[1] + path, timeout=10).read().decode()
+now = json.loads(get("api/now"))
+empty = [part for part in ("pools", "nodes", "pins", "errors", "slow", "advice") if not json.loads(get("api/" + part))]
+assert not empty, f"the page has nothing under {empty}"
+families = {line.split()[2] for line in get("metrics").splitlines() if line.startswith("# TYPE pgweir_")}
+assert len(families) > 30, families
+print(f"the page: every part has something to show, {len(now)} of them; /metrics: {len(families)} families")
+PYTHON
   kill -INT "$pgweir_pid" && wait "$pgweir_pid"
   pgweir_pid=
   echo "stopped"

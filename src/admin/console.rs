@@ -74,7 +74,7 @@ impl Console {
             user: (*user).into(),
             database: (*database).into(),
             peer: peer.unwrap_or_else(|| "unix".to_owned()).into(),
-            tls: stream.is_tls(),
+            tls: stream.tls_description(),
             application_name: message.application_name(),
             replication: Replication::None,
             local: stream.local_addr(),

@@ -38,7 +38,7 @@ impl Seen<'_> {
             u64::from(pin.client).into(),
             (&*status.user).into(),
             (&*status.database).into(),
-            entry.map(|entry| entry.application_name.to_string()).into(),
+            entry.map(|entry| entry.application().to_string()).into(),
             entry.map(|entry| entry.peer.to_string()).into(),
             u64::from(pin.backend).into(),
             pin.reasons.to_string().into(),

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -276,9 +277,9 @@ fn client(client: &ClientStatus) -> Row {
             .map_or_else(String::new, server_pointer)
             .into(),
         Value::Number(0),
-        if entry.tls { "TLS" } else { "" }.into(),
-        (&*entry.application_name).into(),
-        Value::Null,
+        entry.tls.as_deref().unwrap_or_default().into(),
+        (&*entry.application()).into(),
+        entry.prepared.load(Ordering::Relaxed).into(),
         u64::from(entry.pid.0).into(),
     ]
 }
@@ -298,7 +299,7 @@ fn server(server: &ServerStatus) -> Row {
         local_address,
         local_port,
         time_of(backend.opened).into(),
-        Value::Null,
+        server.last_request.map(time_of).into(),
         Value::Number(0),
         Value::Number(0),
         server.close_needed.into(),
@@ -308,9 +309,9 @@ fn server(server: &ServerStatus) -> Row {
             .map_or_else(String::new, client_pointer)
             .into(),
         u64::from(backend.identity.pid).into(),
-        if backend.tls { "TLS" } else { "" }.into(),
-        Value::Null,
-        Value::Null,
+        backend.tls.as_deref().unwrap_or_default().into(),
+        backend.outside.application().map(String::from).into(),
+        backend.outside.prepared().into(),
         backend.id.into(),
     ]
 }
@@ -396,16 +397,14 @@ mod tests {
         let config = Arc::new(load(None, &overrides, &|_| None).unwrap().config);
         let pools = Pools::new(Arc::new(Dialer::plain()));
         let pool = pools.get(&config, "app", "bob").unwrap();
-        pool.counters
-            .queries
-            .store(7, std::sync::atomic::Ordering::Relaxed);
+        pool.counters.queries.store(7, Ordering::Relaxed);
         let registry = Arc::new(Registry::default());
         let entry = registry.register(NewClient {
             key_len: 4,
             user: "bob".into(),
             database: "app".into(),
             peer: "127.0.0.1:5000".into(),
-            tls: false,
+            tls: None,
             application_name: "test".into(),
             replication: Replication::None,
             local: None,

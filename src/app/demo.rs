@@ -9,8 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Addresses, AppError, fail, runtime, serve};
 use crate::cli::DemoArgs;
 use crate::config::Overrides;
-use crate::demo::load::{ANALYST, ANALYST_POOL_SIZE, Load};
-use crate::demo::{self, DATABASE, Demo, Options, TRY_THESE, USER};
+use crate::demo::load::{ANALYST, ANALYST_POOL_SIZE, LEDGER, Load};
+use crate::demo::{self, DATABASE, Demo, LOOK_AT, Options, TRY_THESE, USER};
 use crate::reload::{Parts, Source};
 use crate::telemetry;
 
@@ -53,16 +53,47 @@ pub fn run(args: &DemoArgs) -> ExitCode {
     })
 }
 
+/// The logs of a demo, beside its servers.
+#[derive(Clone, Debug)]
+struct Logs {
+    slow: String,
+    query: String,
+}
+
+impl Logs {
+    fn of(demo: &Demo) -> Self {
+        let file = |name| demo.folder().join(name).display().to_string();
+        Self {
+            slow: file("slow.log"),
+            query: file("query.log"),
+        }
+    }
+}
+
+/// What of the load is to be seen, in the logs and the console.
+fn seeing(overrides: &mut Overrides, logs: &Logs) {
+    let analyst_size = format!("users.{ANALYST}.max_size");
+    for (key, value) in [
+        (&*analyst_size, &*ANALYST_POOL_SIZE.to_string()),
+        ("slow_log.threshold", "200ms"),
+        ("slow_log.explain", "true"),
+        ("slow_log.file", &logs.slow),
+        ("query_log.file", &logs.query),
+        ("log_rules.ledger.application_name", LEDGER),
+        ("log_rules.ledger.log", "true"),
+        ("metrics.lock_wait_after", "300ms"),
+    ] {
+        overrides.set("demo", key, value);
+    }
+}
+
 async fn serve_demo(demo: &Demo, args: &DemoArgs) -> ExitCode {
     let mut overrides = Overrides::new();
     overrides.set("demo", "cluster.primary", &demo.primary_url());
     overrides.set_list("demo", "cluster.replicas", &demo.replica_urls());
     overrides.set("demo", "auth.method", "trust");
-    overrides.set(
-        "demo",
-        &format!("users.{ANALYST}.max_size"),
-        &ANALYST_POOL_SIZE.to_string(),
-    );
+    let logs = Logs::of(demo);
+    seeing(&mut overrides, &logs);
     overrides.extend(args.overrides());
     let source = Source {
         file: None,
@@ -73,17 +104,22 @@ async fn serve_demo(demo: &Demo, args: &DemoArgs) -> ExitCode {
         Err(error) => return fail(&error),
     };
     telemetry::tracing::init(&parts.config.log);
-    match serve_loaded(source, parts, args).await {
+    match serve_loaded(source, parts, args, &logs).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
 }
 
 /// Serves, with the load on it until the first word to stop: its clients shall not keep the end waiting.
-async fn serve_loaded(source: Source, parts: Parts, args: &DemoArgs) -> Result<(), AppError> {
+async fn serve_loaded(
+    source: Source,
+    parts: Parts,
+    args: &DemoArgs,
+    logs: &Logs,
+) -> Result<(), AppError> {
     let load = RefCell::new(None);
     let ready = |addresses: &Addresses| {
-        greet(addresses, args.no_load());
+        greet(addresses, logs, args.no_load());
         let Some(listen) = addresses.listen.first().filter(|_| !args.no_load()) else {
             return;
         };
@@ -108,7 +144,7 @@ async fn serve_loaded(source: Source, parts: Parts, args: &DemoArgs) -> Result<(
     served.await
 }
 
-fn greet(addresses: &Addresses, no_load: bool) {
+fn greet(addresses: &Addresses, logs: &Logs, no_load: bool) {
     let Some(listen) = addresses.listen.first() else {
         return;
     };
@@ -127,12 +163,20 @@ fn greet(addresses: &Addresses, no_load: bool) {
             "  HTTP:          http://{http}/ready  http://{http}/metrics"
         ));
     }
+    say(&format!("  Slow log:      {}", logs.slow));
+    say(&format!("  Query log:     {} (of {LEDGER})", logs.query));
     if !no_load {
         say("\nA small load runs on it, a few per cent of a CPU; --no-load leaves it out.");
     }
-    say("\nTry:");
+    say("\nTry in the exchange:");
     for statement in TRY_THESE {
         say(&format!("  {statement}"));
+    }
+    say("\nLook in the console:");
+    let width = LOOK_AT.iter().map(|(show, _)| show.len()).max();
+    let width = width.unwrap_or_default();
+    for (show, tells) in LOOK_AT {
+        say(&format!("  {show:width$}  -- {tells}"));
     }
     say("\nCtrl-C stops everything and removes it.");
 }

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::Context;
+use std::time::Duration;
 
 use tokio::io::AsyncWrite;
 use tokio::sync::Notify;
@@ -31,6 +32,9 @@ pub struct Identity {
     pub cancel_key: Vec<u8>,
     /// How a cancel request travels: as the connection does.
     pub encryption: Encryption,
+    made: Instant,
+    /// When a client was last given it, in nanoseconds since `made`; 0 for never.
+    last_used: AtomicU64,
     cancels: AtomicU32,
     cancels_begun: AtomicU32,
     cancels_done: Notify,
@@ -47,12 +51,27 @@ impl Identity {
             pid,
             cancel_key,
             encryption,
+            made: Instant::now(),
+            last_used: AtomicU64::new(0),
             cancels: AtomicU32::new(0),
             cancels_begun: AtomicU32::new(0),
             cancels_done: Notify::new(),
             is_in_doubt: AtomicBool::new(false),
             is_lost: AtomicBool::new(false),
         }
+    }
+
+    /// A client's statement is sent to it at `now`.
+    pub fn used(&self, now: Instant) {
+        let nanos = now.saturating_duration_since(self.made).as_nanos();
+        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX).max(1);
+        self.last_used.store(nanos, Ordering::Relaxed);
+    }
+
+    /// When a client was last given it; `None` if none was.
+    pub fn last_used(&self) -> Option<Instant> {
+        let nanos = self.last_used.load(Ordering::Relaxed);
+        (nanos > 0).then(|| self.made + Duration::from_nanos(nanos))
     }
 
     /// A cancel request is about to be sent; until the guard is dropped this backend goes to nobody else, so that the

@@ -35,6 +35,9 @@ pub const ANALYST: &str = "analyst";
 /// Its pool, for the configuration.
 pub const ANALYST_POOL_SIZE: usize = 1;
 
+/// What those who move money call themselves.
+pub const LEDGER: &str = "ledger";
+
 /// Pause before a `psql` that ended is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(2);
 
@@ -62,7 +65,7 @@ const PARTS: [Part; 8] = [
         turn: browse,
     },
     Part {
-        application: "ledger",
+        application: LEDGER,
         user: USER,
         clients: 2,
         opening: "",

@@ -44,6 +44,28 @@ pub const TRY_THESE: [&str; 6] = [
     "SELECT pg_sleep(60);  -- then Ctrl-C",
 ];
 
+/// Tables of the console that the load gives something to show, each with what it tells.
+pub const LOOK_AT: [(&str, &str); 9] = [
+    (
+        "SHOW QUERIES ORDER BY total_time DESC LIMIT 10;",
+        "where the time goes, by statement",
+    ),
+    (
+        "SHOW SLOW WHERE plan IS NOT NULL;",
+        "the latest slow statements, with their plans",
+    ),
+    ("SHOW ERRORS;", "the latest failed ones"),
+    ("SHOW POOLS;", "who waits for a server connection"),
+    ("SHOW PINS;", "who keeps one, and why"),
+    ("SHOW WAITS;", "what long statements wait for"),
+    (
+        "SHOW LOCKS;",
+        "who stands in whose way (every 20 s; add \\watch 0.2)",
+    ),
+    ("SHOW NODES;", "the servers and how far behind they are"),
+    ("SHOW ROUTES;", "where statements went, and why"),
+];
+
 /// Why there is no demo, or no test server.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {

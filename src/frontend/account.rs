@@ -9,7 +9,7 @@ use super::metering::{Portal, READY_LEN, Running};
 use super::session::Session;
 use crate::error::SqlState;
 use crate::journal::Entry;
-use crate::meter::{Client, Execution, Exemplar, Incident, Verdict, Whose};
+use crate::meter::{Client, Execution, Exemplar, Incident, SessionBits, Verdict, Whose};
 use crate::pool::lane::seat::Answered;
 use crate::shared::PlanRequest;
 use crate::sql::known::Known;
@@ -246,5 +246,14 @@ impl Session {
         counters
             .transaction_micros
             .fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// The client calls itself something else from now on.
+    pub(super) fn rename_application(&mut self, name: &[u8]) {
+        let name = String::from_utf8_lossy(name);
+        self.entry.rename_application(&name);
+        self.metering.origin.application = self.shared.known.queries.names.id(&name);
+        self.metering.rules = SessionBits::default();
+        self.forget_limit_rules();
     }
 }

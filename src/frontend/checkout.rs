@@ -139,6 +139,7 @@ impl Session {
                 .runs_on(node, &self.shared.known.queries.names),
         }
         self.note_lease_of_replay(&lease);
+        lease.identity.used(self.now);
         self.lease = Some(lease);
         self.pool
             .counters
@@ -259,6 +260,9 @@ impl Session {
             return self.rerun_at_rest(cx);
         }
         self.in_transaction = lease.status != TransactionStatus::Idle;
+        self.entry
+            .prepared
+            .store(self.names.len(), Ordering::Relaxed);
         self.copies_in = false;
         self.discards = false;
         self.deallocates = false;

@@ -489,12 +489,4 @@ impl Session {
         let sent = self.metering.relayed_since();
         self.count(&front, sent);
     }
-
-    /// The client calls itself something else from now on.
-    pub(super) fn rename_application(&mut self, name: &[u8]) {
-        let name = String::from_utf8_lossy(name);
-        self.metering.origin.application = self.shared.known.queries.names.id(&name);
-        self.metering.rules = SessionBits::default();
-        self.forget_limit_rules();
-    }
 }

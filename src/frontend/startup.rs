@@ -334,7 +334,7 @@ impl Admitted {
             user: Arc::clone(&key.user),
             database: Arc::clone(&key.database),
             peer: self.peer.clone(),
-            tls: self.stream.is_tls(),
+            tls: self.stream.tls_description(),
             application_name: self.message.application_name(),
             replication: match self.message.replication.as_deref() {
                 None => Replication::None,

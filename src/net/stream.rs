@@ -45,6 +45,30 @@ impl Stream {
         matches!(self, Self::TlsAccepted(_) | Self::TlsConnected(_))
     }
 
+    /// Version and cipher of TLS, in the words of its registries: `TLSv1.3/TLS_AES_256_GCM_SHA384`. `None` without TLS.
+    pub fn tls_description(&self) -> Option<Box<str>> {
+        let (version, cipher) = match self {
+            Self::Tcp(_) | Self::Unix(_) => return None,
+            Self::TlsAccepted(tls) => {
+                let tls = tls.get_ref().1;
+                (tls.protocol_version(), tls.negotiated_cipher_suite())
+            }
+            Self::TlsConnected(tls) => {
+                let tls = tls.get_ref().1;
+                (tls.protocol_version(), tls.negotiated_cipher_suite())
+            }
+        };
+        let version = match version {
+            Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            _ => "TLS",
+        };
+        let cipher = cipher.and_then(|suite| suite.suite().as_str());
+        // The registry does not name the version twice.
+        let cipher = cipher.unwrap_or("?").replacen("TLS13_", "TLS_", 1);
+        Some(format!("{version}/{cipher}").into())
+    }
+
     /// The certificate the other end proved to hold, if it sent one. Whether it was verified, and how, is the
     /// context's choice; a client's is never accepted unverified.
     pub fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {

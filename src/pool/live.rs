@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
 use crate::backend::connection::{Backend, Identity};
+use crate::session::mirror::Outside;
 
 /// What is known of an open connection from its beginning to its end.
 #[derive(Debug)]
@@ -19,9 +20,12 @@ pub struct LiveBackend {
     pub opened: Instant,
     /// Which `RECONNECT` it is younger than.
     pub generation: u64,
-    pub tls: bool,
     /// It listens for sessions, and runs no statements of theirs.
     pub listens: bool,
+    /// Version and cipher; `None` without TLS.
+    pub tls: Option<Box<str>>,
+    /// What it has now.
+    pub outside: Arc<Outside>,
     /// `None` on a Unix socket.
     pub local: Option<SocketAddr>,
     /// `None` on a Unix socket.
@@ -58,8 +62,9 @@ impl Live {
             identity: Arc::clone(&backend.identity),
             opened: backend.opened,
             generation: backend.generation,
-            tls: backend.stream.is_tls(),
             listens,
+            tls: backend.stream.tls_description(),
+            outside: Arc::clone(backend.mirror.outside()),
             local: backend.stream.local_addr(),
             peer: backend.stream.peer_addr(),
         };

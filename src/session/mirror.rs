@@ -1,7 +1,8 @@
 //! What one backend has now, as far as pgweir has put it there or been told.
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lru::LruCache;
 
@@ -11,6 +12,9 @@ use crate::sql::LexOptions;
 use crate::sql::reading::REPORTED;
 
 type Entry = (Box<[u8]>, Box<[u8]>);
+
+/// What the client calls itself.
+const APPLICATION: &[u8] = b"application_name";
 
 /// Values the server reports by `ParameterStatus`, in the order it first reported them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -151,6 +155,34 @@ struct Given {
     stale: bool,
 }
 
+/// What others may see of a backend, whoever uses it. Written where it changes, which in steady state is never.
+#[derive(Debug, Default)]
+pub struct Outside {
+    prepared: AtomicUsize,
+    application: Mutex<Option<Box<str>>>,
+}
+
+impl Outside {
+    /// Statements it has prepared.
+    pub fn prepared(&self) -> usize {
+        self.prepared.load(Ordering::Relaxed)
+    }
+
+    /// Its `application_name`, as the server last reported it.
+    pub fn application(&self) -> Option<Box<str>> {
+        let application = self.application.lock();
+        application.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn call(&self, application: &[u8]) {
+        let name = String::from_utf8_lossy(application).into();
+        *self
+            .application
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(name);
+    }
+}
+
 /// The state of one backend.
 #[derive(Debug)]
 pub struct Mirror {
@@ -170,6 +202,7 @@ pub struct Mirror {
     pub sequences_of: Option<u32>,
     /// Which statement its unnamed statement is; `None`: none or unknown.
     pub unnamed: Option<u64>,
+    outside: Arc<Outside>,
 }
 
 impl Mirror {
@@ -179,6 +212,10 @@ impl Mirror {
         // Unbounded inside, so that the table grows with use: bounded by `make_room`.
         let mut prepared = LruCache::unbounded();
         prepared.resize(capacity);
+        let outside = Outside::default();
+        if let Some(application) = reported.get(APPLICATION) {
+            outside.call(application);
+        }
         Self {
             settings: Arc::default(),
             unknown_to: None,
@@ -187,7 +224,18 @@ impl Mirror {
             awaited_shapes: Awaited::default(),
             sequences_of: None,
             unnamed: None,
+            outside: Arc::new(outside),
         }
+    }
+
+    /// What others may see of it.
+    pub fn outside(&self) -> &Arc<Outside> {
+        &self.outside
+    }
+
+    fn count_prepared(&self) {
+        let prepared = self.prepared.len();
+        self.outside.prepared.store(prepared, Ordering::Relaxed);
     }
 
     /// Whether the backend has statement `id`.
@@ -215,7 +263,9 @@ impl Mirror {
             shape,
             stale: false,
         };
-        self.prepared.push(id, given).map(|(evicted, _)| evicted)
+        let evicted = self.prepared.push(id, given);
+        self.count_prepared();
+        evicted.map(|(evicted, _)| evicted)
     }
 
     /// The server said that statement `id` can't be run any more.
@@ -227,7 +277,9 @@ impl Mirror {
 
     /// Takes off the statement that was not used for longest, to be closed.
     pub fn take_oldest(&mut self) -> Option<u64> {
-        self.prepared.pop_lru().map(|(id, _)| id)
+        let oldest = self.prepared.pop_lru();
+        self.count_prepared();
+        oldest.map(|(id, _)| id)
     }
 
     /// The server was asked how many of the statements it has, with nothing under way. If one is missing, nobody knows
@@ -241,17 +293,20 @@ impl Mirror {
                 given.stale = true;
             }
         }
+        self.count_prepared();
         prepared == 0 && had > 0
     }
 
     /// Statement `id` is not there after all, or was closed.
     pub fn forget(&mut self, id: u64) {
         self.prepared.pop(&id);
+        self.count_prepared();
     }
 
     /// `DEALLOCATE ALL` succeeded.
     pub fn forget_all(&mut self) {
         self.prepared.clear();
+        self.count_prepared();
         self.unnamed = None;
     }
 
@@ -270,6 +325,9 @@ impl Mirror {
     pub fn report(&mut self, name: &[u8], value: &[u8]) {
         if self.reported.get(name) != Some(value) {
             Arc::make_mut(&mut self.reported).set(name, value);
+            if name == APPLICATION {
+                self.outside.call(value);
+            }
         }
     }
 }
@@ -288,6 +346,23 @@ mod tests {
         assert_eq!(mirror.prepare(3, shape()), Some(2));
         assert!(mirror.contains(1) && mirror.contains(3) && !mirror.contains(2));
         assert_eq!(mirror.prepare(3, shape()), Some(3));
+    }
+
+    #[test]
+    fn others_see_how_many_statements_it_has_and_what_it_is_called() {
+        let mut mirror = Mirror::new(Arc::default(), 2);
+        let outside = Arc::clone(mirror.outside());
+        assert_eq!((outside.prepared(), outside.application()), (0, None));
+        for id in 1..=3 {
+            mirror.prepare(id, Arc::default());
+        }
+        mirror.report(APPLICATION, b"shop");
+        assert_eq!(outside.prepared(), 2);
+        assert_eq!(outside.application().as_deref(), Some("shop"));
+        mirror.forget(3);
+        assert_eq!(outside.prepared(), 1);
+        mirror.reset();
+        assert_eq!(outside.prepared(), 0);
     }
 
     #[test]

@@ -138,7 +138,7 @@ fn client(entry: &ClientEntry) -> Client {
         pid: entry.pid.0,
         user: Arc::clone(&entry.user),
         database: Arc::clone(&entry.database),
-        application: entry.application_name.clone(),
+        application: (*entry.application()).into(),
         peer: entry.peer.clone(),
     }
 }

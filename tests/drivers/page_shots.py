@@ -9,6 +9,11 @@ from browser import Browser, Missing, until
 READY = "return document.querySelectorAll('#statements-table tbody tr').length >= 8"
 STATEMENT = ("const link = [...document.querySelectorAll('#statements-table tbody a')]"
              ".find((one) => one.textContent.includes('balances WHERE user_id')); link?.click(); return !!link")
+# What is wider than its own box without scrolling in it.
+WIDE = ("return [...document.querySelectorAll('body, body *:not(thead *)')].filter((one) => one.checkVisibility()"
+        " && one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).overflowX === 'visible'"
+        " && getComputedStyle(one).display !== 'inline')"
+        ".map((one) => `${one.scrollWidth} in ${one.clientWidth}: ${one.outerHTML.slice(0, 160)} ${one.innerText?.slice(0, 60)}`).slice(0, 12)")
 SHOTS = [
     ("page-light.png", 1280, 1120, False, None),
     ("page-dark.png", 1280, 1120, True, None),
@@ -29,7 +34,7 @@ def shoot(url, path, width, height, dark, script):
         # A few seconds more, so that the charts move.
         time.sleep(3)
         sideways = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert sideways == 0, f"{path}: scrolls sideways by {sideways} pixels"
+        assert sideways == 0, f"{path}: scrolls sideways by {sideways} pixels: {browser.run(WIDE)}"
         complaints = browser.console()
         assert not complaints, complaints
         browser.screenshot(path)

@@ -1,6 +1,7 @@
 //! The console: its tables over both protocols, and what its commands do to clients and servers.
 
-use std::process::{Command, Output};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Command, Output, Stdio};
 
 use pgweir::demo::cluster::binaries;
 
@@ -94,6 +95,84 @@ fn psql_shows_every_table_under_both_names_of_the_console() {
         help.contains("Console usage") && help.contains("WAIT_CLOSE"),
         "{help}"
     );
+}
+
+#[tokio::test]
+async fn psql_watches_a_table_change() {
+    let pgweir = start();
+    let mut client = pgweir.client().await;
+    client.query("SELECT 1 AS watched").await.ok();
+    let mut psql = Command::new(binaries().unwrap().join("psql"))
+        .args(["-XAtq", "-d", &pgweir.url("postgres", "pgweir")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = psql.stdin.take().unwrap();
+    writeln!(
+        input,
+        "SHOW QUERIES LIKE '%watched' ORDER BY total_time DESC \\watch 0.05"
+    )
+    .unwrap();
+    let mut lines = BufReader::new(psql.stdout.take().unwrap()).lines();
+    let mut next = || {
+        let shown = lines.by_ref().map(Result::unwrap);
+        let mut rows = shown.filter(|line| line.contains("|SELECT $1 AS watched|"));
+        rows.next().expect("psql goes on")
+    };
+    let calls = |row: String| row.split('|').nth(6).unwrap().to_owned();
+    for _ in 0..2 {
+        assert_eq!(calls(next()), "1");
+    }
+    client.query("SELECT 1 AS watched").await.ok();
+    while calls(next()) != "2" {}
+    // Without an end to its input it would go on for good.
+    psql.kill().unwrap();
+    psql.wait().unwrap();
+}
+
+#[tokio::test]
+async fn connections_show_tls_statements_names_and_times() {
+    let pgweir = start();
+    let login = Login::new("postgres", "postgres").with("application_name", "first");
+    let mut client = pgweir.client_as(&login).await;
+    let prepare = |name: &str| {
+        let parse = messages::parse(name, &format!("SELECT '{name}'"), &[]);
+        let [bind, execute] = [messages::bind("", name, &[]), messages::execute("", 0)];
+        [parse, bind, execute, messages::sync()].concat()
+    };
+    for name in ["one", "two"] {
+        client.send(&prepare(name)).await;
+        client.reply().await.ok();
+    }
+    let mut console = pgweir.console().await;
+    let of = async |console: &mut Client, column: &str| {
+        let clients = console.query("SHOW CLIENTS").await.ok();
+        let servers = console.query("SHOW SERVERS").await.ok();
+        let of_client = cell(&clients, "database", "postgres", column);
+        let of_server = cell(&servers, "database", "postgres", column);
+        [of_client.map(str::to_owned), of_server.map(str::to_owned)]
+    };
+    let both = |text: &str| [Some(text.to_owned()), Some(text.to_owned())];
+    assert_eq!(of(&mut console, "prepared_statements").await, both("2"));
+    assert_eq!(of(&mut console, "application_name").await, both("first"));
+    assert_eq!(of(&mut console, "tls").await, both(""));
+    client.query("SET application_name = 'second'").await.ok();
+    assert_eq!(of(&mut console, "application_name").await, both("second"));
+    let [of_client, of_server] = of(&mut console, "request_time").await;
+    let at = of_client.expect("it has asked something");
+    assert_eq!(at.len(), "2026-01-02 03:04:05 UTC".len(), "{at}");
+    assert!(of_server.is_some_and(|of_server| of_server[..10] == at[..10]));
+    client.send(&messages::close(b'S', "one")).await;
+    client.send(&messages::sync()).await;
+    client.reply().await.ok();
+    let [of_client, of_server] = of(&mut console, "prepared_statements").await;
+    // The server's stays, for others that prepare the same.
+    assert_eq!(of_client.as_deref(), Some("1"));
+    assert_eq!(of_server.as_deref(), Some("2"));
+    client.query("DEALLOCATE ALL").await.ok();
+    let [of_client, _] = of(&mut console, "prepared_statements").await;
+    assert_eq!(of_client.as_deref(), Some("0"));
 }
 
 #[tokio::test]

@@ -74,6 +74,34 @@ fn psycopg_works_through_pgweir() {
     python("smoke_psycopg.py");
 }
 
+#[tokio::test]
+async fn the_console_works_with_psycopg_and_asyncpg() {
+    let (program, interpreter) = (
+        "console_drivers.py",
+        tests_folder().join(".venv/bin/python"),
+    );
+    if !runs(&interpreter, "--version") {
+        return skip(program, "no tests/.venv; `make setup` makes it");
+    }
+    let server = ServerOptions::default().start().unwrap();
+    let pgweir = Options::new(&server).start();
+    let mut client = pgweir.client().await;
+    for number in 0..3 {
+        let sql = format!("SELECT {number} AS shown");
+        client.query(&sql).await.ok();
+    }
+    let output = Command::new(interpreter)
+        .arg(tests_folder().join("drivers").join(program))
+        .arg(format!("postgresql://postgres@{}/pgweir", pgweir.address))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    tell(stdout.trim());
+}
+
 #[test]
 fn asyncpg_works_through_pgweir() {
     python("smoke_asyncpg.py");

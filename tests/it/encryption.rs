@@ -381,6 +381,22 @@ async fn every_sslmode_reaches_the_server_as_libpq_would() {
 }
 
 #[tokio::test]
+async fn the_console_tells_version_and_cipher() {
+    let files = Files::new();
+    let pgweir = files.offer(through("localhost", "require")).start();
+    let _client = pgweir.client().await;
+    let console = "user=postgres dbname=pgweir sslmode=require";
+    for table in ["CLIENTS", "SERVERS"] {
+        let shown = psql(&pgweir, console, &format!("SHOW {table}"));
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(
+            shown.contains("|TLSv1.3/TLS_AES_256_GCM_SHA384|"),
+            "{shown}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn allow_and_prefer_try_the_other_way_where_the_server_insists() {
     for mode in ["allow", "prefer"] {
         let pgweir = through("localhost", mode).start();

@@ -34,6 +34,7 @@ mod faults;
 mod http;
 mod lanes;
 mod lanes_scripted;
+mod like_pgbouncer;
 mod listening;
 mod listening_failures;
 mod overload;

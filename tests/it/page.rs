@@ -279,6 +279,12 @@ async fn on_a_phone_nothing_scrolls_sideways_and_everything_has_a_name() {
         &format!("{sideways} === 0"),
     );
     browser.resize(360, 740);
+    // The longest values there can be, at the least width.
+    browser.resize(320, 740);
+    let longest = "for (const cell of document.querySelectorAll('#statements-table td, #pools-table td')) \
+                   cell.textContent = '999\\u00a0ms, 99.9\\u00a0%'; ";
+    assert_eq!(browser.run(&format!("{longest}{sideways}")), 0);
+    browser.resize(360, 740);
     let dark = browser.run("return getComputedStyle(document.body).backgroundColor");
     assert_eq!(dark, "rgb(15, 19, 24)");
     browser.run("document.querySelector('#statements-table tbody a').click()");

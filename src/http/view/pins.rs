@@ -17,7 +17,7 @@ pub(in crate::http) struct PinView<'a> {
     pid: u32,
     user: &'a str,
     database: &'a str,
-    application: &'a str,
+    application: String,
     /// None for those who may not see it.
     address: Option<&'a str>,
     age: f64,
@@ -50,7 +50,7 @@ impl<'a> PinView<'a> {
             pid: pin.client,
             user: &status.user,
             database: &status.database,
-            application: entry.map_or("", |entry| &entry.application_name),
+            application: entry.map_or_else(String::new, |entry| entry.application().to_string()),
             address: entry.filter(|_| is_admin).map(|entry| &*entry.peer),
             age: seconds(pin.since.elapsed()),
             idle: entry.is_none_or(|entry| entry.activity.running().is_none()),

@@ -297,6 +297,7 @@ impl Runner {
         if self.flights.is_empty() {
             self.since = self.now;
         }
+        lease.identity.used(self.now);
         while self.flights.len() < DEPTH {
             let Some(ticket) = self.lane.with(|queue| queue.waiting.pop_front()) else {
                 return;
