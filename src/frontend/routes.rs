@@ -109,6 +109,8 @@ pub(super) struct Routes {
     pub own: Tick,
     /// The statements under way on the primary may have written.
     wrote: bool,
+    /// They may have changed what the catalogue says of functions.
+    redefines: bool,
     /// The replica that the lease is of.
     pub reading: Option<Reading>,
     /// The exchange that was looked at is not sent as a whole yet.
@@ -186,6 +188,34 @@ impl Routes {
                 .functions
                 .iter()
                 .any(|function| self.calls(function, pool, now) != Calls::Reads)
+            || self.may_hide_write(known, pool, now)
+    }
+
+    /// Whether a statement may write by what its text does not show: a view, a policy, an operator.
+    fn may_hide_write(&self, known: &Known, pool: &Arc<Pool>, now: Instant) -> bool {
+        let class = &known.class;
+        if class
+            .statements
+            .iter()
+            .all(|statement| statement.kind.is_transaction_control())
+        {
+            return false;
+        }
+        let Some(hidden) = self.catalogue.hidden(pool, now) else {
+            return true;
+        };
+        let tables = &class.tables;
+        let is_hidden = |name: &[u8]| hidden.relations.contains(name);
+        hidden.anywhere
+            || (!tables.is_complete() && !hidden.relations.is_empty())
+            || tables
+                .list()
+                .iter()
+                .any(|table| is_hidden(table.name.as_bytes()))
+            || hidden
+                .attributes
+                .iter()
+                .any(|name| known.attributes.may_have(name))
     }
 
     /// A statement is sent: follows the transaction it is in.
@@ -291,6 +321,7 @@ impl Session {
             own: cluster.written(),
             cluster,
             wrote: false,
+            redefines: false,
             reading: None,
             in_exchange: false,
             trial: None,
@@ -326,6 +357,7 @@ impl Session {
                 }
                 routes.follow(known);
                 if known.changes_functions {
+                    routes.redefines = true;
                     routes.catalogue.forget();
                 }
             }
@@ -345,6 +377,10 @@ impl Session {
     pub(super) fn note_rest(&mut self) {
         if let Some(routes) = self.routes.as_deref_mut() {
             routes.wrote = false;
+            if std::mem::take(&mut routes.redefines) {
+                // It may have been read again before the change was committed.
+                routes.catalogue.forget();
+            }
             if let (Some(_), Some(reading)) = (routes.opened.take(), &mut routes.reading) {
                 reading.is_measured = false;
             }
