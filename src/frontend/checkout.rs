@@ -42,6 +42,8 @@ impl Session {
             self.notified_waiting = false;
             if self.pool.is_headless() {
                 self.count_route(Reason::Held);
+            } else {
+                self.note_asked();
             }
             self.pool.enqueue_client(&self.entry.waiter);
             false
@@ -219,7 +221,10 @@ impl Session {
         if !lease.expect.awaits_more() || lease.passing.remaining > 0 || lease.unsent_of_frame > 0 {
             return Ok(());
         }
-        if !lease.expect.is_at_rest() {
+        let is_at_rest = lease.expect.is_at_rest();
+        let is_in_transaction = lease.status != TransactionStatus::Idle;
+        self.note_heard();
+        if !is_at_rest {
             // The rest of an extended exchange, and above all its Sync, is the client's to send.
             self.since = self.now;
             return Ok(());
@@ -233,7 +238,7 @@ impl Session {
         if self.replay_differs(true) {
             return self.fall_back(false, cx);
         }
-        self.in_transaction = lease.status != TransactionStatus::Idle;
+        self.in_transaction = is_in_transaction;
         self.copies_in = false;
         self.discards = false;
         self.deallocates = false;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::session::Session;
 use crate::cluster::Cluster;
-use crate::cluster::node::Node;
+use crate::cluster::node::{Asked, Node};
 use crate::cluster::samples::Tick;
 use crate::config::model::{self, Consistency};
 use crate::error::SqlState;
@@ -37,7 +37,7 @@ pub(super) struct Reading {
 
 impl Reading {
     pub(super) fn new(node: &Arc<Node>, since: Instant) -> Self {
-        node.load.sent(since);
+        node.load.sent();
         Self {
             node: Arc::clone(node),
             since,
@@ -111,6 +111,8 @@ pub(super) struct Routes {
     wrote: bool,
     /// They may have changed what the catalogue says of functions.
     redefines: bool,
+    /// The server that an answer is awaited of.
+    asked: Option<Asked>,
     /// The replica that the lease is of.
     pub reading: Option<Reading>,
     /// The exchange that was looked at is not sent as a whole yet.
@@ -218,6 +220,22 @@ impl Routes {
                 .any(|name| known.attributes.may_have(name))
     }
 
+    /// The server that the session is on owes it an answer from now on.
+    fn ask(&mut self, now: Instant) {
+        let primary = || self.cluster.nodes.get(self.cluster.topology().primary?);
+        let reading = self.reading.as_ref().map(|reading| &reading.node);
+        let Some(node) = reading.or_else(primary) else {
+            return;
+        };
+        if self
+            .asked
+            .as_ref()
+            .is_none_or(|asked| !Arc::ptr_eq(&asked.node, node))
+        {
+            self.asked = Some(Asked::new(node, now));
+        }
+    }
+
     /// A statement is sent: follows the transaction it is in.
     fn follow(&mut self, known: &Known) {
         let class = &known.class;
@@ -322,6 +340,7 @@ impl Session {
             cluster,
             wrote: false,
             redefines: false,
+            asked: None,
             reading: None,
             in_exchange: false,
             trial: None,
@@ -349,6 +368,7 @@ impl Session {
         let Some(routes) = self.routes.as_deref_mut() else {
             return;
         };
+        routes.ask(self.now);
         match known {
             None => routes.wrote = true,
             Some(known) => {
@@ -361,6 +381,31 @@ impl Session {
                     routes.catalogue.forget();
                 }
             }
+        }
+    }
+
+    /// The session waits for a connection to the primary, which may be as silent while it is opened.
+    pub(super) fn note_asked(&mut self) {
+        if let Some(routes) = self.routes.as_deref_mut() {
+            routes.ask(self.now);
+        }
+    }
+
+    /// No server owes the session anything.
+    pub(super) fn note_nothing_asked(&mut self) {
+        if let Some(routes) = self.routes.as_deref_mut() {
+            routes.asked = None;
+        }
+    }
+
+    /// The server has answered everything that it was sent so far: the client is the one who is awaited.
+    pub(super) fn note_heard(&mut self) {
+        let asked = self
+            .routes
+            .as_deref_mut()
+            .and_then(|routes| routes.asked.take());
+        if let Some(asked) = asked {
+            asked.answered(self.now);
         }
     }
 
