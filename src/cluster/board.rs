@@ -44,6 +44,8 @@ pub enum Finding {
     Failed(Arc<str>),
     /// The server is there and lets the probe's user in no further.
     Denied(Arc<str>),
+    /// The server is there and has no connection to spare.
+    Full(Arc<str>),
 }
 
 /// What is worth a line in the log.
@@ -58,6 +60,12 @@ pub enum Event {
         from: Option<usize>,
         to: usize,
         timeline: Option<u32>,
+    },
+    /// The primary has gone on to a higher timeline: another server has taken its place behind the same name, or it was
+    /// restored or promoted where it is.
+    Renewed {
+        node: usize,
+        timeline: u32,
     },
     /// Nobody can be asked; the configured primary is taken for it.
     Assumed {
@@ -82,6 +90,8 @@ pub struct Board {
     entries: Vec<Entry>,
     rules: Rules,
     primary: Option<usize>,
+    /// The last primary there was, and the highest timeline it was seen on.
+    last: Option<(usize, Option<u32>)>,
     system: Option<u64>,
     timeline_max: u32,
     samples: Samples,
@@ -103,6 +113,7 @@ impl Board {
             entries: nodes.iter().map(entry).collect(),
             rules,
             primary: None,
+            last: None,
             system: None,
             timeline_max: 0,
             samples: Samples::default(),
@@ -197,12 +208,7 @@ impl Board {
         let incumbent = self.primary.filter(claims);
         let elected = incumbent.or_else(|| (0..self.entries.len()).find(claims));
         if let Some(to) = elected {
-            if self.primary != Some(to) {
-                let timeline = self.entries[to].answer.as_ref().and_then(|a| a.timeline);
-                let from = self.primary.replace(to);
-                self.samples.clear();
-                events.push(Event::Primary { from, to, timeline });
-            }
+            self.follow(to, events);
             return;
         }
         match self.primary {
@@ -210,9 +216,42 @@ impl Board {
             Some(place) if self.is_demoted(place) => self.primary = None,
             None if self.is_assumed() => {
                 self.primary = Some(0);
+                self.last = Some((0, None));
                 events.push(Event::Assumed { node: 0 });
             }
             _ => {}
+        }
+    }
+
+    /// Server `to` is the primary.
+    fn follow(&mut self, to: usize, events: &mut Vec<Event>) {
+        let timeline = self.entries[to].answer.as_ref().and_then(|a| a.timeline);
+        let is_same = self.primary.replace(to) == Some(to);
+        let before = self.last.replace((to, timeline));
+        match before {
+            Some((last, seen)) if last == to => {
+                self.last = Some((to, timeline.max(seen)));
+                if let (Some(timeline), Some(seen)) = (timeline, seen)
+                    && timeline > seen
+                {
+                    self.samples.clear();
+                    let node = to;
+                    events.push(Event::Renewed { node, timeline });
+                    return;
+                }
+            }
+            Some((last, _)) => {
+                self.samples.clear();
+                let from = Some(last);
+                events.push(Event::Primary { from, to, timeline });
+                return;
+            }
+            None => {}
+        }
+        if !is_same {
+            self.samples.clear();
+            let from = None;
+            events.push(Event::Primary { from, to, timeline });
         }
     }
 
@@ -250,7 +289,7 @@ impl Board {
     fn judge(&mut self, node: usize, now: Instant, events: &mut Vec<Event>) {
         let decided = events
             .iter()
-            .any(|event| matches!(event, Event::Primary { .. }));
+            .any(|event| matches!(event, Event::Primary { .. } | Event::Renewed { .. }));
         for place in 0..self.entries.len() {
             let is_first = self.entries[place].health.state() == NodeState::Unprobed;
             if place != node && !is_first && !decided {
@@ -264,6 +303,7 @@ impl Board {
             let entry = &mut self.entries[place];
             entry.lag = match verdict {
                 Verdict::Replica { lag } => Some(lag),
+                Verdict::Full => entry.lag,
                 _ => None,
             };
             if let Some(moved) = entry.health.find(verdict, self.rules, now) {
@@ -280,6 +320,7 @@ impl Board {
         match &entry.finding {
             Some(Finding::Denied(_)) if self.primary == Some(place) => Verdict::Primary,
             Some(Finding::Failed(_) | Finding::Denied(_)) | None => Verdict::Failed,
+            Some(Finding::Full(_)) => Verdict::Full,
             Some(Finding::Answer(answer)) if self.is_foreign(answer) => Verdict::Foreign,
             Some(Finding::Answer(answer)) if answer.in_recovery => Verdict::Replica {
                 lag: self.lag(answer, now),
@@ -345,7 +386,9 @@ impl Board {
             probed: answer.map(|answer| answer.asked),
             probe_took: answer.map_or(Duration::ZERO, |answer| answer.took),
             error: match &entry.finding {
-                Some(Finding::Failed(error) | Finding::Denied(error)) => Some(Arc::clone(error)),
+                Some(Finding::Failed(error) | Finding::Denied(error) | Finding::Full(error)) => {
+                    Some(Arc::clone(error))
+                }
                 Some(Finding::Answer(_)) | None => None,
             },
         }

@@ -1,6 +1,7 @@
 //! The clusters of the configuration: their probes, their pictures, and what follows from a change.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -172,7 +173,8 @@ impl Cluster {
         self.holds.load(Ordering::Relaxed)
     }
 
-    /// How long statements had to wait for a primary, in all, waits that go on not counted.
+    /// How long statements had to wait for a primary, in all, the time before the first was found and waits that go on
+    /// not counted.
     pub fn held_total(&self) -> Duration {
         Duration::from_micros(self.held_micros.load(Ordering::Relaxed))
     }
@@ -221,8 +223,11 @@ impl Cluster {
             && let (Some(since), Some(primary)) = (before.held_since, topology.primary())
         {
             let waited = now.duration_since(since);
-            let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
-            self.held_micros.fetch_add(micros, Ordering::Relaxed);
+            // The first wait is for a primary to be found at all.
+            if self.holds() > 0 {
+                let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+                self.held_micros.fetch_add(micros, Ordering::Relaxed);
+            }
             tracing::info!(primary = %primary.node.name, ?waited, "statements go on");
         }
     }
@@ -235,10 +240,10 @@ impl Cluster {
         }
     }
 
-    /// The name of `node` leads to another address than before.
-    pub(super) fn readdress(&self, node: &Node) {
+    /// The name of `node` leads to another address than `before`.
+    pub(super) fn readdress(&self, node: &Node, before: IpAddr) {
         tracing::warn!(
-            server = %node.name,
+            server = %node.name, %before,
             "the server's name leads to another address: connections to it are replaced"
         );
         self.pools.readdress(&self.servers, &node.server);
@@ -253,6 +258,12 @@ impl Cluster {
                     self.pools.abandon_all_but(&self.servers, &primary.server);
                 }
                 self.pools.give_up(&self.servers, &primary.name);
+            }
+            Event::Renewed { node, .. } => {
+                self.failovers.fetch_add(1, Ordering::Relaxed);
+                self.pools.abandon_primary(&self.servers);
+                self.pools
+                    .give_up(&self.servers, &topology.nodes[*node].node.name);
             }
             Event::Moved { node, moved } => {
                 let is_out = matches!(
@@ -282,6 +293,13 @@ fn tell(event: &Event, topology: &Topology) {
                     tracing::warn!(%primary, timeline, %before, "failover: another server is the primary");
                 }
             }
+        }
+        Event::Renewed { node, timeline } => {
+            let primary = &topology.nodes[*node].node.name;
+            tracing::warn!(
+                %primary, timeline,
+                "failover: the primary is on a new timeline: connections to what it was are given up"
+            );
         }
         Event::Assumed { node } => {
             let view = &topology.nodes[*node];

@@ -33,14 +33,58 @@ pub struct Load {
     pub outstanding: AtomicUsize,
     /// How long reads take, as an average that forgets, in microseconds; 0 until there was one.
     latency: AtomicU32,
-    /// When the last one was answered, and when one was sent while there was no other, in milliseconds since `born`.
+    /// When the last read was answered, in milliseconds since `born`.
     answered: AtomicU64,
-    busy_since: AtomicU64,
+    silence: Silence,
     born: Instant,
     /// Reads sent here.
     pub reads: AtomicU64,
     /// Reads that had to be run elsewhere.
     pub failed: AtomicU64,
+}
+
+/// Whether a server answers what sessions ask it: requests of any kind, on whichever role.
+#[derive(Debug, Default)]
+struct Silence {
+    /// Sessions that wait for an answer.
+    waiting: AtomicUsize,
+    /// When the last answer came, and when a session began to wait while no other did, in milliseconds.
+    heard: AtomicU64,
+    since: AtomicU64,
+}
+
+/// A session waits for an answer of a server, until this is dropped.
+#[derive(Debug)]
+pub struct Asked {
+    pub node: Arc<Node>,
+}
+
+impl Asked {
+    pub fn new(node: &Arc<Node>, now: Instant) -> Self {
+        let load = &node.load;
+        if load.silence.waiting.fetch_add(1, Ordering::Relaxed) == 0 {
+            load.silence.since.store(load.age(now), Ordering::Relaxed);
+        }
+        Self {
+            node: Arc::clone(node),
+        }
+    }
+
+    /// The answer is here.
+    pub fn answered(self, now: Instant) {
+        let load = &self.node.load;
+        load.silence.heard.store(load.age(now), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.node
+            .load
+            .silence
+            .waiting
+            .fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Default for Load {
@@ -49,7 +93,7 @@ impl Default for Load {
             outstanding: AtomicUsize::new(0),
             latency: AtomicU32::new(0),
             answered: AtomicU64::new(0),
-            busy_since: AtomicU64::new(0),
+            silence: Silence::default(),
             born: Instant::now(),
             reads: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -63,20 +107,18 @@ impl Load {
     }
 
     /// A read is sent.
-    pub fn sent(&self, now: Instant) {
-        if self.outstanding.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.busy_since.store(self.age(now), Ordering::Relaxed);
-        }
+    pub fn sent(&self) {
+        self.outstanding.fetch_add(1, Ordering::Relaxed);
         self.reads.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// For how long it has had reads to answer and has answered none.
+    /// For how long sessions have waited for an answer and none has come to any of them.
     pub fn silent_for(&self, now: Instant) -> Duration {
-        if self.outstanding.load(Ordering::Relaxed) == 0 {
+        if self.silence.waiting.load(Ordering::Relaxed) == 0 {
             return Duration::ZERO;
         }
-        let answered = self.answered.load(Ordering::Relaxed);
-        let since = answered.max(self.busy_since.load(Ordering::Relaxed));
+        let heard = self.silence.heard.load(Ordering::Relaxed);
+        let since = heard.max(self.silence.since.load(Ordering::Relaxed));
         Duration::from_millis(self.age(now).saturating_sub(since))
     }
 
@@ -133,18 +175,20 @@ mod tests {
 
     #[test]
     fn a_server_is_silent_while_it_answers_nothing_it_was_asked() {
-        let load = Load::default();
-        let start = Instant::now();
+        let node = Arc::new(Node::new(&model::Node::at("db".to_owned(), 5432), 0));
+        let start = node.load.born;
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(load.silent_for(at(9)), Duration::ZERO);
-        load.sent(at(10));
-        load.sent(at(12));
-        assert_eq!(load.silent_for(at(15)).as_secs(), 5);
-        load.answered(Duration::from_secs(6), at(16));
-        load.outstanding.fetch_sub(1, Ordering::Relaxed);
-        assert_eq!(load.silent_for(at(18)).as_secs(), 2);
-        load.outstanding.fetch_sub(1, Ordering::Relaxed);
-        assert_eq!(load.silent_for(at(20)), Duration::ZERO);
+        assert_eq!(node.load.silent_for(at(9)), Duration::ZERO);
+        let first = Asked::new(&node, at(10));
+        let second = Asked::new(&node, at(12));
+        assert_eq!(node.load.silent_for(at(15)).as_secs(), 5);
+        first.answered(at(16));
+        assert_eq!(node.load.silent_for(at(18)).as_secs(), 2);
+        drop(second);
+        assert_eq!(node.load.silent_for(at(20)), Duration::ZERO);
+        // A new wait begins when it begins.
+        let _third = Asked::new(&node, at(30));
+        assert_eq!(node.load.silent_for(at(31)).as_secs(), 1);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::backend::connect::{Login, ReachError, leads_to};
 use crate::backend::connection::Backend;
 use crate::backend::login::{Credentials, LoginError};
 use crate::backend::query::{self, QueryError, Row};
+use crate::error::SqlState;
 
 /// Pause after a probe that failed; it grows with their number.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -32,7 +33,7 @@ const AWAITED: Duration = Duration::from_millis(100);
 /// How long a server's name is believed to lead to the address it led to.
 const RESOLVED: Duration = Duration::from_secs(15);
 
-/// A server that has answered no read for this long, and has some to answer, is asked on a new connection: the one for
+/// A server that has answered no session for this long, and has some to answer, is asked on a new connection: the one for
 /// probes may be the last that works.
 const SILENCE: Duration = Duration::from_secs(5);
 
@@ -78,25 +79,33 @@ pub(super) async fn run(cluster: Arc<Cluster>, node: Arc<Node>) {
     let mut failures: u32 = 0;
     let mut opened = Instant::now();
     let mut resolved = opened;
+    // Where its name led when it was last connected to.
+    let mut peer = None;
     loop {
         let now = Instant::now();
         if now.duration_since(resolved) >= RESOLVED {
             resolved = now;
-            if has_moved(&cluster, &node, link.as_ref()).await {
-                link = None;
-                cluster.readdress(&node);
+            if let Some(before) = peer
+                && !leads_there(&cluster, &node, before).await
+            {
+                (link, peer) = (None, None);
+                cluster.readdress(&node, before);
             }
         }
-        if node.load.silent_for(now) >= SILENCE && now.duration_since(opened) >= SILENCE {
-            link = None;
-        }
-        if link.is_none() {
+        let is_silent =
+            node.load.silent_for(now) >= SILENCE && now.duration_since(opened) >= SILENCE;
+        if link.is_none() || is_silent {
             opened = now;
         }
-        let finding = probe(&cluster, &node, &mut link).await;
+        let finding = if is_silent && link.is_some() {
+            probe_anew(&cluster, &node, &mut link).await
+        } else {
+            probe(&cluster, &node, &mut link).await
+        };
+        note_peer(&cluster, &node, link.as_ref(), &mut peer).await;
         failures = match &finding {
             Finding::Answer(_) => 0,
-            Finding::Failed(_) | Finding::Denied(_) => failures + 1,
+            Finding::Failed(_) | Finding::Denied(_) | Finding::Full(_) => failures + 1,
         };
         let probed = Instant::now();
         cluster.take(&node, finding, probed);
@@ -141,16 +150,32 @@ async fn rest(
     }
 }
 
-/// Whether the server's name leads elsewhere than to where its probe is connected.
-async fn has_moved(cluster: &Cluster, node: &Node, link: Option<&Link>) -> bool {
-    let peer = link.and_then(|link| link.backend.stream.peer_addr());
-    let Some(peer) = peer.filter(|_| node.server.host.parse::<IpAddr>().is_err()) else {
-        return false;
-    };
+/// Whether the server's name still leads to `peer`.
+async fn leads_there(cluster: &Cluster, node: &Node, peer: IpAddr) -> bool {
+    if node.server.host.parse::<IpAddr>().is_ok() {
+        return true;
+    }
     // A resolver that hangs must not keep the probe for longer than a server that does.
     let limit = cluster.settings.load().timeout;
-    let leads = timeout(limit, leads_to(&node.server, peer.ip())).await;
-    !leads.unwrap_or(true)
+    timeout(limit, leads_to(&node.server, peer))
+        .await
+        .unwrap_or(true)
+}
+
+/// Compares where the server was found with where it was found before: its name may have been changed since it was last
+/// looked up for that alone.
+async fn note_peer(cluster: &Cluster, node: &Node, link: Option<&Link>, peer: &mut Option<IpAddr>) {
+    let found = link.and_then(|link| link.backend.stream.peer_addr());
+    let Some(found) = found.map(|address| address.ip()) else {
+        return;
+    };
+    // A name may have several addresses, of which any will do.
+    if let Some(before) = peer.replace(found)
+        && before != found
+        && !leads_there(cluster, node, before).await
+    {
+        cluster.readdress(node, before);
+    }
 }
 
 /// Ready when the server says something unasked, which is the end of the connection.
@@ -191,6 +216,19 @@ async fn probe(cluster: &Cluster, node: &Node, link: &mut Option<Link>) -> Findi
     }
 }
 
+/// One probe on a new connection, of a server that leaves sessions without an answer. The connection for probes is replaced
+/// by the new one, or dropped if that gets no answer either.
+async fn probe_anew(cluster: &Cluster, node: &Node, link: &mut Option<Link>) -> Finding {
+    let mut fresh = None;
+    let finding = probe(cluster, node, &mut fresh).await;
+    match &finding {
+        Finding::Answer(_) | Finding::Failed(_) => *link = fresh,
+        // It lives: what it has to say comes by the connection it has let in.
+        Finding::Full(_) | Finding::Denied(_) => return probe(cluster, node, link).await,
+    }
+    finding
+}
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 enum ProbeError {
@@ -208,6 +246,11 @@ impl From<ProbeError> for Finding {
         match &error {
             ProbeError::Reach(ReachError::Login(login)) if is_denied(login) => {
                 Self::Denied(message)
+            }
+            ProbeError::Reach(ReachError::Login(LoginError::Server(refusal)))
+                if refusal.code == SqlState::TOO_MANY_CONNECTIONS =>
+            {
+                Self::Full(message)
             }
             ProbeError::Query(QueryError::Server { code, .. }) if code.0.starts_with(b"42") => {
                 Self::Denied(message)

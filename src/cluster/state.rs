@@ -65,6 +65,8 @@ impl NodeState {
 pub enum Verdict {
     /// No answer.
     Failed,
+    /// It is there and has no connection to spare for being asked.
+    Full,
     /// The cluster's primary.
     Primary,
     /// A server that takes writes and is not the primary.
@@ -158,6 +160,8 @@ impl Health {
         use NodeState as S;
         match (verdict, self.state) {
             (Verdict::Failed, S::Unprobed | S::ProbingBack) => S::Down,
+            (Verdict::Full, S::Unprobed | S::ProbingBack | S::Down) => S::Down,
+            (Verdict::Full, state) => state,
             (Verdict::Failed, _) if self.failures + 1 >= rules.down_after => S::Down,
             (Verdict::Failed, state) => state,
             (Verdict::Foreign, _) => S::Refused,
@@ -257,6 +261,21 @@ mod tests {
         }
         story.after(0, FINE);
         assert_eq!(story.after(1000, FINE), NodeState::Up);
+    }
+
+    #[test]
+    fn a_server_without_a_connection_to_spare_stays_what_it_is() {
+        let mut story = Story::new();
+        assert_eq!(story.after(0, Verdict::Full), NodeState::Down);
+        assert_eq!(story.after(1, Verdict::Primary), NodeState::Up);
+        for _ in 0..10 {
+            assert_eq!(story.after(1, Verdict::Full), NodeState::Up);
+        }
+        // It answers, which is no failure.
+        story.after(1, Verdict::Failed);
+        story.after(1, Verdict::Failed);
+        story.after(1, Verdict::Full);
+        assert_eq!(story.after(1, Verdict::Failed), NodeState::Up);
     }
 
     #[test]

@@ -45,6 +45,8 @@ impl Session {
             self.notified_waiting = false;
             if self.pool.is_headless() {
                 self.count_route(Reason::Held);
+            } else {
+                self.note_asked();
             }
             self.pool.enqueue_client(&self.entry.waiter);
             false
@@ -241,14 +243,13 @@ impl Session {
         if !lease.expect.awaits_more() || lease.passing.remaining > 0 || lease.unsent_of_frame > 0 {
             return Ok(());
         }
+        let is_at_rest = lease.expect.is_at_rest();
+        let is_in_transaction = lease.status != TransactionStatus::Idle;
+        self.note_heard();
         if !self.will_rerun() && self.replay_is_over() {
             return self.fall_back(false, cx);
         }
-        if !self
-            .lease
-            .as_ref()
-            .is_some_and(|lease| lease.expect.is_at_rest())
-        {
+        if !is_at_rest {
             // The rest of an extended exchange, and above all its Sync, is the client's to send.
             self.since = self.now;
             return Ok(());
@@ -259,7 +260,7 @@ impl Session {
         if self.will_rerun() {
             return self.rerun_at_rest(cx);
         }
-        self.in_transaction = lease.status != TransactionStatus::Idle;
+        self.in_transaction = is_in_transaction;
         self.entry
             .prepared
             .store(self.names.len(), Ordering::Relaxed);

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::session::Session;
 use crate::cluster::Cluster;
-use crate::cluster::node::Node;
+use crate::cluster::node::{Asked, Node};
 use crate::cluster::samples::Tick;
 use crate::config::model::{self, Consistency};
 use crate::error::SqlState;
@@ -37,7 +37,7 @@ pub(super) struct Reading {
 
 impl Reading {
     pub(super) fn new(node: &Arc<Node>, since: Instant) -> Self {
-        node.load.sent(since);
+        node.load.sent();
         Self {
             node: Arc::clone(node),
             since,
@@ -109,6 +109,10 @@ pub(super) struct Routes {
     pub own: Tick,
     /// The statements under way on the primary may have written.
     wrote: bool,
+    /// They may have changed what the catalogue says of functions.
+    redefines: bool,
+    /// The server that an answer is awaited of.
+    asked: Option<Asked>,
     /// The replica that the lease is of.
     pub reading: Option<Reading>,
     /// The exchange that was looked at is not sent as a whole yet.
@@ -186,6 +190,50 @@ impl Routes {
                 .functions
                 .iter()
                 .any(|function| self.calls(function, pool, now) != Calls::Reads)
+            || self.may_hide_write(known, pool, now)
+    }
+
+    /// Whether a statement may write by what its text does not show: a view, a policy, an operator.
+    fn may_hide_write(&self, known: &Known, pool: &Arc<Pool>, now: Instant) -> bool {
+        let class = &known.class;
+        if class
+            .statements
+            .iter()
+            .all(|statement| statement.kind.is_transaction_control())
+        {
+            return false;
+        }
+        let Some(hidden) = self.catalogue.hidden(pool, now) else {
+            return true;
+        };
+        let tables = &class.tables;
+        let is_hidden = |name: &[u8]| hidden.relations.contains(name);
+        hidden.anywhere
+            || (!tables.is_complete() && !hidden.relations.is_empty())
+            || tables
+                .list()
+                .iter()
+                .any(|table| is_hidden(table.name.as_bytes()))
+            || hidden
+                .attributes
+                .iter()
+                .any(|name| known.attributes.may_have(name))
+    }
+
+    /// The server that the session is on owes it an answer from now on.
+    fn ask(&mut self, now: Instant) {
+        let primary = || self.cluster.nodes.get(self.cluster.topology().primary?);
+        let reading = self.reading.as_ref().map(|reading| &reading.node);
+        let Some(node) = reading.or_else(primary) else {
+            return;
+        };
+        if self
+            .asked
+            .as_ref()
+            .is_none_or(|asked| !Arc::ptr_eq(&asked.node, node))
+        {
+            self.asked = Some(Asked::new(node, now));
+        }
     }
 
     /// A statement is sent: follows the transaction it is in.
@@ -291,6 +339,8 @@ impl Session {
             own: cluster.written(),
             cluster,
             wrote: false,
+            redefines: false,
+            asked: None,
             reading: None,
             in_exchange: false,
             trial: None,
@@ -318,6 +368,7 @@ impl Session {
         let Some(routes) = self.routes.as_deref_mut() else {
             return;
         };
+        routes.ask(self.now);
         match known {
             None => routes.wrote = true,
             Some(known) => {
@@ -326,9 +377,35 @@ impl Session {
                 }
                 routes.follow(known);
                 if known.changes_functions {
+                    routes.redefines = true;
                     routes.catalogue.forget();
                 }
             }
+        }
+    }
+
+    /// The session waits for a connection to the primary, which may be as silent while it is opened.
+    pub(super) fn note_asked(&mut self) {
+        if let Some(routes) = self.routes.as_deref_mut() {
+            routes.ask(self.now);
+        }
+    }
+
+    /// No server owes the session anything.
+    pub(super) fn note_nothing_asked(&mut self) {
+        if let Some(routes) = self.routes.as_deref_mut() {
+            routes.asked = None;
+        }
+    }
+
+    /// The server has answered everything that it was sent so far: the client is the one who is awaited.
+    pub(super) fn note_heard(&mut self) {
+        let asked = self
+            .routes
+            .as_deref_mut()
+            .and_then(|routes| routes.asked.take());
+        if let Some(asked) = asked {
+            asked.answered(self.now);
         }
     }
 
@@ -345,6 +422,10 @@ impl Session {
     pub(super) fn note_rest(&mut self) {
         if let Some(routes) = self.routes.as_deref_mut() {
             routes.wrote = false;
+            if std::mem::take(&mut routes.redefines) {
+                // It may have been read again before the change was committed.
+                routes.catalogue.forget();
+            }
             if let (Some(_), Some(reading)) = (routes.opened.take(), &mut routes.reading) {
                 reading.is_measured = false;
             }

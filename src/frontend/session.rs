@@ -295,6 +295,7 @@ impl Session {
         self.phase = phase;
         if phase == Phase::Idle {
             self.looked_up = None;
+            self.note_nothing_asked();
         }
         self.entry.set_state(match phase {
             Phase::Idle => ClientState::Idle,

@@ -1,5 +1,5 @@
-//! Which functions of a database may write, as `pg_proc` says: read when a statement first calls one, and again now and
-//! then.
+//! Which functions of a database may write, as `pg_proc` says, and where they hide: read when first needed, and again now
+//! and then.
 //!
 //! A function is taken by its name alone, whatever its schema and arguments: if any of that name may write, all may.
 //! What is not known may write. A function that is declared `STABLE` and writes all the same is refused by a replica
@@ -9,13 +9,14 @@
 //! nothing is known.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use tokio::time::Instant;
 
+use super::hidden::{self, Hidden};
 use super::lease::Lease;
 use super::pool::Pool;
 use super::pools::Pools;
@@ -45,6 +46,7 @@ struct Functions {
     read: Instant,
     /// Whether a function of this name may write.
     writes: HashMap<Box<[u8]>, bool>,
+    hidden: Arc<Hidden>,
 }
 
 /// By servers and database.
@@ -55,6 +57,8 @@ pub(super) type Catalogues = HashMap<(Arc<str>, String), Arc<Catalogue>>;
 pub struct Catalogue {
     functions: ArcSwapOption<Functions>,
     is_being_read: AtomicBool,
+    /// How often something was changed.
+    changes: AtomicU64,
 }
 
 /// What is known of a name.
@@ -72,14 +76,7 @@ pub enum Found {
 impl Catalogue {
     /// What is known of functions called `name`; has the catalogue read, through `pool`, when that is due.
     pub fn find(self: &Arc<Self>, name: &[u8], pool: &Arc<Pool>, now: Instant) -> Found {
-        let functions = self.functions.load();
-        let is_due = functions
-            .as_ref()
-            .is_none_or(|functions| now.duration_since(functions.read) > BELIEVED);
-        if is_due && !self.is_being_read.swap(true, Ordering::SeqCst) {
-            tasks::spawn("read functions", Arc::clone(self).read(Arc::clone(pool)));
-        }
-        match functions.as_ref() {
+        match self.current(pool, now) {
             None => Found::Unread,
             Some(functions) if functions.writes.len() >= FUNCTIONS_MAX => Found::Unread,
             Some(functions) => match functions.writes.get(name) {
@@ -90,14 +87,40 @@ impl Catalogue {
         }
     }
 
-    /// Functions have been made or changed: what is known is not true any more.
+    /// What texts that name no function may write by; `None` if that is not known. Reads the catalogue as
+    /// [`Catalogue::find`] does.
+    pub fn hidden(self: &Arc<Self>, pool: &Arc<Pool>, now: Instant) -> Option<Arc<Hidden>> {
+        let functions = self.current(pool, now)?;
+        Some(Arc::clone(&functions.hidden))
+    }
+
+    fn current(self: &Arc<Self>, pool: &Arc<Pool>, now: Instant) -> Option<Arc<Functions>> {
+        let functions = self.functions.load_full();
+        let is_due = functions
+            .as_ref()
+            .is_none_or(|functions| now.duration_since(functions.read) > BELIEVED);
+        if is_due && !self.is_being_read.swap(true, Ordering::SeqCst) {
+            tasks::spawn("read functions", Arc::clone(self).read(Arc::clone(pool)));
+        }
+        functions
+    }
+
+    /// Something has been made or changed: what is known is not true any more, nor is what is being read.
     pub fn forget(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
         self.functions.store(None);
     }
 
     async fn read(self: Arc<Self>, pool: Arc<Pool>) {
+        let changes = self.changes.load(Ordering::SeqCst);
         match tokio::time::timeout(LIMIT, ask(&pool)).await {
-            Ok(Some(functions)) => self.functions.store(Some(Arc::new(functions))),
+            Ok(Some(functions)) => {
+                self.functions.store(Some(Arc::new(functions)));
+                // After storing it: whoever changes something meanwhile clears what is stored, or is seen here.
+                if self.changes.load(Ordering::SeqCst) != changes {
+                    self.functions.store(None);
+                }
+            }
             Ok(None) | Err(_) => {
                 tracing::debug!(pool = %pool.key, "could not read the functions of a database");
             }
@@ -110,6 +133,7 @@ async fn ask(pool: &Arc<Pool>) -> Option<Functions> {
     let mut lease = lease(pool).await?;
     let read = Instant::now();
     let answer = query::on_backend(&mut lease, QUESTION).await;
+    let hidden = query::on_backend(&mut lease, hidden::QUESTION).await;
     lease.checkin();
     let rows = answer.ok()?;
     let entry = |row: Vec<Option<Vec<u8>>>| {
@@ -119,7 +143,11 @@ async fn ask(pool: &Arc<Pool>) -> Option<Functions> {
         Some((name, writes))
     };
     let writes = rows.into_iter().map(entry).collect::<Option<_>>()?;
-    Some(Functions { read, writes })
+    Some(Functions {
+        read,
+        writes,
+        hidden: Arc::new(Hidden::read(hidden.ok()?)?),
+    })
 }
 
 /// Waits for a connection as a client does.

@@ -14,6 +14,7 @@ pub mod auth_query;
 pub mod catalogue;
 pub mod circuit;
 pub mod effective;
+pub mod hidden;
 pub mod lane;
 pub mod lease;
 pub mod limits;

@@ -113,6 +113,16 @@ impl Pools {
         }
     }
 
+    /// Gives up whatever is under way on the primary's connections, which are replaced: it is not what it was.
+    pub fn abandon_primary(&self, servers: &str) {
+        for pool in self.of_servers(servers) {
+            if pool.key.node.is_none() {
+                pool.reconnect();
+                pool.abandon(|_| true);
+            }
+        }
+    }
+
     /// The name of `node` leads elsewhere now: connections to it are replaced when they are next free.
     pub fn readdress(&self, servers: &str, node: &Node) {
         for pool in self.of_servers(servers) {

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashTable;
 
+use super::attributes::Attributes;
 use super::brevity::Brevity;
 use super::classify::{
     Answer, Class, CopyDirection, CopyPeer, DdlVerb, Statement, StatementKind, classify,
@@ -74,8 +75,10 @@ pub struct Known {
     pub copies_in: bool,
     /// Nothing about it concerns the session: no effect, no transaction control, no reason to pin.
     pub is_plain: bool,
-    /// It makes, changes or drops functions.
+    /// It makes, changes or drops functions, or what they can hide in.
     pub changes_functions: bool,
+    /// What it may call without naming a function.
+    pub attributes: Attributes,
     /// One read that takes no locks, calls nothing volatile and leaves nothing behind: it may share a server connection
     /// with others, if it is short.
     pub may_share: bool,
@@ -145,6 +148,7 @@ impl Known {
             reads_channels: mentions(text, options, &[b"pg_listening_channels"]),
             copies_in,
             changes_functions: class.statements.iter().any(changes_functions),
+            attributes: Attributes::of(text, options),
             told: AtomicBool::new(false),
             refusals: AtomicU8::new(0),
             class,
@@ -175,13 +179,19 @@ impl Known {
 }
 
 fn changes_functions(statement: &Statement) -> bool {
-    const OBJECTS: [&str; 6] = [
+    const OBJECTS: [&str; 12] = [
         "function",
         "procedure",
         "routine",
         "aggregate",
         "extension",
         "schema",
+        "view",
+        "rule",
+        "policy",
+        "operator",
+        "cast",
+        "domain",
     ];
     matches!(&statement.kind, StatementKind::Ddl { object, .. } if OBJECTS.contains(object))
 }

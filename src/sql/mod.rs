@@ -3,6 +3,7 @@
 //! Pure functions of bytes; no I/O, no state, no panic on any input, and work linear in the length of the text. The
 //! text is never changed: what a client sent is what the server gets.
 
+pub mod attributes;
 pub mod brevity;
 pub mod classify;
 pub mod fingerprint;

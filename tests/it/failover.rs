@@ -14,7 +14,7 @@ use crate::support::scripted_backend::{BackendConnection, ScriptedBackend};
 use crate::support::wait::eventually;
 
 /// Probes that notice a frozen server within half a second.
-fn quick(options: Options) -> Options {
+pub(super) fn quick(options: Options) -> Options {
     options
         .set("cluster.probe_interval", "100ms")
         .set("cluster.probe_timeout", "300ms")
@@ -23,7 +23,7 @@ fn quick(options: Options) -> Options {
 }
 
 /// A column of `SHOW NODES`, by the server's address.
-async fn node(console: &mut Client, address: &str, column: &str) -> String {
+pub(super) async fn node(console: &mut Client, address: &str, column: &str) -> String {
     let reply = console.query("SHOW NODES").await.ok();
     let place = reply.columns.iter().position(|name| name == column);
     let row = reply
@@ -35,7 +35,7 @@ async fn node(console: &mut Client, address: &str, column: &str) -> String {
         .unwrap_or_default()
 }
 
-async fn until_node(pgweir: &Pgweir, address: &str, column: &str, value: &str) {
+pub(super) async fn until_node(pgweir: &Pgweir, address: &str, column: &str, value: &str) {
     let mut console = pgweir.console().await;
     eventually(&format!("{address} to have {column} {value}"), async || {
         node(&mut console, address, column).await == value
@@ -74,12 +74,32 @@ async fn roles_are_found_in_whatever_order_servers_are_listed() {
     assert!(pgweir.log_contains("found the primary"));
 }
 
+/// The value of a metric that has one series.
+fn metric_of<T: std::str::FromStr>(metrics: &str, name: &str) -> T {
+    let line = metrics.lines().find(|line| line.starts_with(name));
+    let value = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+    value.unwrap_or_else(|| panic!("no {name} in\n{metrics}"))
+}
+
+/// Failovers, times that there was no primary, and how long in all, of the only cluster.
+pub(super) fn of_clusters(pgweir: &Pgweir) -> (u64, u64, Duration) {
+    let metrics = pgweir.http_get("/metrics").unwrap();
+    let held = metric_of(&metrics, "pgweir_cluster_held_seconds_total");
+    (
+        metric_of(&metrics, "pgweir_cluster_failovers_total"),
+        metric_of(&metrics, "pgweir_cluster_holds_total"),
+        Duration::from_secs_f64(held),
+    )
+}
+
 #[tokio::test]
 async fn a_promoted_replica_takes_over_and_the_old_primary_gets_nothing() {
     let mut cluster = Cluster::start(1).unwrap();
     let pgweir = quick(Options::cluster(&cluster)).start();
+    // The time until the first primary was found is no wait for one that is away.
     let mut client = pgweir.client().await;
     client.query("CREATE TABLE kept (a int)").await.ok();
+    assert_eq!(of_clusters(&pgweir), (0, 0, Duration::ZERO));
     cluster.wait_until_caught_up().unwrap();
     cluster.primary.kill9().unwrap();
     // Sent while there is no primary.
@@ -105,12 +125,9 @@ async fn a_promoted_replica_takes_over_and_the_old_primary_gets_nothing() {
     let count = "SELECT count(*) FROM kept";
     assert_eq!(cluster.primary.sql("postgres", count).unwrap(), "0");
     assert_eq!(client.value(count).await, "2");
-    let failovers = pgweir
-        .http_get("/metrics")
-        .unwrap()
-        .lines()
-        .any(|line| line.starts_with("pgweir_cluster_failovers_total") && line.ends_with(" 1"));
-    assert!(failovers);
+    let (failovers, holds, held) = of_clusters(&pgweir);
+    assert_eq!((failovers, holds), (1, 1));
+    assert!(held > Duration::ZERO);
 }
 
 #[tokio::test]
@@ -281,7 +298,13 @@ async fn a_primary_that_is_demoted_comes_back_as_a_replica() {
 }
 
 /// A standby far ahead whose first connection answers probes, and which answers nothing else.
-async fn answers_probes_only(mut connection: BackendConnection) {
+async fn answers_probes_only(connection: BackendConnection) {
+    let far = Some("FFFF/0");
+    answers_probes(connection, [Some("t"), None, None, far, far, Some("1")]).await;
+}
+
+/// A server whose first connection gives probes this answer, and which answers nothing else.
+pub(super) async fn answers_probes(mut connection: BackendConnection, answer: [Option<&str>; 6]) {
     if connection.number > 0 {
         return std::future::pending().await;
     }
@@ -290,8 +313,7 @@ async fn answers_probes_only(mut connection: BackendConnection) {
         let row = if text.contains("pg_control_system") {
             messages::data_row(&[None, Some("16777216"), Some("8192")])
         } else if text.contains("pg_is_in_recovery") {
-            let far = Some("FFFF/0");
-            messages::data_row(&[Some("t"), None, None, far, far, Some("1")])
+            messages::data_row(&answer)
         } else {
             Vec::new()
         };

@@ -30,6 +30,7 @@ mod drivers;
 mod encryption;
 mod extended;
 mod failover;
+mod failover_faults;
 mod faults;
 mod http;
 mod lanes;

@@ -46,7 +46,7 @@ impl Stage {
         stage
     }
 
-    /// Waits until every replica serves reads.
+    /// Waits until every replica serves reads, and the functions are known.
     async fn warm_up(&self) {
         let mut client = self.pgweir.client().await;
         for replica in &self.cluster.replicas {
@@ -56,6 +56,7 @@ impl Stage {
             })
             .await;
         }
+        self.knows_functions(&mut client).await;
     }
 
     fn primary(&self) -> String {
@@ -96,6 +97,15 @@ impl Stage {
         let primary = self.primary();
         eventually("a read on a replica", async || {
             client.value(PLACE).await != primary
+        })
+        .await;
+    }
+
+    /// Waits until the database's functions are known: before that nothing is sure to only read.
+    async fn knows_functions(&self, client: &mut Client) {
+        let primary = self.primary();
+        eventually("a function to be known", async || {
+            client.value("SELECT lower(port) FROM place").await != primary
         })
         .await;
     }
@@ -404,6 +414,78 @@ async fn what_a_replica_refuses_is_run_on_the_primary_and_remembered() {
         .ok();
     assert_eq!(reply.order, "12TDCZ");
     assert_eq!(reply.rows[0][1].as_deref(), Some("3"));
+}
+
+/// Ways in which a text that reads has the server write, none of which names a function that it calls.
+const HIDDEN_WRITES: [(&str, &str); 6] = [
+    ("a view", "SELECT * FROM writing"),
+    ("a view of a view", "SELECT 1 FROM above_writing"),
+    ("a sequence in a view", "SELECT * FROM counting"),
+    ("a policy", "SELECT 1 FROM guarded"),
+    ("an operator", "SELECT 1 +!+ 2"),
+    ("a function as a column", "SELECT place.touched FROM place"),
+];
+
+#[tokio::test]
+async fn what_a_text_hides_counts_as_a_write_where_it_runs_on_the_primary() {
+    let stage = Stage::new(1, |options| options).await;
+    let mut client = stage.pgweir.client().await;
+    client
+        .query(
+            "CREATE FUNCTION bump(int) RETURNS int LANGUAGE sql AS 'UPDATE t SET v = v + 1 WHERE id = 60 RETURNING v';
+             CREATE FUNCTION add(int, int) RETURNS int LANGUAGE sql AS 'SELECT bump(1)';
+             CREATE FUNCTION touched(place) RETURNS int LANGUAGE sql AS 'SELECT bump(1)';
+             CREATE FUNCTION allowed() RETURNS bool LANGUAGE sql AS 'SELECT bump(1) > 0';
+             CREATE OPERATOR +!+ (LEFTARG = int, RIGHTARG = int, FUNCTION = add);
+             CREATE VIEW writing AS SELECT bump(1) AS v;
+             CREATE VIEW above_writing AS SELECT w.v FROM writing w WHERE w.v > 0;
+             CREATE SEQUENCE counted;
+             CREATE VIEW counting AS SELECT nextval('counted'::text::regclass), bump(1) FROM t WHERE id = 1;
+             CREATE TABLE guarded (a int);
+             INSERT INTO guarded VALUES (1);
+             ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
+             CREATE POLICY seen ON guarded USING (allowed());
+             CREATE ROLE limited;
+             GRANT ALL ON ALL TABLES IN SCHEMA public TO limited;
+             GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO limited",
+        )
+        .await
+        .ok();
+    client.query("SET ROLE limited").await.ok();
+    let mut expected = 0;
+    for (way, text) in HIDDEN_WRITES {
+        // Without what was known of the text by a replica's refusal: each time on the primary first.
+        for frame in ["/* pgweir: primary */", "BEGIN"] {
+            stage.reaches_replica(&mut client).await;
+            stage.pause_replay();
+            if frame == "BEGIN" {
+                client.query("BEGIN").await.ok();
+                client.query(text).await.ok();
+                client.query("COMMIT").await.ok();
+            } else {
+                client.query(&format!("{frame} {text}")).await.ok();
+            }
+            expected += 1;
+            let value = client.value("SELECT v FROM t WHERE id = 60").await;
+            assert_eq!(value, expected.to_string(), "{way}, {frame}");
+            stage.resume_replay();
+        }
+    }
+    // What hides nothing counts for nothing, unless any text may: operators are not told apart.
+    client
+        .query("RESET ROLE; DROP OPERATOR +!+ (int, int)")
+        .await
+        .ok();
+    stage.knows_functions(&mut client).await;
+    stage.pause_replay();
+    client.query("BEGIN").await.ok();
+    client
+        .query("SELECT place.port, t.v FROM place, t WHERE t.v + 1 > 0")
+        .await
+        .ok();
+    client.query("COMMIT").await.ok();
+    assert_ne!(stage.place(&mut client).await, stage.primary());
+    stage.resume_replay();
 }
 
 #[tokio::test]

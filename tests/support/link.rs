@@ -18,7 +18,12 @@ pub struct Link {
 impl Link {
     /// A relay to `server`.
     pub async fn to(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::at("127.0.0.1:0".parse().unwrap(), server).await
+    }
+
+    /// A relay to `server` that listens on `address`.
+    pub async fn at(address: SocketAddr, server: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (is_open, opened) = watch::channel(true);
         let acceptor = pgweir::tasks::spawn("link", async move {

@@ -24,6 +24,8 @@ pub struct Options {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     config: Option<String>,
+    /// A command and its arguments that run what stands behind them.
+    wrapper: Vec<String>,
 }
 
 impl Options {
@@ -82,6 +84,27 @@ impl Options {
         self
     }
 
+    /// Has it find `file` in the place of `/etc/hosts`. False if this machine does not let a process have files of its own.
+    pub fn with_hosts(mut self, file: &Path) -> Option<Self> {
+        let ways: [&[&str]; 2] = [&["unshare", "-m"], &["unshare", "-Urm"]];
+        let mount = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
+        for way in ways {
+            let mut words: Vec<String> = way.iter().map(|word| (*word).to_owned()).collect();
+            let path = file.to_str().expect("a path in UTF-8");
+            words.extend(["sh", "-c", mount, "sh", path].map(str::to_owned));
+            let tried = Command::new(&words[0])
+                .args(&words[1..])
+                .arg("true")
+                .stderr(Stdio::null())
+                .status();
+            if tried.is_ok_and(|status| status.success()) {
+                self.wrapper = words;
+                return Some(self);
+            }
+        }
+        None
+    }
+
     /// Starts it and waits until `/ready` answers 200.
     #[track_caller]
     pub fn start(&self) -> Pgweir {
@@ -116,7 +139,9 @@ impl Options {
     fn spawn(&self) -> Pgweir {
         let folder = TempDir::new().unwrap();
         let file = |name| File::create(folder.path().join(name)).unwrap();
-        let mut command = Command::new(BINARY);
+        let mut words = self.wrapper.iter().map(String::as_str).chain([BINARY]);
+        let mut command = Command::new(words.next().unwrap_or(BINARY));
+        command.args(words);
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"PGWEIR_") {
                 command.env_remove(name);

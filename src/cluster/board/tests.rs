@@ -176,6 +176,66 @@ fn a_demoted_primary_is_none() {
 }
 
 #[test]
+fn a_primary_that_was_seen_demoted_first_is_followed_by_another_all_the_same() {
+    let mut story = Story::begun();
+    story.replica(0, 1, 100);
+    let events = story.primary(2, 2, 110);
+    assert!(events.contains(&Event::Primary {
+        from: Some(0),
+        to: 2,
+        timeline: Some(2)
+    }));
+    // The same one again is no failover, unless it went on to another timeline meanwhile.
+    story.replica(2, 2, 120);
+    assert_eq!(story.leader(), (None, true));
+    let events = story.primary(2, 2, 120);
+    assert!(events.contains(&Event::Primary {
+        from: None,
+        to: 2,
+        timeline: Some(2)
+    }));
+    story.replica(2, 2, 120);
+    let events = story.primary(2, 3, 130);
+    assert!(events.contains(&Event::Renewed {
+        node: 2,
+        timeline: 3
+    }));
+    assert_eq!(story.leader(), (Some(2), false));
+}
+
+#[test]
+fn a_primary_on_a_higher_timeline_is_another_one_though_its_name_is_the_same() {
+    let mut story = Story::begun();
+    let events = story.primary(0, 2, 120);
+    assert_eq!(
+        events,
+        [Event::Renewed {
+            node: 0,
+            timeline: 2
+        }]
+    );
+    assert!(story.primary(0, 2, 130).is_empty());
+    // What was sampled of the old timeline says nothing of the new one.
+    story.replica(1, 2, 110);
+    assert!(story.board.topology().nodes[1].attested.is_none());
+    story.replica(1, 2, 130);
+    assert!(story.board.topology().nodes[1].attested.is_some());
+}
+
+#[test]
+fn a_server_that_is_full_is_taken_to_be_alive() {
+    let mut story = Story::begun();
+    for _ in 0..10 {
+        for node in 0..2 {
+            let full = Finding::Full("too many clients".into());
+            story.board.take(node, full, story.now);
+        }
+    }
+    assert_eq!(story.leader(), (Some(0), false));
+    assert_eq!(story.states(), ["up", "up", "up"]);
+}
+
+#[test]
 fn of_two_on_one_timeline_the_one_that_is_the_primary_stays() {
     let mut story = Story::begun();
     story.primary(2, 1, 999);

@@ -158,7 +158,9 @@ fn put_clusters(page: &mut Page, snapshot: &Snapshot) {
         "Time in which statements had to wait for a primary.",
     );
     for cluster in &snapshot.clusters {
-        let total = cluster.held_total + cluster.held.unwrap_or_default();
+        // The first wait is for a primary to be found at all.
+        let now = cluster.held.filter(|_| cluster.holds > 0);
+        let total = cluster.held_total + now.unwrap_or_default();
         let labels = [("cluster", &*cluster.servers)];
         page.sample(
             "pgweir_cluster_held_seconds_total",

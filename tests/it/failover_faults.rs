@@ -1,0 +1,179 @@
+//! Faults of a primary that are harder to see than its end: a name that leads elsewhere, answers to probes alone, no
+//! connection to spare, a demotion before the promotion.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use pgweir::demo::cluster::{Cluster, ClusterOptions, ServerOptions, StopMode};
+use tempfile::NamedTempFile;
+
+use super::failover::{answers_probes, node, of_clusters, quick, until_node};
+use crate::support::client::{Client, Login};
+use crate::support::link::Link;
+use crate::support::messages;
+use crate::support::pgweir::Options;
+use crate::support::scripted_backend::{BackendConnection, ScriptedBackend};
+use crate::support::wait::eventually;
+
+/// A name that the file of hosts alone knows.
+const NAME: &str = "writer.pgweir.invalid";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_whose_name_leads_to_the_promoted_server_is_left_though_it_lives() {
+    let hosts = NamedTempFile::new().unwrap();
+    let lead_to = |place: &str| std::fs::write(hosts.path(), format!("{place} {NAME}\n")).unwrap();
+    lead_to("127.0.0.1");
+    let cluster = Cluster::start(2).unwrap();
+    // One port on two addresses of this machine.
+    let before = Link::to(cluster.primary.address()).await;
+    let port = before.address().port();
+    let promoted = &cluster.replicas[0];
+    let _after = Link::at(SocketAddr::from(([127, 0, 0, 2], port)), promoted.address()).await;
+    let options = quick(Options::in_front_of(&format!("postgres://{NAME}:{port}")))
+        .flag("--replica", &cluster.replicas[1].node_url());
+    let Some(options) = options.with_hosts(hosts.path()) else {
+        eprintln!("skipped: this machine has no unshare, or does not let us use it");
+        return;
+    };
+    let pgweir = options.start();
+    let mut client = pgweir.client().await;
+    client.query("CREATE TABLE moved (a int)").await.ok();
+    cluster.wait_until_caught_up().unwrap();
+    let mut inside = pgweir.client().await;
+    inside.query("BEGIN").await.ok();
+    inside.query("INSERT INTO moved VALUES (0)").await.ok();
+    promoted.promote().unwrap();
+    lead_to("127.0.0.2");
+    // The probe's connection ends first, and the next one is to the new address.
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgweir probe'";
+    cluster.primary.sql("postgres", end).unwrap();
+    pgweir.wait_for_log("the server's name leads to another address");
+    pgweir.wait_for_log("the primary is on a new timeline");
+    let errors = inside.expect_end().await;
+    assert_eq!(errors[0].code, "08006", "{errors:?}");
+    for value in 1..=10 {
+        let sql = format!("INSERT INTO moved VALUES ({value})");
+        client.query(&sql).await.ok();
+    }
+    let count = "SELECT count(*) FROM moved";
+    assert_eq!(cluster.primary.sql("postgres", count).unwrap(), "0");
+    assert_eq!(promoted.sql("postgres", count).unwrap(), "10");
+    assert_eq!(of_clusters(&pgweir).0, 1);
+}
+
+/// A primary whose first connection answers probes; later ones are let in and made ready, and that is all.
+async fn answers_no_statements(mut connection: BackendConnection) {
+    let name = connection.startup.get("application_name");
+    if name.is_some_and(|name| name == "pgweir probe") {
+        let at = Some("0/3000000");
+        let answer = [Some("f"), at, at, None, None, Some("1")];
+        return answers_probes(connection, answer).await;
+    }
+    while let Some(message) = connection.read_message().await {
+        if message.strings().concat().contains("pg_is_in_recovery") {
+            connection.send(&messages::one_value_reply("f")).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_primary_that_answers_probes_but_no_statements_is_found_out() {
+    let cluster = Cluster::start(1).unwrap();
+    for server in [&cluster.primary, &cluster.replicas[0]] {
+        for (name, value) in [("timezone", "UTC"), ("datestyle", "ISO, MDY")] {
+            server.set(name, value).unwrap();
+        }
+    }
+    let replica = &cluster.replicas[0];
+    let primary = ScriptedBackend::start_with(answers_no_statements).await;
+    let pgweir = quick(Options::in_front_of(&primary.node_url()))
+        .set("routing.reads", "primary")
+        .flag("--replica", &replica.node_url())
+        .start();
+    let mut client = pgweir.client().await;
+    client.send(&messages::query("SELECT 7")).await;
+    until_node(&pgweir, &primary.address().to_string(), "state", "down").await;
+    pgweir.wait_for_log("server is down");
+    replica.promote().unwrap();
+    assert_eq!(client.reply().await.ok().value(), "7");
+    client.query("CREATE TABLE alive (a int)").await.ok();
+    assert_eq!(of_clusters(&pgweir).0, 1);
+}
+
+#[tokio::test]
+async fn a_long_read_on_a_replica_without_a_connection_to_spare_is_left_alone() {
+    let server = ServerOptions::default()
+        .set("max_connections", "12")
+        .set("superuser_reserved_connections", "0")
+        .set("max_wal_senders", "2");
+    let cluster = ClusterOptions {
+        server,
+        replicas: 1,
+        ..ClusterOptions::default()
+    };
+    let cluster = cluster.start().unwrap();
+    let sql = "CREATE VIEW place AS SELECT inet_server_port()::text AS port";
+    cluster.primary.sql("postgres", sql).unwrap();
+    cluster.wait_until_caught_up().unwrap();
+    let replica = &cluster.replicas[0];
+    let pgweir = quick(Options::cluster(&cluster)).start();
+    let mut client = pgweir.client().await;
+    let place = replica.port().to_string();
+    eventually("a read on the replica", async || {
+        client.value("SELECT port FROM place").await == place
+    })
+    .await;
+    // Longer than a server may be silent, and than it takes then for three probes to fail.
+    client
+        .send(&messages::query(
+            "/* pgweir: replica */ SELECT port FROM place, (SELECT pg_sleep(8)) s",
+        ))
+        .await;
+    // Whatever connection becomes free is taken at once.
+    let (mut others, mut refused) = (Vec::new(), 0);
+    let mut reply = std::pin::pin!(client.reply());
+    let reply = loop {
+        let login = Login::new("postgres", "postgres");
+        tokio::select! {
+            reply = &mut reply => break reply.ok(),
+            other = Client::connect_as(replica.address(), &login) => match other {
+                Ok(other) => others.push(other),
+                Err(error) => {
+                    assert_eq!(error.code, "53300");
+                    refused += 1;
+                }
+            }
+        }
+    };
+    assert_eq!(reply.value(), place);
+    assert!(refused > 0);
+    assert!(!pgweir.log_contains("server is down"));
+    let mut console = pgweir.console().await;
+    let address = replica.address().to_string();
+    assert_eq!(node(&mut console, &address, "state").await, "up");
+    let failed = format!("pgweir_node_failed_reads_total{{node=\"{address}\"}}");
+    assert_eq!(pgweir.metric(&failed), Some(0.0));
+}
+
+#[tokio::test]
+async fn a_primary_that_is_seen_demoted_first_is_counted_as_a_failover() {
+    let mut cluster = Cluster::start(1).unwrap();
+    let pgweir = quick(Options::cluster(&cluster)).start();
+    let mut client = pgweir.client().await;
+    client.query("CREATE TABLE demoted (a int)").await.ok();
+    cluster.primary.stop(StopMode::Fast).unwrap();
+    let data = cluster.primary.data();
+    std::fs::write(data.join("standby.signal"), "").unwrap();
+    cluster.primary.start().unwrap();
+    let old = cluster.primary.address().to_string();
+    until_node(&pgweir, &old, "role", "replica").await;
+    client
+        .send(&messages::query("INSERT INTO demoted VALUES (1)"))
+        .await;
+    cluster.replicas[0].promote().unwrap();
+    client.reply().await.ok();
+    pgweir.wait_for_log("failover: another server is the primary");
+    let (failovers, holds, held) = of_clusters(&pgweir);
+    assert_eq!((failovers, holds), (1, 1));
+    assert!(held > Duration::ZERO);
+}
