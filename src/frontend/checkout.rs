@@ -37,7 +37,8 @@ impl Session {
 
     /// The same on the primary.
     pub(super) fn check_out_primary(&mut self, gather: &mut Gather) -> bool {
-        if let Some(lease) = self.pool.try_checkout() {
+        let lease = self.take_aside().or_else(|| self.pool.try_checkout());
+        if let Some(lease) = lease {
             self.begin(lease, gather)
         } else {
             self.enter(Phase::Waiting);
@@ -300,12 +301,13 @@ impl Session {
         if let Some(lease) = lease.filter(|lease| !lease.identity.is_lost()) {
             let dialer = self.shared.pools.dialer.load();
             let limit = self.effective.timeouts.cancel_wait_timeout;
-            let residue = if self.leaves_own(is_unpinned) {
-                Residue::SessionState
+            if self.leaves_own(is_unpinned) {
+                reset::give_back(lease, Residue::SessionState, &dialer, limit);
+            } else if self.finds_numbers_again(&lease) {
+                lease.set_aside(self.entry.serial());
             } else {
-                Residue::None
-            };
-            reset::give_back(lease, residue, &dialer, limit);
+                reset::give_back(lease, Residue::None, &dialer, limit);
+            }
         }
         self.bound = None;
         self.short = None;

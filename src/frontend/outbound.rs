@@ -81,6 +81,7 @@ impl Receiver for Relay<'_> {
                     self.session.settings.touch(name);
                     if name == b"application_name" {
                         self.session.rename_application(value);
+                        self.session.sequences.rename();
                     }
                 }
             }
@@ -104,7 +105,7 @@ impl Receiver for Relay<'_> {
             b::DATA_ROW if owed.to == For::Probe => {
                 if let Some([Some(name), value]) = b::columns(payload).as_deref() {
                     let row = (name.to_vec(), value.map(<[u8]>::to_vec));
-                    self.session.probe.rows.push(row);
+                    self.session.probe.get_or_insert_default().rows.push(row);
                 }
             }
             _ => {}
@@ -173,7 +174,8 @@ impl Relay<'_> {
                 .get_or_insert_with(|| end.unwrap_or_else(plan_failed));
         } else if owed.to == For::Probe {
             // A cancel request that the client meant for its own statement may have come late.
-            self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
+            let refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
+            self.session.probe.get_or_insert_default().refused = refused;
         }
         // A statement under its own name did not come to be.
         if owed.to == For::Evict {
@@ -296,7 +298,8 @@ impl Relay<'_> {
 
     /// Takes in the answer to a question about the session's state, if it was asked outside a transaction.
     fn learn(&mut self, backend: &Backend, owed: Owed) {
-        let ProbeAnswer { mut rows, refused } = std::mem::take(&mut self.session.probe);
+        let answer = self.session.probe.take().unwrap_or_default();
+        let ProbeAnswer { mut rows, refused } = *answer;
         if backend.status != TransactionStatus::Idle {
             return;
         }

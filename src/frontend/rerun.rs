@@ -391,7 +391,7 @@ impl Session {
         self.metering.abandon();
         self.refusals.clear();
         self.prepared = super::sql_prepare::Underway::default();
-        self.probe = super::session::ProbeAnswer::default();
+        self.probe = None;
         self.bound = None;
         self.held_up = false;
         self.in_transaction = false;
