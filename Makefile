@@ -206,3 +206,19 @@ show-reads: build packages ## Reads through pgweir with two replicas, against th
 .PHONY: show-listen
 show-listen: rust packages ## 5,000 clients that listen on one server connection: nothing lost, nothing doubled, all in order
 	PGWEIR_LISTENERS=$${PGWEIR_LISTENERS:-5000} cargo test --release --test it listening::many -- --nocapture
+
+# --- Sessions through pgweir are those of a direct connection ---
+
+.PHONY: show-dump show-apps show-migrations
+show-dump: build packages ## pg_dump, pg_restore and psql's \d family through pgweir, compared with a direct connection
+	tests/show.sh dump
+
+show-apps: build drivers $(VENV)/.shows ## 200 clients of four drivers over 10 connections, with all that a session has; results checked
+	tests/show.sh apps
+
+show-migrations: build packages $(VENV)/.shows ## Four Alembic runs at once under a session's advisory lock: one migrates
+	tests/show.sh migrations
+
+$(VENV)/.shows: tests/drivers/shows.txt $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@

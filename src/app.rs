@@ -31,6 +31,7 @@ use crate::registry::Order;
 use crate::reload::{Parts, ReloadError, Reloader, Source};
 use crate::routing::reason::Decisions;
 use crate::server::{self, Listener};
+use crate::session::sequences::Applications;
 use crate::session::statements::Global;
 use crate::shared::{PLANS_MAX, PlanRequest, Shared};
 use crate::sql::known::KnownStatements;
@@ -181,6 +182,7 @@ fn share(parts: Parts, plans: mpsc::Sender<PlanRequest>) -> Arc<Shared> {
         registry: Arc::default(),
         statements: Global::default(),
         known,
+        applications: Applications::default(),
         recent: Recent::default(),
         rules,
         limits,

@@ -289,6 +289,14 @@ impl Drop for Registered {
     }
 }
 
+impl ClientEntry {
+    /// A number that no other client has or had: of what is known only here, and drawn at random.
+    pub fn serial(&self) -> u64 {
+        let (first, _) = self.key.split_first_chunk().unwrap_or((&[0; 8], &[]));
+        u64::from_le_bytes(*first)
+    }
+}
+
 impl Registry {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<FrontendPid, Arc<ClientEntry>>> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)

@@ -24,6 +24,7 @@ use crate::pool::auth_query::AuthQuery;
 use crate::pool::{Pool, Pools};
 use crate::registry::Registry;
 use crate::routing::reason::Decisions;
+use crate::session::sequences::Applications;
 use crate::session::statements::{Global, Statement};
 use crate::sql::known::{Known, KnownStatements};
 use crate::traces::Tracer;
@@ -125,6 +126,8 @@ pub struct Shared {
     pub registry: Arc<Registry>,
     pub statements: Global<Arc<Known>>,
     pub known: KnownStatements,
+    /// Which applications read the numbers of sequences.
+    pub applications: Applications,
     /// Slow and failed statements, waits for locks.
     pub recent: Recent,
     /// What is slow, and what is logged.

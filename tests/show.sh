@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Shows on a scratch server what the pooler is for: tests/show.sh pgbench | primary_alone | import | demo | page | metering
+# Shows on a scratch server what the pooler is for:
+# tests/show.sh pgbench | primary_alone | import | demo | page | metering | dump | apps | migrations
 # Needs the release binary (make build) and PostgreSQL's programs. Everything it makes is removed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -250,5 +251,7 @@ PYTHON
   pgweir_pid=
   echo "stopped"
 }
+
+. tests/show_sessions.sh
 
 "$@"

@@ -238,6 +238,7 @@ fn note(backend: &mut Backend, owed: Owed, tag: u8, payload: &[u8]) {
                 backend.mirror.reset();
                 remember_pipelined(backend);
             }
+            b"DISCARD SEQUENCES\0" => backend.mirror.numbers.forget(),
             b"DEALLOCATE ALL\0" => {
                 backend.mirror.forget_all();
                 remember_pipelined(backend);

@@ -38,7 +38,8 @@ impl Session {
 
     /// The same on the primary.
     pub(super) fn check_out_primary(&mut self, gather: &mut Gather) -> bool {
-        if let Some(lease) = self.pool.try_checkout() {
+        let lease = self.take_aside().or_else(|| self.pool.try_checkout());
+        if let Some(lease) = lease {
             self.begin(lease, gather)
         } else {
             self.enter(Phase::Waiting);
@@ -325,7 +326,12 @@ impl Session {
         if let Some(lease) = lease.filter(|lease| !lease.identity.is_lost()) {
             let dialer = self.shared.pools.dialer.load();
             let limit = self.effective.timeouts.cancel_wait_timeout;
-            reset::give_back(lease, residue, &dialer, limit);
+            let is_ready = !lease.identity.is_being_cancelled() && lease.is_clean();
+            if residue == Residue::None && is_ready && self.finds_numbers_again(&lease) {
+                lease.set_aside(self.entry.serial());
+            } else {
+                reset::give_back(lease, residue, &dialer, limit);
+            }
         }
         self.bound = None;
         self.short = None;

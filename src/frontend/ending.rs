@@ -44,6 +44,7 @@ impl Session {
         self.leave_lane();
         self.log_end(&end);
         self.pinned = None;
+        self.leave_aside();
         if let Some(lease) = self.lease.take() {
             self.part_with(lease, &end);
         }

@@ -284,7 +284,9 @@ impl Session {
     pub(super) fn bind(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         let bind =
             Bind::read(frame.payload).ok_or_else(|| violation(FrameError::Malformed('B')))?;
-        if !self.may_bind(bind.statement, gather) {
+        if !self.may_bind(bind.statement, gather)
+            || self.bind_awaits_numbers(bind.statement, gather)
+        {
             return Ok(false);
         }
         let named = self.names.get(bind.statement).cloned();

@@ -326,8 +326,12 @@ impl Session {
                         return Ok(true);
                     }
                 }
+                if self.awaits_own_numbers(None, gather) {
+                    return Ok(false);
+                }
                 self.note_sent(None);
                 self.rereads.reported = true;
+                self.take_numbers(None);
                 self.expect(Request::FunctionCall);
             }
             f::COPY_DONE | f::COPY_FAIL => self.expect(Request::CopyEnd),
@@ -379,6 +383,9 @@ impl Session {
             self.refuse_query(frame, known, refusal, gather);
             return Ok(true);
         }
+        if self.awaits_own_numbers(known.as_deref(), gather) {
+            return Ok(false);
+        }
         self.note_sent(known.as_deref());
         self.note_unnamed_replaced();
         if let Some(known) = known {
@@ -391,6 +398,7 @@ impl Session {
             self.start(known);
         } else {
             self.rereads = Rereads::ALL;
+            self.take_numbers(None);
             self.start(Arc::clone(self.shared.known.unread()));
         }
         self.expect(Request::Query);
@@ -404,32 +412,6 @@ impl Session {
             self.probe(gather);
         }
         Ok(true)
-    }
-
-    /// What `currval` and `lastval` would return may be another client's. Then the backend forgets it first, and the
-    /// server says that nothing is defined yet in this session. Only the last writer is known, not of which sequence: a
-    /// client that has written may still read another's number from a sequence it has not used itself.
-    pub(super) fn guard_sequences(&mut self, known: &Known, gather: &mut Gather) {
-        let pid = self.entry.pid.0;
-        let Some(lease) = &mut self.lease else {
-            return;
-        };
-        let is_foreign = lease.mirror.sequences_of != Some(pid);
-        let reads = known.pins.contains(PinReason::SequenceState);
-        if reads
-            && is_foreign
-            && !lease.expect.owes(For::Client)
-            && !lease.expect.owes(For::Refusal)
-            && lease.status != TransactionStatus::Failed
-        {
-            gather.own(|out| f::put_query(out, b"DISCARD SEQUENCES"));
-            lease.expect.push(Owed::new(Request::Query, For::Probe));
-            lease.mirror.unnamed = None;
-            lease.mirror.sequences_of = Some(pid);
-        }
-        if known.writes {
-            lease.mirror.sequences_of = Some(pid);
-        }
     }
 
     /// Notes what a statement that is about to be sent does to the session.

@@ -35,6 +35,7 @@ mod reply;
 mod rerun;
 mod ride;
 mod routes;
+mod sequences;
 pub mod session;
 mod sql_prepare;
 mod stale;

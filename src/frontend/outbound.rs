@@ -82,6 +82,7 @@ impl Receiver for Relay<'_> {
                     self.session.settings.touch(name);
                     if name == b"application_name" {
                         self.session.rename_application(value);
+                        self.session.sequences.rename();
                     }
                 }
             }
@@ -113,7 +114,7 @@ impl Receiver for Relay<'_> {
             b::DATA_ROW if owed.to == For::Probe => {
                 if let Some([Some(name), value]) = b::columns(payload).as_deref() {
                     let row = (name.to_vec(), value.map(<[u8]>::to_vec));
-                    self.session.probe.rows.push(row);
+                    self.session.probe.get_or_insert_default().rows.push(row);
                 }
             }
             _ => {}
@@ -185,9 +186,11 @@ impl Relay<'_> {
             self.end
                 .get_or_insert_with(|| end.unwrap_or_else(plan_failed));
         } else if owed.to == For::Probe {
-            self.session.probe.failed = true;
             // A cancel request that the client meant for its own statement may have come late.
-            self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
+            let refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
+            let probe = self.session.probe.get_or_insert_default();
+            probe.failed = true;
+            probe.refused = refused;
         }
         // A statement under its own name did not come to be.
         if owed.to == For::Evict {
@@ -285,7 +288,8 @@ impl Relay<'_> {
             }
             For::Probe if owed.statement == LEAVING => {
                 let answer = std::mem::take(&mut self.session.probe);
-                self.session.left_channels(backend.status, &answer);
+                self.session
+                    .left_channels(backend.status, &answer.unwrap_or_default());
             }
             For::Probe => {
                 self.tell(backend);
@@ -317,9 +321,10 @@ impl Relay<'_> {
 
     /// Takes in the answer to a question about the session's state, if it was asked outside a transaction.
     fn learn(&mut self, backend: &Backend, owed: Owed) {
+        let answer = self.session.probe.take().unwrap_or_default();
         let ProbeAnswer {
             mut rows, refused, ..
-        } = std::mem::take(&mut self.session.probe);
+        } = *answer;
         if backend.status != TransactionStatus::Idle {
             return;
         }

@@ -436,7 +436,7 @@ impl Session {
         self.metering.abandon();
         self.refusals = None;
         self.prepared = super::sql_prepare::Underway::default();
-        self.probe = super::session::ProbeAnswer::default();
+        self.probe = None;
         self.bound = None;
         self.held_up = false;
         self.in_transaction = false;

@@ -24,6 +24,7 @@ use super::refusal::Refusal;
 use super::rerun::Rerun;
 use super::ride::Riding;
 use super::routes::Routes;
+use super::sequences::Sequences;
 use super::sql_prepare::Underway;
 use crate::backend::receive::ReceiveError;
 use crate::error::Report;
@@ -119,7 +120,8 @@ pub struct Session {
     /// Bytes the client has not taken.
     pub(super) outbox: Outbox,
     pub(super) settings: Tracker,
-    pub(super) probe: ProbeAnswer,
+    /// Boxed: rarely asked for.
+    pub(super) probe: Option<Box<ProbeAnswer>>,
     /// What the client was told by `ParameterStatus`.
     pub(super) told: Arc<Reported>,
     pub(super) names: Names<Arc<Known>>,
@@ -150,6 +152,7 @@ pub struct Session {
     pub(super) in_transaction: bool,
     /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
     pub(super) copies_in: bool,
+    pub(super) sequences: Sequences,
     /// Of prepared statements, until the exchange under way ends.
     pub(super) prepared: Underway,
     /// The statement last bound, which Execute runs.
@@ -217,7 +220,7 @@ impl Session {
             inbox: Held::default(),
             outbox: Outbox::default(),
             settings: start.settings,
-            probe: ProbeAnswer::default(),
+            probe: None,
             told: start.told,
             names: Names::default(),
             pins: PinSet::EMPTY,
@@ -225,6 +228,7 @@ impl Session {
             ended_pins: PinSet::EMPTY,
             deallocates: false,
             rereads: Rereads::default(),
+            sequences: Sequences::default(),
             discards: false,
             held_up: false,
             skipping: false,

@@ -118,6 +118,9 @@ impl Session {
                 self.refuse_query(frame, Some(Arc::clone(known)), refusal, gather);
                 return Ok(true);
             }
+            if self.awaits_own_numbers(Some(executed), gather) {
+                return Ok(false);
+            }
             self.note(&named.statement.known)?;
             self.guard_sequences(&named.statement.known, gather);
         }

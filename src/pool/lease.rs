@@ -49,6 +49,27 @@ impl Lease {
         self.pool.serve();
     }
 
+    /// Gives the connection back, to be had again by `session` while nobody else needs it.
+    pub fn set_aside(mut self, session: u64) {
+        let now = Instant::now();
+        if self.identity.is_being_cancelled()
+            || !self.is_clean()
+            || self.pool.objects.manager().is_outdated(&self, now)
+            || self.pool.is_held()
+            || self.pool.waiting() > 0
+        {
+            return self.checkin();
+        }
+        if self.pool.must_yield() {
+            return;
+        }
+        self.released = now;
+        if let Some(object) = self.object.take() {
+            let pool = Arc::clone(&self.pool);
+            pool.put_aside(session, object);
+        }
+    }
+
     /// Gives a connection back that was only looked at.
     pub(super) fn put_back(mut self) {
         drop(self.object.take());

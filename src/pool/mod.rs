@@ -5,11 +5,13 @@
 //! within the [`limits`] shared by all pools.
 //!
 //! # Invariants
-//! - A connection is in exactly one place: idle in its deadpool pool, in one lease, or being opened or cleaned.
+//! - A connection is in exactly one place: idle in its deadpool pool or set aside, in one lease, or being opened or
+//!   cleaned.
 //! - Every connection holds one [`limits::Slot`]; dropping the connection, wherever that happens, gives it back.
 //! - No lock of this module is held while deadpool is called or a connection is dropped.
 
 mod admission;
+mod aside;
 pub mod auth_query;
 pub mod catalogue;
 pub mod circuit;

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use deadpool::managed::{self, Object, QueueMode, RetainResult, Timeouts};
 use tokio::time::Instant;
 
+use super::aside::Aside;
 use super::effective::Effective;
 use super::lane::Lanes;
 use super::lease::Lease;
@@ -69,6 +70,7 @@ pub struct Pool {
     pub effective: Arc<ArcSwap<Effective>>,
     pub orders: Orders,
     pub(super) objects: managed::Pool<Manager>,
+    pub(super) aside: Aside,
     pub(super) limits: Arc<Limits>,
     /// Connections that hold a slot: idle, leased, being opened, being cleaned.
     pub(super) open: Arc<AtomicUsize>,
@@ -180,6 +182,7 @@ impl Pool {
             effective,
             orders: Orders::default(),
             objects,
+            aside: Aside::default(),
             limits,
             open: Arc::default(),
             opening: AtomicUsize::new(0),
@@ -230,6 +233,9 @@ impl Pool {
         // One may have become idle between the caller's attempt and now.
         self.serve();
         if self.needs_connection() {
+            if self.open() >= self.effective.load().pool.max_size {
+                self.serve_from_aside();
+            }
             self.limits.changed.notify_one();
         }
     }
@@ -349,7 +355,7 @@ impl Pool {
 
     /// Connections that are idle.
     pub fn idle(&self) -> usize {
-        self.objects.status().available
+        self.objects.status().available + self.aside.len()
     }
 
     /// Connections in any state.
@@ -414,8 +420,13 @@ impl Pool {
 
     /// Closes idle connections for which `keep` is false.
     pub fn retain_idle(&self, mut keep: impl FnMut(&Pooled) -> bool) -> usize {
+        let mut closed = self.aside.remove(&mut keep);
+        let count = closed.len();
+        closed
+            .drain(..)
+            .for_each(|object| drop(Object::take(object)));
         let RetainResult { removed, .. } = self.objects.retain(|pooled, _| keep(pooled));
-        removed.len()
+        removed.len() + count
     }
 
     /// Ids of the idle connections.

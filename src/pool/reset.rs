@@ -15,6 +15,7 @@ use crate::backend::connect::Dialer;
 use crate::backend::connection::Backend;
 use crate::backend::query;
 use crate::backend::receive::{self, Discard};
+use crate::session::sequences::Numbers;
 use crate::tasks;
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{Copy, For, Owed, Request};
@@ -106,6 +107,7 @@ async fn clean(
             .await
             .map_err(io::Error::other)?;
         lease.mirror.reset();
+        lease.mirror.numbers = Numbers::default();
     }
     if lease.is_clean() {
         Ok(lease)

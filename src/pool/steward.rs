@@ -69,6 +69,7 @@ fn open_where_needed(pools: &Arc<Pools>) {
     for (_, since, pool) in needy {
         pool.fail_fast();
         let blocked = open_for(pools, pool, since);
+        pool.serve_from_aside();
         pool.set_blocked_by(blocked);
         if let Some(cap) = blocked {
             starved.push(pool.starved_by(cap, since));
@@ -188,6 +189,7 @@ fn keep_house(pools: &Arc<Pools>) {
     for pool in pools.all() {
         let effective = pool.effective.load();
         let manager = pool.objects.manager();
+        pool.look_at_aside(now);
         let mut keep_open = pool.open().saturating_sub(effective.pool.min_idle);
         let most = effective.pool.max_size + effective.pool.reserve_size;
         let mut too_many = pool.open().saturating_sub(most);

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lru::LruCache;
 
+use super::sequences::Numbers;
 use super::settings::Settings;
 use super::shape::{Awaited, Shape};
 use crate::sql::LexOptions;
@@ -197,9 +198,8 @@ pub struct Mirror {
     prepared: LruCache<u64, Given>,
     /// Shapes of statements it was given that it has not told yet.
     pub awaited_shapes: Awaited,
-    /// The client (its process ID) that ran the last statement which may have advanced a sequence here: what `currval`
-    /// and `lastval` return is its.
-    pub sequences_of: Option<u32>,
+    /// What `currval` and `lastval` would return.
+    pub numbers: Numbers,
     /// Which statement its unnamed statement is; `None`: none or unknown.
     pub unnamed: Option<u64>,
     outside: Arc<Outside>,
@@ -222,7 +222,7 @@ impl Mirror {
             reported,
             prepared,
             awaited_shapes: Awaited::default(),
-            sequences_of: None,
+            numbers: Numbers::default(),
             unnamed: None,
             outside: Arc::new(outside),
         }
@@ -315,6 +315,7 @@ impl Mirror {
         self.forget_all();
         self.settings = Arc::default();
         self.unknown_to = None;
+        self.numbers.forget();
     }
 
     pub fn prepared_len(&self) -> usize {

@@ -9,6 +9,7 @@ pub mod leftovers;
 pub mod mirror;
 pub mod plan;
 pub mod renaming;
+pub mod sequences;
 pub mod settings;
 pub mod shape;
 pub mod statements;

@@ -57,6 +57,8 @@ pub struct Known {
     pub may_unpin: bool,
     /// It is not proved to only read: it may advance a sequence, if only by a default or a trigger.
     pub writes: bool,
+    /// It may run code that its text does not show, of a view or a trigger.
+    pub runs_code: bool,
     /// Whether it may run again once the server has rolled it back.
     pub doubt: Doubt,
     /// How it may end a transaction block.
@@ -139,6 +141,7 @@ impl Known {
             pins,
             may_unpin: class_unpins,
             writes: !class_reads,
+            runs_code: runs_code(&class),
             doubt,
             block_end: repeat::block_end(&class),
             prepared,
@@ -224,6 +227,31 @@ fn may_unpin(statement: &Statement) -> bool {
                 | Effect::DiscardTemp
         )
     })
+}
+
+fn runs_code(class: &Class) -> bool {
+    use StatementKind as K;
+    let names_nothing =
+        class.is_proved_read() && class.tables.is_complete() && class.tables.list().is_empty();
+    let is_harmless = |statement: &Statement| {
+        statement.kind.is_transaction_control()
+            || matches!(
+                statement.kind,
+                K::SetTransaction(_)
+                    | K::SetSessionCharacteristics(_)
+                    | K::Set
+                    | K::SetLocal
+                    | K::Reset
+                    | K::Show(_)
+                    | K::Discard(_)
+                    | K::Prepare
+                    | K::Deallocate
+                    | K::Listen
+                    | K::Unlisten
+                    | K::Notify
+            )
+    };
+    !names_nothing && !class.statements.iter().all(is_harmless)
 }
 
 fn defines(class: &Class) -> bool {

@@ -1,7 +1,22 @@
 //! `currval` does not return the number of a client that wrote later; pins end when what caused them is gone.
 
-use crate::shared;
-use crate::support::pgweir::Options;
+use pgweir::session::sequences::PROBATION;
+
+use crate::shared::{self, Role};
+use crate::support::client::Client;
+use crate::support::messages::{bind, execute, parse, query, sync};
+use crate::support::pgweir::{Options, Pgweir};
+
+/// The application of these clients has written often enough to be known as one that reads no numbers.
+async fn end_probation(client: &mut Client) {
+    for _ in 0..=PROBATION {
+        client.query("SELECT txid_current()").await.ok();
+    }
+}
+
+async fn two(role: &Role, pgweir: &Pgweir) -> [Client; 2] {
+    [role.client(pgweir).await, role.client(pgweir).await]
+}
 
 #[tokio::test]
 async fn currval_is_not_that_of_a_later_writer() {
@@ -22,6 +37,187 @@ async fn currval_is_not_that_of_a_later_writer() {
     assert_eq!(two.value("SELECT currval('own_numbers')").await, "3");
     assert_eq!(two.value("SELECT lastval()").await, "3");
     two.query("DROP SEQUENCE own_numbers").await.ok();
+}
+
+#[tokio::test]
+async fn an_application_that_reads_its_numbers_finds_them() {
+    let role = shared::role("number_readers").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "2")
+        .start();
+    let [mut one, mut other] = two(&role, &pgweir).await;
+    one.query("CREATE TABLE read_numbers (id serial, a int)")
+        .await
+        .ok();
+    end_probation(&mut one).await;
+    one.query("INSERT INTO read_numbers (a) VALUES (1)")
+        .await
+        .ok();
+    other
+        .query("INSERT INTO read_numbers (a) VALUES (2)")
+        .await
+        .ok();
+    // The first time is a lesson, and no lie.
+    assert_eq!(one.query("SELECT lastval()").await.sqlstate(), "55000");
+    for (client, number) in [(&mut one, "3"), (&mut other, "4")] {
+        client
+            .query("INSERT INTO read_numbers (a) VALUES (3)")
+            .await
+            .ok();
+        assert_eq!(client.value("SELECT lastval()").await, number);
+    }
+    assert_eq!(
+        one.value("SELECT currval('read_numbers_id_seq')").await,
+        "3"
+    );
+    assert_eq!(
+        other.value("SELECT currval('read_numbers_id_seq')").await,
+        "4"
+    );
+    // Whoever comes later starts with none.
+    one.terminate().await;
+    other.terminate().await;
+    let [mut one, mut other] = two(&role, &pgweir).await;
+    for client in [&mut one, &mut other] {
+        let read = ["SELECT lastval()", "SELECT currval('read_numbers_id_seq')"];
+        for text in read {
+            assert_eq!(client.query(text).await.sqlstate(), "55000");
+        }
+    }
+    one.query("DROP TABLE read_numbers").await.ok();
+}
+
+#[tokio::test]
+async fn nobody_reads_the_number_of_a_sequence_it_has_not_used() {
+    let role = shared::role("number_strangers").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let [mut one, mut other] = two(&role, &pgweir).await;
+    end_probation(&mut one).await;
+    one.query("CREATE SEQUENCE strange_numbers").await.ok();
+    one.query("SELECT nextval('strange_numbers')").await.ok();
+    // A write that takes no number, in the same transaction, in either protocol.
+    other.query("BEGIN").await.ok();
+    other
+        .extended("CREATE TEMP TABLE t ON COMMIT DROP AS SELECT 1", &[])
+        .await
+        .ok();
+    let reply = other.extended("SELECT lastval()", &[]).await;
+    assert_eq!(reply.sqlstate(), "55000");
+    other.query("ROLLBACK").await.ok();
+    other.terminate().await;
+    one.query("SELECT nextval('strange_numbers')").await.ok();
+    assert_eq!(one.value("SELECT lastval()").await, "2");
+    one.query("DROP SEQUENCE strange_numbers").await.ok();
+}
+
+#[tokio::test]
+async fn an_application_that_nobody_knows_keeps_its_numbers_where_there_is_room() {
+    let role = shared::role("number_probation").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "4")
+        .start();
+    let [mut one, mut other] = two(&role, &pgweir).await;
+    one.query("CREATE SEQUENCE new_numbers").await.ok();
+    for client in [&mut one, &mut other] {
+        client.query("SELECT nextval('new_numbers')").await.ok();
+    }
+    assert_eq!(one.value("SELECT currval('new_numbers')").await, "1");
+    assert_eq!(other.value("SELECT lastval()").await, "2");
+    one.query("DROP SEQUENCE new_numbers").await.ok();
+}
+
+#[tokio::test]
+async fn a_connection_set_aside_is_anybodys_who_needs_it() {
+    let mut role = shared::role("number_guests").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let [mut one, mut other] = two(&role, &pgweir).await;
+    one.query("CREATE SEQUENCE guest_numbers").await.ok();
+    for number in ["1", "3"] {
+        assert_eq!(one.value("SELECT nextval('guest_numbers')").await, number);
+        let read = "SELECT nextval('guest_numbers')";
+        assert_ne!(other.value(read).await, number);
+    }
+    // For those who look on it is idle.
+    let console = &mut pgweir.console().await;
+    let pools = console.query("SHOW SERVERS").await.ok();
+    assert_eq!(pools.rows.len(), 1);
+    console.query("PAUSE").await.ok();
+    console.query("RESUME").await.ok();
+    // One that is lost meanwhile is not missed.
+    one.query("SELECT nextval('guest_numbers')").await.ok();
+    let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'number_guests'";
+    assert_eq!(role.observe(kill).await, "1");
+    assert_eq!(one.value("SELECT nextval('guest_numbers')").await, "6");
+    assert_eq!(other.query("SELECT lastval()").await.sqlstate(), "55000");
+    drop(other);
+    one.query("DROP SEQUENCE guest_numbers").await.ok();
+}
+
+#[tokio::test]
+async fn a_number_is_found_in_the_transaction_that_took_it() {
+    let role = shared::role("number_transactions").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let [mut one, mut other] = two(&role, &pgweir).await;
+    one.query("CREATE TABLE transaction_numbers (id serial, a int)")
+        .await
+        .ok();
+    one.query("CREATE SEQUENCE transaction_others").await.ok();
+    one.query("SELECT nextval('transaction_others')").await.ok();
+    other.query("BEGIN").await.ok();
+    other
+        .extended("INSERT INTO transaction_numbers (a) VALUES (1)", &[])
+        .await
+        .ok();
+    assert_eq!(other.value("SELECT lastval()").await, "1");
+    let reply = other.query("SELECT currval('transaction_others')").await;
+    assert_eq!(reply.sqlstate(), "55000");
+    other.query("ROLLBACK").await.ok();
+    // In one exchange, and in a pipeline, in either protocol.
+    let all = [
+        parse("", "INSERT INTO transaction_numbers (a) VALUES (2)", &[]),
+        bind("", "", &[]),
+        execute("", 0),
+        parse("", "SELECT currval('transaction_numbers_id_seq')", &[]),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+        query("SELECT lastval()"),
+    ]
+    .concat();
+    other.send(&all).await;
+    let reply = other.reply().await.ok();
+    assert_eq!(reply.rows[0][0].as_deref(), Some("2"));
+    assert_eq!(other.reply().await.ok().value(), "2");
+    drop(other);
+    let drop = "DROP TABLE transaction_numbers; DROP SEQUENCE transaction_others";
+    one.query(drop).await.ok();
+}
+
+#[tokio::test]
+async fn a_view_that_takes_numbers_takes_them_for_its_reader() {
+    let role = shared::role("number_views").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let [mut one, mut other] = two(&role, &pgweir).await;
+    one.query("CREATE SEQUENCE view_numbers").await.ok();
+    one.query("CREATE VIEW view_of_numbers AS SELECT nextval('view_numbers') AS n")
+        .await
+        .ok();
+    end_probation(&mut one).await;
+    one.query("SELECT nextval('view_numbers')").await.ok();
+    other.query("SELECT n FROM view_of_numbers").await.ok();
+    assert_eq!(one.query("SELECT lastval()").await.sqlstate(), "55000");
+    drop(other);
+    one.query("DROP VIEW view_of_numbers; DROP SEQUENCE view_numbers")
+        .await
+        .ok();
 }
 
 #[tokio::test]

@@ -184,10 +184,12 @@ impl Runner {
                     || pool.objects.manager().is_outdated(lease, self.now)))
     }
 
-    fn take(&mut self, lease: Lease, pool: &Pool) {
+    fn take(&mut self, mut lease: Lease, pool: &Pool) {
         pool.counters.assignments.fetch_add(1, Ordering::Relaxed);
         self.leased = self.now;
         self.is_spoilt = false;
+        // Even a SELECT may take numbers of sequences, from a view.
+        lease.mirror.numbers.mix();
         self.lease = Some(lease);
     }
 

@@ -1,0 +1,132 @@
+//! Connections set aside: idle ones that the session which used them last is to get again, unless somebody else needs them.
+//!
+//! For whoever looks on they are idle like others; a client that would have to wait gets the oldest of them where no
+//! connection may be opened for it.
+//!
+//! Bound: one for each session, and for no longer than [`ASIDE_MAX`] and a look of the steward's.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use deadpool::managed::Object;
+use tokio::time::Instant;
+
+use super::lease::Lease;
+use super::manager::{Manager, Pooled};
+use super::pool::Pool;
+
+/// How long a connection is set aside.
+const ASIDE_MAX: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+struct Entry {
+    session: u64,
+    since: Instant,
+    object: Object<Manager>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Aside {
+    /// Oldest first.
+    held: Mutex<VecDeque<Entry>>,
+    len: AtomicUsize,
+}
+
+impl Aside {
+    fn with<R>(&self, change: impl FnOnce(&mut VecDeque<Entry>) -> R) -> R {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut held);
+        self.len.store(held.len(), Ordering::SeqCst);
+        result
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len.load(Ordering::SeqCst)
+    }
+
+    /// Takes out those that are `meant`, oldest first.
+    fn take(&self, mut meant: impl FnMut(&Entry) -> bool) -> Vec<Object<Manager>> {
+        if self.len() == 0 {
+            return Vec::new();
+        }
+        let taken: VecDeque<Entry> = self.with(|held| {
+            let (taken, left) = std::mem::take(held)
+                .into_iter()
+                .partition(|entry| meant(entry));
+            *held = left;
+            taken
+        });
+        taken.into_iter().map(|entry| entry.object).collect()
+    }
+
+    /// Takes out those for which `keep` is false.
+    pub(super) fn remove(&self, mut keep: impl FnMut(&Pooled) -> bool) -> Vec<Object<Manager>> {
+        self.take(|entry| !keep(&entry.object))
+    }
+}
+
+impl Pool {
+    /// Sets an idle connection aside for `session`.
+    pub(super) fn put_aside(self: &Arc<Self>, session: u64, object: Object<Manager>) {
+        self.leave_aside(session);
+        let since = Instant::now();
+        let entry = Entry {
+            session,
+            since,
+            object,
+        };
+        self.aside.with(|held| held.push_back(entry));
+        // One may have begun to wait meanwhile.
+        self.serve_from_aside();
+    }
+
+    /// The connection that is set aside for `session`, if it may have one at all now.
+    pub fn take_aside(self: &Arc<Self>, session: u64) -> Option<Lease> {
+        let own = self.aside.take(|entry| entry.session == session);
+        if own.is_empty() {
+            return None;
+        }
+        // Back to the idle ones, whose last is looked at and taken first.
+        drop(own);
+        if self.waiting() > 0 {
+            self.serve();
+        }
+        self.try_checkout()
+    }
+
+    /// `session` does not need what is set aside for it.
+    pub fn leave_aside(self: &Arc<Self>, session: u64) {
+        if self.aside.len() > 0 {
+            self.give_aside(|entry| entry.session == session);
+        }
+    }
+
+    /// Nothing is set aside for longer than it should.
+    pub(super) fn look_at_aside(self: &Arc<Self>, now: Instant) {
+        self.give_aside(|entry| now.duration_since(entry.since) >= ASIDE_MAX);
+    }
+
+    /// Those who wait get what is set aside, where no connection may be opened for them.
+    pub(super) fn serve_from_aside(self: &Arc<Self>) {
+        let mut needed = self.waiting().saturating_sub(self.opening());
+        if needed == 0 || self.aside.len() == 0 || self.is_held() {
+            return;
+        }
+        self.give_aside(|_| {
+            let is_needed = needed > 0;
+            needed = needed.saturating_sub(1);
+            is_needed
+        });
+    }
+
+    fn give_aside(self: &Arc<Self>, meant: impl FnMut(&Entry) -> bool) {
+        let taken = self.aside.take(meant);
+        if !taken.is_empty() {
+            drop(taken);
+            self.serve();
+        }
+    }
+}
