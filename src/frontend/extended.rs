@@ -340,9 +340,8 @@ impl Session {
                 gather.input(rest);
             }
             None if bind.statement.starts_with(SERVER_NAME_PREFIX) => {
-                gather.own(|out| {
-                    f::put_bind_head(out, bind.portal, &disowned(bind.statement), rest_len);
-                });
+                let name = disowned(bind.statement);
+                gather.own(|out| f::put_bind_head(out, bind.portal, &name, rest_len));
                 gather.input(rest);
             }
             _ => gather.input(frame.range()),

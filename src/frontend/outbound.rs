@@ -186,11 +186,7 @@ impl Relay<'_> {
             self.end
                 .get_or_insert_with(|| end.unwrap_or_else(plan_failed));
         } else if owed.to == For::Probe {
-            // A cancel request that the client meant for its own statement may have come late.
-            let refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
-            let probe = self.session.probe.get_or_insert_default();
-            probe.failed = true;
-            probe.refused = refused;
+            self.session.fail_probe(b::sqlstate(payload));
         }
         // A statement under its own name did not come to be.
         if owed.to == For::Evict {
@@ -353,6 +349,14 @@ impl Relay<'_> {
 }
 
 impl Session {
+    /// The server has answered a question of pgweir's with an error.
+    fn fail_probe(&mut self, code: Option<SqlState>) {
+        let probe = self.probe.get_or_insert_default();
+        probe.failed = true;
+        // A cancel request that the client meant for its own statement may have come late.
+        probe.refused = code != Some(SqlState::QUERY_CANCELED);
+    }
+
     /// Reads the server once and passes on what came.
     pub(super) fn poll_server(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         if self.outbox.len() >= OUTBOX_MAX {
