@@ -237,6 +237,7 @@ impl Session {
             return self.fall_back(false, cx);
         }
         self.in_transaction = lease.status != TransactionStatus::Idle;
+        let lease_is_lost = lease.identity.is_lost();
         self.copies_in = false;
         self.discards = false;
         self.deallocates = false;
@@ -258,6 +259,9 @@ impl Session {
         self.rest_rerun();
         self.metering.rests();
         self.note_rest();
+        if lease_is_lost {
+            self.left_with_backend();
+        }
         if self.settings.is_touched() || self.has_channels_to_leave() {
             if self.has_own_cancel() {
                 // Its signal may hit whatever is sent before it is over.
@@ -274,7 +278,7 @@ impl Session {
     }
 
     /// Gives the backend back, unless the session keeps it.
-    fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         if self.leave_replica() {
             self.lease = None;
         }

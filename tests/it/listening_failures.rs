@@ -173,6 +173,47 @@ async fn a_backend_that_was_kept_from_forgetting_is_told_again() {
     assert_eq!(pinned(&pgweir).await, 0);
 }
 
+/// Ends the first connections when they are told to forget, the first one with the server's last words.
+async fn end_at_unlisten(mut connection: BackendConnection, ended: Arc<AtomicUsize>) {
+    while let Some(message) = connection.read_message().await {
+        let sql = message.strings().concat();
+        if sql.starts_with("UNLISTEN") {
+            let before = ended.fetch_add(1, Ordering::SeqCst);
+            if before == 0 {
+                let words = "terminating connection due to administrator command";
+                let last = messages::error_response("FATAL", "57P01", words);
+                connection.send(&last).await;
+            }
+            if before < 2 {
+                return;
+            }
+        }
+        let tag = sql.split(' ').next().unwrap_or_default();
+        let mut answer = messages::command_complete(tag);
+        answer.extend(messages::ready_for_query(b'I'));
+        connection.send(&answer).await;
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_is_lost_while_it_forgets_is_nobodys_loss() {
+    let ended = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&ended);
+    let backend = ScriptedBackend::start_with(move |connection| {
+        end_at_unlisten(connection, Arc::clone(&counted))
+    })
+    .await;
+    let pgweir = Options::in_front_of(&backend.node_url())
+        .flag("--pool-size", "1")
+        .start();
+    let mut one = client(&pgweir, "scripted").await;
+    for channel in ["a", "b", "c"] {
+        one.query(&format!("LISTEN {channel}")).await.ok();
+        one.query("SELECT 1").await.ok();
+    }
+    assert_eq!(ended.load(Ordering::SeqCst), 3);
+}
+
 /// Lets a LISTEN run over its time; what comes behind it before the cancel request is over is cancelled, too.
 async fn run_over(mut connection: BackendConnection, early: Arc<AtomicUsize>) {
     let name = connection.startup.get("application_name");
