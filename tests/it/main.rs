@@ -36,6 +36,7 @@ mod lanes;
 mod lanes_scripted;
 mod listening;
 mod listening_failures;
+mod listening_show;
 mod overload;
 mod page;
 mod page_access;
