@@ -193,13 +193,15 @@ impl Link {
         let slot = reserve(pools, pool, &effective).map_err(Trouble::Cap)?;
         let encoding = String::from_utf8_lossy(&listener.key.encoding).into_owned();
         let mut effective = Effective::clone(&effective);
-        let own = ["client_encoding", "application_name"];
+        let own = ["client_encoding", "application_name", "statement_timeout"];
         effective
             .startup
             .retain(|(name, _)| !own.contains(&name.as_str()));
         effective.startup.extend([
             ("client_encoding".to_owned(), encoding),
             ("application_name".to_owned(), APPLICATION_NAME.to_owned()),
+            // What is meant for statements of the role would end one that listens for thousands of sessions.
+            ("statement_timeout".to_owned(), "0".to_owned()),
         ]);
         // It is for clients' statements, and may listen itself.
         effective.pool.connect_query = None;
