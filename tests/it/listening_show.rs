@@ -310,10 +310,112 @@ async fn servers(pgweir: &Pgweir) -> usize {
     servers.rows.iter().filter(is_shown).count()
 }
 
+/// What came of the run.
+struct Run {
+    listeners: Vec<Listener>,
+    /// Of those that come and go.
+    churned: Vec<Vec<Vec<Note>>>,
+    committed: Committed,
+    sent: usize,
+    took: Duration,
+    /// Server connections of pgweir's at its end, and those of them that listen.
+    servers: usize,
+    listening: usize,
+}
+
+impl Run {
+    /// Has `listeners` listen while others send, and come and go.
+    async fn new(pgweir: &Pgweir, listeners: Vec<Listener>, seed: u64) -> Self {
+        let (count, transactions) = (listeners.len(), number("PGWEIR_TRANSACTIONS", 40));
+        let login = Login::new("postgres", DATABASE);
+        let committed = note_all(count).await;
+        let began = Instant::now();
+        let listening: Vec<_> = listeners
+            .into_iter()
+            .map(|one| tasks::spawn("listen", one.listen()))
+            .collect();
+        let (mut senders, mut churners) = (Vec::new(), Vec::new());
+        for id in 0..SENDERS {
+            let client = if id % 2 == 0 {
+                pgweir.client_as(&login).await
+            } else {
+                direct().await
+            };
+            let sends = send(client, id, transactions, count, seed);
+            senders.push(tasks::spawn("send", sends));
+        }
+        for id in 0..count.div_ceil(CHURNING) {
+            let client = pgweir.client_as(&login).await;
+            churners.push(tasks::spawn("churn", churn(client, id)));
+        }
+        let sent = all(senders).await.into_iter().sum();
+        let churned = all(churners).await;
+        let mut last = direct().await;
+        let listeners_now = connections(&mut last, LISTENERS).await;
+        let servers = servers(pgweir).await;
+        last.query(&format!("NOTIFY everybody, '{END}'")).await.ok();
+        Self {
+            listeners: all(listening).await,
+            churned,
+            committed: Committed::new(committed.await.unwrap()),
+            sent,
+            took: began.elapsed(),
+            servers,
+            listening: listeners_now,
+        }
+    }
+
+    /// What was wrong, and how many notifications were heard.
+    fn check(&self) -> (Faults, usize) {
+        let (mut faults, mut heard) = (Faults::default(), 0);
+        for one in &self.listeners {
+            faults.count(&one.heard, &self.committed.on(&channels(one.id)));
+            heard += one.heard.len();
+        }
+        for (id, turns) in self.churned.iter().enumerate() {
+            let all = self.committed.on(&[group(id)]);
+            for (turn, notes) in turns.iter().enumerate() {
+                for what in ["first", "last"] {
+                    let own = (group(id), format!("{what} {id}.{turn}"));
+                    assert!(notes.contains(&own), "{own:?} is not in {notes:?}");
+                }
+                let start = all.iter().position(|note| *note == notes[0]).unwrap();
+                let end = (start + notes.len()).min(all.len());
+                faults.count(notes, &all[start..end]);
+                heard += notes.len();
+            }
+        }
+        (faults, heard)
+    }
+}
+
+/// Ends the connection that listens: all are told, and hear what comes then.
+async fn kill(listeners: Vec<Listener>) {
+    let began = Instant::now();
+    let told: Vec<_> = listeners
+        .into_iter()
+        .map(|one| tasks::spawn("be told", one.be_told()))
+        .collect();
+    let mut killer = direct().await;
+    let kill = format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{DATABASE}' AND {LISTENERS}"
+    );
+    assert_eq!(killer.value(&kill).await, "1");
+    let listeners = all(told).await;
+    killer.query("NOTIFY everybody, 'after'").await.ok();
+    let hearing = listeners
+        .into_iter()
+        .map(|one| tasks::spawn("hear on", one.hear_on()));
+    all(hearing.collect()).await;
+    eprintln!(
+        "its connection was killed: all were told and heard on within {:.1?}",
+        began.elapsed()
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_clients_listen_on_one_server_connection() {
     let count = number("PGWEIR_LISTENERS", 300);
-    let transactions = number("PGWEIR_TRANSACTIONS", 40);
     let seed = number("PGWEIR_SEED", rand::random_range(0..1_000_000)) as u64;
     eprintln!("PGWEIR_SEED={seed}");
     let mut observer = shared::direct().await;
@@ -326,92 +428,29 @@ async fn many_clients_listen_on_one_server_connection() {
         .set("general.max_client_conn", "20000")
         .set("pool.on_session_state", "reject")
         .start();
-    let login = Login::new("postgres", DATABASE);
-
+    let before = resident(&pgweir);
     let began = Instant::now();
     let listeners = open_all(&pgweir, count).await;
-    let opened = began.elapsed();
-    let memory = resident(&pgweir);
-    let committed = note_all(count).await;
+    let (opened, memory) = (began.elapsed(), resident(&pgweir) - before);
 
-    let began = Instant::now();
-    let listening: Vec<_> = listeners
-        .into_iter()
-        .map(|one| tasks::spawn("listen", one.listen()))
-        .collect();
-    let (mut senders, mut churners) = (Vec::new(), Vec::new());
-    for id in 0..SENDERS {
-        let client = if id % 2 == 0 {
-            pgweir.client_as(&login).await
-        } else {
-            direct().await
-        };
-        senders.push(tasks::spawn(
-            "send",
-            send(client, id, transactions, count, seed),
-        ));
-    }
-    for id in 0..count.div_ceil(CHURNING) {
-        let client = pgweir.client_as(&login).await;
-        churners.push(tasks::spawn("churn", churn(client, id)));
-    }
-    let sent: usize = all(senders).await.into_iter().sum();
-    let churned = all(churners).await;
-    let listener_count = connections(&mut observer, LISTENERS).await;
-    let servers = servers(&pgweir).await;
-    let mut last = direct().await;
-    last.query(&format!("NOTIFY everybody, '{END}'")).await.ok();
-    let listeners = all(listening).await;
-    let took = began.elapsed();
-    let committed = Committed::new(committed.await.unwrap());
-
-    let mut faults = Faults::default();
-    let mut heard = 0;
-    for one in &listeners {
-        faults.count(&one.heard, &committed.on(&channels(one.id)));
-        heard += one.heard.len();
-    }
-    for (id, turns) in churned.iter().enumerate() {
-        let all = committed.on(&[group(id)]);
-        for (turn, notes) in turns.iter().enumerate() {
-            for what in ["first", "last"] {
-                let own = (group(id), format!("{what} {id}.{turn}"));
-                assert!(notes.contains(&own), "{own:?} is not in {notes:?}");
-            }
-            let start = all.iter().position(|note| *note == notes[0]).unwrap();
-            let end = (start + notes.len()).min(all.len());
-            faults.count(notes, &all[start..end]);
-            heard += notes.len();
-        }
-    }
+    let run = Run::new(&pgweir, listeners, seed).await;
+    let (faults, heard) = run.check();
+    let Run {
+        listening,
+        servers,
+        sent,
+        took,
+        ..
+    } = run;
     eprintln!(
-        "{count} clients listen on {listener_count} server connection, with {servers} in all; {sent} notifications of {SENDERS} \
+        "{count} clients listen on {listening} server connection, with {servers} in all; {sent} notifications of {SENDERS} \
          senders and those of the clients themselves were heard {heard} times in {took:.1?}; LISTEN of all took \
          {opened:.1?}, and pgweir {} kB a client; {faults:?}",
         memory / count.max(1),
     );
-    assert_eq!(faults, Faults::default(), "seed {seed}");
-    assert_eq!(listener_count, 1);
+    assert_eq!(faults, Faults::default());
+    assert_eq!(listening, 1);
     assert!(servers <= POOL_SIZE + 1, "{servers} server connections");
     assert!(heard > sent, "hardly anything was heard");
-
-    let began = Instant::now();
-    let told: Vec<_> = listeners
-        .into_iter()
-        .map(|one| tasks::spawn("be told", one.be_told()))
-        .collect();
-    let kill = format!(
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{DATABASE}' AND {LISTENERS}"
-    );
-    assert_eq!(observer.value(&kill).await, "1");
-    let listeners = all(told).await;
-    last.query("NOTIFY everybody, 'after'").await.ok();
-    let hearing = listeners
-        .into_iter()
-        .map(|one| tasks::spawn("hear on", one.hear_on()));
-    all(hearing.collect()).await;
-    eprintln!(
-        "its connection was killed: all were told and heard on within {:.1?}",
-        began.elapsed()
-    );
+    kill(run.listeners).await;
 }
