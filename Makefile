@@ -205,7 +205,7 @@ show-reads: build packages ## Reads through pgweir with two replicas, against th
 
 .PHONY: show-listen
 show-listen: rust packages ## 5,000 clients that listen on one server connection: nothing lost, nothing doubled, all in order
-	PGWEIR_LISTENERS=$${PGWEIR_LISTENERS:-5000} cargo test --release --test it listening::many -- --nocapture
+	PGWEIR_LISTENERS=$${PGWEIR_LISTENERS:-5000} cargo test --release --test it listening_show:: -- --nocapture
 
 # --- Sessions through pgweir are those of a direct connection ---
 

@@ -246,6 +246,7 @@ impl Session {
         }
         let is_at_rest = lease.expect.is_at_rest();
         let is_in_transaction = lease.status != TransactionStatus::Idle;
+        let lease_is_lost = lease.identity.is_lost();
         self.note_heard();
         if !self.will_rerun() && self.replay_is_over() {
             return self.fall_back(false, cx);
@@ -288,6 +289,9 @@ impl Session {
         self.rest_rerun();
         self.metering.rests();
         self.note_rest();
+        if lease_is_lost {
+            self.left_with_backend();
+        }
         if self.settings.is_touched() || self.has_channels_to_leave() {
             if self.has_own_cancel() {
                 // Its signal may hit whatever is sent before it is over.
@@ -304,7 +308,7 @@ impl Session {
     }
 
     /// Gives the backend back, unless the session keeps it.
-    fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         debug_assert!(!self.is_replaying(), "a transaction is replayed to its end");
         if self.leave_replica() {
             self.lease = None;

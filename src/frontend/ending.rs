@@ -70,10 +70,13 @@ impl Session {
 
     /// Notes whether the session parts with its backend amid a message to the client.
     pub(super) fn note_torn(&mut self) {
-        self.torn |= self
-            .lease
-            .as_ref()
-            .is_some_and(|lease| lease.passing.remaining > 0 && lease.passing.to_client);
+        self.torn |= self.is_amid_message();
+    }
+
+    /// The client was sent the beginning of a message whose end is still to come from the server.
+    pub(super) fn is_amid_message(&self) -> bool {
+        let passing = self.lease.as_ref().map(|lease| &lease.passing);
+        passing.is_some_and(|passing| passing.remaining > 0 && passing.to_client)
     }
 
     fn part_with(&self, lease: Lease, end: &End) {

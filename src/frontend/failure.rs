@@ -6,6 +6,7 @@
 use std::sync::atomic::Ordering;
 use std::task::Context;
 
+use super::leaving::LEAVING;
 use super::replay::Original;
 use super::rerun::FirstWrite;
 use super::session::{End, Phase, Session};
@@ -15,6 +16,7 @@ use crate::config::model::PoolMode;
 use crate::error::{Report, SqlState};
 use crate::retry::policy::{self, Doubt, Failure, Place, Seen, Verdict};
 use crate::wire::backend::{self as b, TransactionStatus};
+use crate::wire::expect::Copy;
 
 /// Runs of a request whose session the server terminated.
 ///
@@ -56,11 +58,7 @@ impl Session {
             _ if journal.may_have_committed() => Place::Ending,
             _ => Place::Inside,
         };
-        let is_cut = self.torn
-            || self
-                .lease
-                .as_ref()
-                .is_some_and(|lease| lease.passing.remaining > 0 && lease.passing.to_client);
+        let is_cut = self.torn || self.is_amid_message();
         // Of a transaction that had not begun: nobody would compare what was seen.
         let is_seen = place == Place::Outside && journal.seen() > 0 && !self.is_replaying();
         let is_done = failure == Failure::Terminated && journal.has_completed();
@@ -187,21 +185,29 @@ impl Session {
 
     /// Takes in the end of a backend's session that comes unasked, right behind the last answer: the client is not told,
     /// because nothing of its session is lost with it. False if something is.
-    pub(super) fn outlives(&mut self, backend: &Backend) -> bool {
-        let is_done = backend.expect.is_at_rest() && backend.status == TransactionStatus::Idle;
-        if !is_done
-            || self.phase != Phase::Active
-            || self.keeps_backend()
-            || self.settings.is_touched()
-        {
+    pub(super) fn outlives(&self, backend: &Backend) -> bool {
+        if !self.is_done_with(backend) {
             return false;
         }
         if let Some(routes) = &self.routes {
             routes.cluster.suspect(&backend.identity.node);
         }
         backend.identity.lose();
-        self.part_with_channels();
         true
+    }
+
+    /// Whether nothing of the session is lost with `backend`: it owes no more than to forget what it listens on.
+    fn is_done_with(&self, backend: &Backend) -> bool {
+        let expect = &backend.expect;
+        let is_done = expect.copy() == Copy::None
+            && !expect.is_open()
+            && expect.iter().all(|owed| owed.statement == LEAVING)
+            && backend.status == TransactionStatus::Idle
+            && backend.unsent_of_frame == 0;
+        is_done
+            && self.phase == Phase::Active
+            && !self.keeps_backend()
+            && !self.settings.is_touched()
     }
 
     /// Whether the session is where the request can be run again at all.
@@ -301,6 +307,17 @@ impl Session {
         }
         if self.is_on_trial() {
             return self.run_elsewhere(cx);
+        }
+        // Behind what breaks the protocol there may be an answer that the client was not sent.
+        let is_end = matches!(
+            error,
+            ReceiveError::Closed | ReceiveError::Io(_) | ReceiveError::Lost
+        );
+        if is_end && let Some(lease) = self.lease.as_ref().filter(|it| self.is_done_with(it)) {
+            lease.identity.lose();
+            self.left_with_backend();
+            self.release();
+            return self.process_inbox(cx);
         }
         match self.judge_loss() {
             Ok(failure) => self.run_again(failure, true, cx),

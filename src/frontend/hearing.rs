@@ -14,9 +14,14 @@ use crate::wire::limits::OUTBOX_MAX;
 impl Session {
     /// Takes what the shared listener has for the session and passes it on if it is time.
     pub(super) fn poll_listening(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let is_amid_message = self.is_amid_message();
         let Some(listening) = self.listening.as_deref_mut() else {
             return Ok(false);
         };
+        // What the server says goes on in the next turn.
+        if is_amid_message {
+            return Ok(false);
+        }
         if listening.channels.is_overfull() {
             return Err(too_many_statements());
         }

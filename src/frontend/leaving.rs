@@ -56,6 +56,13 @@ impl Session {
         }
     }
 
+    /// The backend is gone, and all that it listened on.
+    pub(super) fn left_with_backend(&mut self) {
+        self.leaves_no_more();
+        self.part_with_channels();
+        self.probe = ProbeAnswer::default();
+    }
+
     /// The backend was not told, or is told no more.
     pub(super) fn leaves_no_more(&mut self) {
         if let Some(listening) = &mut self.listening {

@@ -304,6 +304,8 @@ impl Session {
         let hearing = self.listening.as_ref()?.hearing.as_ref()?;
         hearing.ask(if subscribes {
             Ask::Subscribe(channels)
+        } else if listens_now.is_some() {
+            Ask::Subscribe(BTreeSet::new())
         } else {
             Ask::Fence
         });

@@ -52,7 +52,7 @@ pub struct Key {
 pub enum Ask {
     /// That all notifications committed before are in the ear.
     Fence,
-    /// The same, and that these channels are heard from there on.
+    /// The same, and that these channels, if any, are heard from there on: there must be a connection.
     Subscribe(BTreeSet<Name>),
 }
 
@@ -86,7 +86,8 @@ enum Phase {
     #[default]
     Opening,
     Up,
-    /// The connection is gone, or could not be opened, and another one is tried for: nobody waits for it.
+    /// The connection is gone, or could not be opened, and another one is tried for. Who only asks what was said waits
+    /// for none; who wants to listen waits for the next attempt, which does not let him wait.
     Down,
 }
 
@@ -260,6 +261,11 @@ impl Listener {
         pools
     }
 
+    /// Whether something was asked that was not sent.
+    fn is_asked(&self) -> bool {
+        !self.lock().asked.is_empty()
+    }
+
     fn is_wanted(&self) -> bool {
         !self.lock().ears.is_empty()
     }
@@ -340,7 +346,8 @@ impl Hearing {
             ticket: self.ear.ask(),
             ask,
         };
-        if state.phase == Phase::Down {
+        // Another connection is tried for at once where somebody wants to listen.
+        if state.phase == Phase::Down && question.ask == Ask::Fence {
             question.answer(Answer::Unavailable);
             return;
         }

@@ -503,68 +503,6 @@ async fn pausing_closes_the_listener_and_resuming_brings_it_back() {
     assert_eq!(one.notification().await, note("a", "y"));
 }
 
-/// Notifications to all.
-const ROUNDS: usize = 5;
-
-/// `PGWEIR_LISTENERS` clients, each on a channel of its own and one of all (`make show-listen`: 5,000).
-#[tokio::test]
-async fn many_clients_listen_on_one_server_connection() {
-    let count: usize = std::env::var("PGWEIR_LISTENERS")
-        .ok()
-        .and_then(|count| count.parse().ok())
-        .unwrap_or(300);
-    let database = database("listening_many").await;
-    let pgweir = Options::new(shared::server())
-        .flag("--pool-size", "10")
-        .set("general.max_client_conn", "20000")
-        .start();
-    let mut clients = Vec::new();
-    let began = tokio::time::Instant::now();
-    for of in 0..count {
-        let mut one = client(&pgweir, &database).await;
-        one.query(&format!("LISTEN everybody; LISTEN only_{of}"))
-            .await
-            .ok();
-        clients.push(one);
-    }
-    let listening = began.elapsed();
-    assert_eq!(backends(&database, LISTENERS).await, "1");
-    let all: usize = backends(&database, "true").await.parse().unwrap();
-    assert!(all <= 11, "{all} server connections");
-    let mut sender = direct(&database).await;
-    let began = tokio::time::Instant::now();
-    for round in 0..ROUNDS {
-        sender
-            .query(&format!(
-                "NOTIFY everybody, '{round}'; NOTIFY only_{round}, 'own'"
-            ))
-            .await
-            .ok();
-    }
-    let mut heard = 0;
-    for (of, one) in clients.iter_mut().enumerate() {
-        for round in 0..ROUNDS {
-            assert_eq!(
-                one.notification().await,
-                note("everybody", &round.to_string())
-            );
-            heard += 1;
-            if round == of {
-                assert_eq!(one.notification().await, note(&format!("only_{of}"), "own"));
-                heard += 1;
-            }
-        }
-    }
-    let hearing = began.elapsed();
-    assert_eq!(heard, count * ROUNDS + ROUNDS);
-    let quiet = tokio::time::timeout(Duration::from_millis(200), clients[7].notification()).await;
-    assert!(quiet.is_err(), "one too many: {quiet:?}");
-    eprintln!(
-        "{count} clients listen on one server connection, {all} in all; LISTEN one after the other took {listening:?}, \
-         {heard} notifications {hearing:?}; none lost, none doubled, all in order"
-    );
-}
-
 /// Answers every query; the connection that listens, late, and saying something in between.
 async fn answer_listen(mut connection: BackendConnection, listens: Arc<AtomicBool>) {
     let heard =

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use pgweir::demo::cluster::Cluster;
+use pgweir::demo::cluster::{Cluster, StopMode};
 
 use crate::shared;
 use crate::support::client::{Client, Login};
@@ -173,6 +173,47 @@ async fn a_backend_that_was_kept_from_forgetting_is_told_again() {
     assert_eq!(pinned(&pgweir).await, 0);
 }
 
+/// Ends the first connections when they are told to forget, the first one with the server's last words.
+async fn end_at_unlisten(mut connection: BackendConnection, ended: Arc<AtomicUsize>) {
+    while let Some(message) = connection.read_message().await {
+        let sql = message.strings().concat();
+        if sql.starts_with("UNLISTEN") {
+            let before = ended.fetch_add(1, Ordering::SeqCst);
+            if before == 0 {
+                let words = "terminating connection due to administrator command";
+                let last = messages::error_response("FATAL", "57P01", words);
+                connection.send(&last).await;
+            }
+            if before < 2 {
+                return;
+            }
+        }
+        let tag = sql.split(' ').next().unwrap_or_default();
+        let mut answer = messages::command_complete(tag);
+        answer.extend(messages::ready_for_query(b'I'));
+        connection.send(&answer).await;
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_is_lost_while_it_forgets_is_nobodys_loss() {
+    let ended = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&ended);
+    let backend = ScriptedBackend::start_with(move |connection| {
+        end_at_unlisten(connection, Arc::clone(&counted))
+    })
+    .await;
+    let pgweir = Options::in_front_of(&backend.node_url())
+        .flag("--pool-size", "1")
+        .start();
+    let mut one = client(&pgweir, "scripted").await;
+    for channel in ["a", "b", "c"] {
+        one.query(&format!("LISTEN {channel}")).await.ok();
+        one.query("SELECT 1").await.ok();
+    }
+    assert_eq!(ended.load(Ordering::SeqCst), 3);
+}
+
 /// Lets a LISTEN run over its time; what comes behind it before the cancel request is over is cancelled, too.
 async fn run_over(mut connection: BackendConnection, early: Arc<AtomicUsize>) {
     let name = connection.startup.get("application_name");
@@ -307,4 +348,84 @@ async fn a_read_that_fails_on_a_replica_is_answered_once() {
     one.query("NOTIFY a, 'own'").await.ok();
     assert_eq!(heard(&mut one), [note("a", "own")]);
     pgweir.wait_for_log("refused a statement as a write");
+    // A transaction that begins on the replica and listens ends on the primary.
+    one.query("BEGIN READ ONLY").await.ok();
+    one.query("SELECT count(*) FROM t").await.ok();
+    one.query("LISTEN b").await.ok();
+    one.query("COMMIT").await.ok();
+    one.query("NOTIFY b, 'moved'").await.ok();
+    assert_eq!(heard(&mut one), [note("b", "moved")]);
+    assert_eq!(pinned(&pgweir).await, 0);
+}
+
+/// Waits until it is told that it may have missed something, and hears what comes behind that.
+async fn hears_again(one: &mut Client, sender: &mut Client, what: &str) {
+    let notice = one.notice().await;
+    assert_eq!(notice.message, "notifications may have been missed");
+    sender.query(&format!("NOTIFY a, '{what}'")).await.ok();
+    assert_eq!(one.notification().await, note("a", what));
+}
+
+#[tokio::test]
+async fn whatever_becomes_of_the_primary_its_listeners_are_told_and_hear_on() {
+    let mut cluster = Cluster::start(2).unwrap();
+    let pgweir = Options::cluster(&cluster)
+        .set("cluster.probe_interval", "100ms")
+        .set("cluster.probe_timeout", "500ms")
+        .set("cluster.down_after", "2")
+        .set("timeouts.server_login_retry", "50ms")
+        .start();
+    let mut one = pgweir.client().await;
+    let mut sender = pgweir.client().await;
+    one.query("LISTEN a").await.ok();
+    cluster.primary.restart(StopMode::Fast).unwrap();
+    hears_again(&mut one, &mut sender, "restarted").await;
+    // It says nothing, and another one leads.
+    cluster.primary.pause().unwrap();
+    cluster.replicas[0].promote().unwrap();
+    hears_again(&mut one, &mut sender, "frozen").await;
+    let mut late = pgweir.client().await;
+    late.query("LISTEN a").await.ok();
+    sender.query("NOTIFY a, 'late'").await.ok();
+    for client in [&mut one, &mut late] {
+        assert_eq!(client.notification().await, note("a", "late"));
+    }
+    assert_eq!(pinned(&pgweir).await, 0);
+    cluster.primary.cont().unwrap();
+}
+
+#[tokio::test]
+async fn a_transaction_that_runs_again_is_heard_once_and_at_its_end() {
+    let database = database("listening_replay").await;
+    let pgweir = Options::new(shared::server())
+        .set("retry.replay", "true")
+        .start();
+    let mut past = direct(&database).await;
+    past.query("CREATE TABLE t (id int PRIMARY KEY, a int); INSERT INTO t VALUES (1, 0)")
+        .await
+        .ok();
+    let mut one = client(&pgweir, &database).await;
+    one.query("LISTEN a").await.ok();
+    let terminate = format!(
+        "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE datname = '{database}' AND xact_start IS NOT NULL AND pid <> pg_backend_pid()"
+    );
+    for round in 1..=3 {
+        one.query("BEGIN").await.ok();
+        one.query("UPDATE t SET a = a + 1").await.ok();
+        one.query(&format!("NOTIFY a, '{round}'")).await.ok();
+        assert_eq!(past.value(&terminate).await, "1");
+        assert_eq!(one.value("SELECT a FROM t").await, round.to_string());
+        past.query("NOTIFY a, 'other'").await.ok();
+        assert_eq!(one.value("SELECT 'x'").await, "x");
+        assert_eq!(heard(&mut one), [], "inside the transaction");
+        one.query("COMMIT").await.ok();
+        let expected = [note("a", "other"), note("a", &round.to_string())];
+        assert_eq!(heard(&mut one), expected);
+    }
+    // A LISTEN is not run again.
+    one.query("BEGIN").await.ok();
+    one.query("LISTEN b").await.ok();
+    one.query("UPDATE t SET a = a + 1").await.ok();
+    assert_eq!(past.value(&terminate).await, "1");
+    assert_eq!(one.expect_end().await[0].code, "57P01");
 }

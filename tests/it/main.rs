@@ -38,6 +38,7 @@ mod lanes_scripted;
 mod like_pgbouncer;
 mod listening;
 mod listening_failures;
+mod listening_show;
 mod overload;
 mod page;
 mod page_access;

@@ -36,6 +36,8 @@ const RETRY_LONGEST: Duration = Duration::from_secs(5);
 /// The connection is idle by nature; servers before 14 have no limit on that.
 const STAYS: &[u8] = b"SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
     WHERE name = 'idle_session_timeout';";
+/// From one attempt to the next one where a session waits for it.
+const RETRY_ASKED: Duration = Duration::from_millis(250);
 /// What `pg_stat_activity` shows of the connection.
 const APPLICATION_NAME: &str = "pgweir listener";
 
@@ -127,14 +129,30 @@ pub(super) async fn run(pools: Arc<Pools>, listener: Arc<Listener>) {
         if began.elapsed() > RETRY_LONGEST {
             pause = RETRY_FIRST;
         }
-        // Sessions that leave do not have to be waited for, and a listener that nobody wants does not linger.
-        let until = Instant::now() + pause.mul_f64(rand::random_range(0.5..1.0));
-        while listener.is_wanted()
-            && tokio::time::timeout_at(until, listener.woken.notified())
-                .await
-                .is_ok()
-        {}
+        rest(
+            &listener,
+            began,
+            pause.mul_f64(rand::random_range(0.5..1.0)),
+        )
+        .await;
         pause = (pause * 2).min(RETRY_LONGEST);
+    }
+}
+
+/// Waits for the next attempt, the last of which `began` then: for less than `pause` if somebody wants to listen. A
+/// listener that nobody wants does not linger.
+async fn rest(listener: &Listener, began: Instant, pause: Duration) {
+    let until = Instant::now() + pause;
+    while listener.is_wanted() {
+        let until = if listener.is_asked() {
+            until.min(began + RETRY_ASKED)
+        } else {
+            until
+        };
+        if Instant::now() >= until {
+            return;
+        }
+        let _ = tokio::time::timeout_at(until, listener.woken.notified()).await;
     }
 }
 
@@ -175,13 +193,15 @@ impl Link {
         let slot = reserve(pools, pool, &effective).map_err(Trouble::Cap)?;
         let encoding = String::from_utf8_lossy(&listener.key.encoding).into_owned();
         let mut effective = Effective::clone(&effective);
-        let own = ["client_encoding", "application_name"];
+        let own = ["client_encoding", "application_name", "statement_timeout"];
         effective
             .startup
             .retain(|(name, _)| !own.contains(&name.as_str()));
         effective.startup.extend([
             ("client_encoding".to_owned(), encoding),
             ("application_name".to_owned(), APPLICATION_NAME.to_owned()),
+            // What is meant for statements of the role would end one that listens for thousands of sessions.
+            ("statement_timeout".to_owned(), "0".to_owned()),
         ]);
         // It is for clients' statements, and may listen itself.
         effective.pool.connect_query = None;
