@@ -24,7 +24,8 @@ rust:
 		echo "Rust 1.90 or newer is missing: install rustup (Debian 13: apt-get install rustup), then: rustup default stable" >&2; \
 		exit 1; }
 
-# A C compiler and linker for the crates that need one, the server with its programs, and venv for the drivers.
+# A C compiler and linker for the crates that need one, the server with its programs, venv for the drivers, and a browser
+# for the live page where the distribution has one that is no snap.
 packages:
 	@missing=; \
 	command -v cc > /dev/null || missing="$$missing build-essential"; \
@@ -35,6 +36,9 @@ packages:
 	if command -v go > /dev/null && [ ! -d $(GO_DRIVER) ]; then missing="$$missing golang-github-lib-pq-dev"; fi; \
 	command -v promtool > /dev/null || missing="$$missing prometheus"; \
 	command -v prometheus-pgbouncer-exporter > /dev/null || missing="$$missing prometheus-pgbouncer-exporter"; \
+	command -v chromedriver > /dev/null || { apt-cache policy chromium-driver 2> /dev/null \
+		| grep -q 'Candidate: [0-9]' && missing="$$missing chromium chromium-driver"; } \
+		|| echo "no chromium with chromedriver: the tests of the live page will be skipped"; \
 	if [ -n "$$missing" ]; then \
 		command -v apt-get > /dev/null || { echo "please install:$$missing" >&2; exit 1; }; \
 		set -x; $(APT) update -qq && $(APT) install -y -qq --no-install-recommends $$missing; \
@@ -129,16 +133,16 @@ show-stampede: rust packages ## 5,000 clients that want a server back after an o
 show-network: build packages ## A server behind a link that is slow, lossy and dead (needs root, ip and tc)
 	$(SUDO) tests/network.sh
 
-show-page: build packages ## Pictures of the live page under the demo's load, into docs/screenshots (needs chromium)
+show-page: build packages ## Pictures of the live page under the demo's load, into docs/screenshots
 	tests/show.sh page
 
-show-demo: build packages ## psql through `pgweir demo`: \d, a transaction, COPY, \watch, Ctrl-C
+show-demo: build packages ## psql through `pgweir demo`: \d, a transaction, COPY, \watch, Ctrl-C; every table, log and page has something to show
 	tests/show.sh demo
 
 show-exporter: rust packages ## Debian's prometheus-pgbouncer-exporter scrapes pgweir, unchanged
 	PGWEIR_SHOW=1 cargo test --test it scraping::pgbouncers_exporter -- --nocapture
 
-show-queries: rust packages ## 1,000,000 statements of 300 fingerprints: exact counts, the same top as pg_stat_statements, quantiles
+show-queries: rust packages ## 1,000,000 statements of 300 fingerprints: exact counts, the same top as pg_stat_statements, quantiles as clients measure
 	PGWEIR_STATEMENTS=$${PGWEIR_STATEMENTS:-1000000} PGWEIR_RATE=$${PGWEIR_RATE:-4000} \
 		PGWEIR_DISTINCT=$${PGWEIR_DISTINCT:-1000000} \
 		cargo test --release --test it queries_at_scale -- --nocapture --test-threads 1

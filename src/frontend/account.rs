@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
+
 use super::metering::{Portal, READY_LEN, Running};
 use super::session::Session;
 use crate::error::SqlState;
@@ -22,6 +24,25 @@ struct Parts {
     took: Duration,
     first: Duration,
     sent: u64,
+}
+
+impl Running {
+    /// A statement that was to be prepared and could not be, which took no time worth telling.
+    fn failed(known: Arc<Known>, code: SqlState, now: Instant) -> Self {
+        Self {
+            known,
+            started: now,
+            first: None,
+            queued: Duration::ZERO,
+            checkout: Duration::ZERO,
+            blocked: Duration::ZERO,
+            rows: 0,
+            received: 0,
+            error: Some(code),
+            portal: Portal::default(),
+            trace: None,
+        }
+    }
 }
 
 impl Session {
@@ -49,6 +70,9 @@ impl Session {
         });
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let counters = &self.pool.counters;
+        if !ended.portal.continues {
+            counters.queries.fetch_add(1, Ordering::Relaxed);
+        }
         counters.query_micros.fetch_add(micros, Ordering::Relaxed);
         counters.latency.record_duration(took);
         if ended.error.is_some() {
@@ -106,7 +130,6 @@ impl Session {
 
     fn count_ride(&mut self, ended: &Running) {
         self.entry.activity.rests();
-        self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
         let sent = self
             .metering
             .relayed_since()
@@ -219,21 +242,8 @@ impl Session {
     /// An extended exchange has ended.
     pub(super) fn end_exchange(&mut self) {
         if let Some((code, known)) = self.metering.end_exchange() {
-            let query = &known.query;
-            self.shared.known.queries.touch(query);
-            query.finished(&Execution {
-                origin: self.metering.origin,
-                node: self.metering.node,
-                at: self.now,
-                queued: Duration::ZERO,
-                took: Duration::ZERO,
-                first: Duration::ZERO,
-                rows: 0,
-                received: 0,
-                sent: 0,
-                error: Some(code),
-                continues: false,
-            });
+            self.shared.known.queries.touch(&known.query);
+            self.count(&Running::failed(known, code, self.now), 0);
         }
     }
 

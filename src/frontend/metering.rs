@@ -12,7 +12,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -382,7 +381,7 @@ impl Session {
 
     /// Counts a simple query from here.
     pub(super) fn start(&mut self, known: Arc<Known>) {
-        self.start_portal(known, Portal::default());
+        self.run_from_here(known, Portal::default());
     }
 
     /// Counts the Execute with this payload from here.
@@ -398,11 +397,6 @@ impl Session {
             Some(statement) => Arc::clone(&statement.known),
             None => Arc::clone(self.shared.known.unread()),
         });
-        self.start_portal(known, portal);
-    }
-
-    fn start_portal(&mut self, known: Arc<Known>, portal: Portal) {
-        self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
         self.run_from_here(known, portal);
     }
 
@@ -483,9 +477,6 @@ impl Session {
             End::ClientGone | End::ServerGone => SqlState::CONNECTION_FAILURE,
         };
         front.error = front.error.or(failed).or(Some(code));
-        if self.riding.is_some() {
-            self.pool.counters.queries.fetch_add(1, Ordering::Relaxed);
-        }
         let sent = self.metering.relayed_since();
         self.count(&front, sent);
     }

@@ -258,7 +258,7 @@ const COUNTERS: [Counter; 11] = [
     ),
     (
         "pgweir_queries_total",
-        "Statements.",
+        "Statements that have ended; one that was run again counts once.",
         |totals| totals.queries,
         false,
     ),

@@ -2,13 +2,13 @@
 
 The first line says how it is to be: {"width": 1280, "height": 800, "dark": false, "headers": {}}. Then
 {"go": URL}, {"run": SCRIPT}, {"press": [KEY, ...]}, {"type": [SELECTOR, TEXT]}, {"size": [WIDTH, HEIGHT]},
-{"console": true}, {"shot": PATH, "whole": false}. Where there is no browser, the only answer is {"missing": REASON}.
+{"console": true}, {"shot": PATH, "whole": false}, {"colours": PATH}. Where there is no browser, the only answer is {"missing": REASON}.
 """
 
 import json
 import sys
 
-from browser import Browser, Missing
+from browser import Browser, Missing, colours
 
 
 def obey(browser, order):
@@ -24,6 +24,8 @@ def obey(browser, order):
         return browser.resize(*order["size"])
     if "console" in order:
         return browser.console()
+    if "colours" in order:
+        return colours(order["colours"])
     return browser.screenshot(order["shot"], order.get("whole", False))
 
 

@@ -1,15 +1,18 @@
 """A headless Chromium, driven over WebDriver with nothing but Python's standard library."""
 
 import base64
+import collections
 import json
 import os
+import re
 import shutil
-import socket
+import struct
 import subprocess
 import tempfile
 import time
 import urllib.error
 import urllib.request
+import zlib
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 LIMIT = 30
@@ -35,16 +38,15 @@ class Browser:
     def __init__(self, width, height, dark=False, scale=1):
         browser, driver = programs()
         self.profile = tempfile.mkdtemp(prefix="page-test-")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        self.log = os.path.join(self.profile, "driver.log")
+        self.session = None
+        # It chooses its port itself: one that was free a moment ago may be another's by now.
         self.driver = subprocess.Popen(
-            [driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [driver, "--port=0", f"--log-path={self.log}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env={**os.environ, "TMPDIR": self.profile, "HOME": self.profile},
         )
-        self.base = f"http://127.0.0.1:{port}"
-        self.session = None
         try:
+            self.base = f"http://127.0.0.1:{self.port()}"
             self.open_session(browser, width, height, dark, scale)
         except BaseException:
             self.close()
@@ -58,11 +60,24 @@ class Browser:
             "goog:chromeOptions": {"binary": browser, "args": arguments},
             "goog:loggingPrefs": {"browser": "ALL"},
         }}}
-        until("chromedriver to answer", lambda: self.is_up())
         self.session = self.ask("POST", "/session", wanted)["sessionId"]
         self.resize(width, height, scale)
         scheme = "dark" if dark else "light"
         self.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def port(self):
+        for line in self.driver.stdout:
+            if found := re.search(r"started successfully on port (\d+)", line):
+                return int(found[1])
+        raise RuntimeError(f"chromedriver has ended: {self.last_words()}")
+
+    def last_words(self):
+        """The end of the driver's log, for whoever asks why."""
+        try:
+            with open(self.log, errors="replace") as file:
+                return "".join(file.readlines()[-20:])
+        except OSError as error:
+            return str(error)
 
     def resize(self, width, height, scale=1):
         self.devtools("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale,
@@ -84,12 +99,6 @@ class Browser:
         self.driver.wait()
         shutil.rmtree(self.profile, ignore_errors=True)
 
-    def is_up(self):
-        try:
-            return self.ask("GET", "/status")["ready"]
-        except OSError:
-            return False
-
     def ask(self, method, path, body=None):
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=method)
@@ -99,6 +108,8 @@ class Browser:
         except urllib.error.HTTPError as error:
             value = json.load(error)["value"]
             raise RuntimeError(f"{path}: {value['error']}: {value['message']}") from None
+        except TimeoutError:
+            raise RuntimeError(f"{method} {path} not answered within {LIMIT} s: {self.last_words()}") from None
 
     def command(self, method, path, body=None):
         return self.ask(method, f"/session/{self.session}{path}", body)
@@ -145,6 +156,48 @@ class Browser:
         image = self.devtools("Page.captureScreenshot", format="png", **clip)["data"]
         with open(path, "wb") as file:
             file.write(base64.b64decode(image))
+
+
+def colours(path):
+    """Of a picture that the browser took: how many colours, the share of the commonest, and that one."""
+    with open(path, "rb") as file:
+        data = file.read()
+    header, packed, place = None, b"", 8
+    while place < len(data):
+        length, kind = struct.unpack(">I4s", data[place:place + 8])
+        chunk = data[place + 8:place + 8 + length]
+        if kind == b"IHDR":
+            header = struct.unpack(">IIBBBBB", chunk)
+        elif kind == b"IDAT":
+            packed += chunk
+        place += 12 + length
+    width, height, depth, form, _, _, interlaced = header
+    assert depth == 8 and form in (2, 6) and not interlaced, header
+    step = 3 if form == 2 else 4
+    counts = collections.Counter()
+    for line in unfiltered(zlib.decompress(packed), width * step, height, step):
+        counts.update(zip(line[0::step], line[1::step], line[2::step]))
+    [(commonest, count)] = counts.most_common(1)
+    return {"count": len(counts), "share": count / (width * height), "commonest": commonest}
+
+
+def unfiltered(data, size, height, step):
+    """The lines of a PNG, as its section 9 undoes their filters."""
+    above = bytearray(size)
+    for row in range(height):
+        start = row * (size + 1)
+        kind, line = data[start], bytearray(data[start + 1:start + 1 + size])
+        for i in range(size if kind else 0):
+            left = line[i - step] if i >= step else 0
+            corner = above[i - step] if i >= step else 0
+            line[i] = (line[i] + (0, left, above[i], (left + above[i]) // 2, paeth(left, above[i], corner))[kind]) & 255
+        yield line
+        above = line
+
+
+def paeth(left, above, corner):
+    guess = left + above - corner
+    return min((left, above, corner), key=lambda one: abs(guess - one))
 
 
 def until(what, condition, limit=LIMIT):

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 
-from browser import Browser, Missing, until
+from browser import Browser, Missing, colours, until
 
 READY = "return document.querySelectorAll('#statements-table tbody tr').length >= 8"
 STATEMENT = ("const link = [...document.querySelectorAll('#statements-table tbody a')]"
@@ -40,7 +40,9 @@ def shoot(url, path, width, height, dark, script):
         browser.screenshot(path)
     size = os.path.getsize(path)
     assert size < BYTES_MAX, f"{path}: {size} bytes"
-    print(f"{path}: {width} x {height}, {size // 1000} kB")
+    seen = colours(path)
+    assert seen["count"] > 50 and seen["share"] < 0.98, f"{path} is blank: {seen}"
+    print(f"{path}: {width} x {height}, {size // 1000} kB, {seen['count']} colours", flush=True)
 
 
 def main():
@@ -53,4 +55,4 @@ def main():
 try:
     main()
 except Missing as reason:
-    print(f"no pictures: {reason}")
+    sys.exit(f"no pictures: {reason}")

@@ -1,4 +1,5 @@
-//! The live page in a real browser. `make setup` does not install one; without it these tests are skipped and say so.
+//! The live page in a real browser. `make setup` installs one where the distribution has it; without it these tests are
+//! skipped and say so.
 
 use std::io::Write as _;
 
@@ -139,6 +140,32 @@ async fn the_page_shows_what_the_console_and_the_metrics_show() {
     let advice = advice.as_str().unwrap();
     assert!(advice.contains("1 client in the queue"), "{advice}");
     assert_no_complaints(&mut browser);
+}
+
+/// What is drawn, and not what is in the document only: a picture of many colours, none of which has it all.
+#[tokio::test]
+async fn a_picture_of_the_page_is_not_blank() {
+    for dark in [false, true] {
+        let look = Look {
+            width: 640,
+            height: 480,
+            dark,
+            ..Look::default()
+        };
+        let Some(mut browser) = browser(&look) else {
+            return;
+        };
+        let pgweir = with_three_statements().await;
+        open(&mut browser, &pgweir);
+        statement_row(&mut browser, "SELECT $1 AS a", "9");
+        let folder = tempfile::tempdir().unwrap();
+        let (colours, commonest, ground) = browser.picture(&folder.path().join("page.png"));
+        assert!(colours > 50, "{colours} colours");
+        assert!((0.3..0.98).contains(&commonest), "{commonest}");
+        let sides = if dark { 0..64 } else { 192..256 };
+        assert!(ground.iter().all(|part| sides.contains(part)), "{ground:?}");
+        assert_no_complaints(&mut browser);
+    }
 }
 
 /// Three statements, run 9, 3 and 6 times.

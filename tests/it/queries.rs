@@ -615,3 +615,49 @@ async fn who_waits_for_a_lock_and_who_holds_it_is_shown_while_it_lasts() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_statement_that_was_run_again_counts_once_everywhere() {
+    let pgweir = start();
+    let mut client = pgweir.client().await;
+    client.query("CREATE SEQUENCE tries_of_again").await.ok();
+    // What a sequence has given is not taken back with what failed.
+    client
+        .query(
+            "CREATE FUNCTION fails_twice_again() RETURNS int LANGUAGE plpgsql AS $$ BEGIN \
+             IF nextval('tries_of_again') < 3 THEN RAISE 'not yet' USING ERRCODE = '40001'; END IF; \
+             RETURN 1; END $$",
+        )
+        .await
+        .ok();
+    let text = "SELECT fails_twice_again()";
+    assert_eq!(client.query(text).await.ok().value(), "1");
+    client.extended(text, &[]).await.ok();
+    // One that can't be prepared is a call as well.
+    client.extended("SELECT nothing", &[]).await.error();
+    client
+        .send(&[parse("", "SELECT neither", &[]), sync()].concat())
+        .await;
+    client.reply().await.error();
+    let mut console = pgweir.console().await;
+    let queries = console.query("SHOW QUERIES").await.ok();
+    let sum = |name: &str| -> u64 {
+        let place = queries.columns.iter().position(|column| column == name);
+        let values = queries.rows.iter().map(|row| row[place.unwrap()].clone());
+        values
+            .map(|value| value.unwrap().parse::<u64>().unwrap())
+            .sum()
+    };
+    assert_eq!((sum("calls"), sum("retries"), sum("errors")), (6, 2, 2));
+    let stats = console
+        .query("SHOW STATS WHERE database = 'postgres'")
+        .await
+        .ok();
+    let place = stats
+        .columns
+        .iter()
+        .position(|column| column == "total_query_count");
+    assert_eq!(stats.rows[0][place.unwrap()].as_deref(), Some("6"));
+    let series = "pgweir_queries_total{database=\"postgres\",user=\"postgres\"} ";
+    assert_eq!(pgweir.metric(series), Some(6.0));
+}

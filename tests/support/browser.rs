@@ -120,6 +120,19 @@ impl Browser {
         self.order(&json!({ "size": [width, height] }));
     }
 
+    /// Takes a picture: how many colours it has, the share of the commonest, and its red, green and blue.
+    #[track_caller]
+    pub fn picture(&mut self, path: &Path) -> (u64, f64, Vec<u64>) {
+        self.order(&json!({ "shot": path }));
+        let said = self.order(&json!({ "colours": path }));
+        let ground = said["commonest"].as_array().unwrap().iter();
+        (
+            said["count"].as_u64().unwrap(),
+            said["share"].as_f64().unwrap(),
+            ground.map(|part| part.as_u64().unwrap()).collect(),
+        )
+    }
+
     /// What the browser has complained about since the last time.
     #[track_caller]
     pub fn complaints(&mut self) -> Vec<Value> {
