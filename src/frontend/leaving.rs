@@ -60,7 +60,7 @@ impl Session {
     pub(super) fn left_with_backend(&mut self) {
         self.leaves_no_more();
         self.part_with_channels();
-        self.probe = ProbeAnswer::default();
+        self.probe = None;
     }
 
     /// The backend was not told, or is told no more.

@@ -1,5 +1,4 @@
-//! The live page in a real browser. `make setup` installs one where the distribution has it; without it these tests are
-//! skipped and say so.
+//! The live page in a real browser. `make setup` installs one on Debian; without it these tests are skipped and say so.
 
 use std::io::Write as _;
 
