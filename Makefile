@@ -19,10 +19,16 @@ help: ## List the targets
 
 setup: rust packages drivers ## Install what is missing: PostgreSQL, and the drivers that the tests use
 
+# Debian 13, Ubuntu 24.04 and newer have rustup as a package; Debian's own cargo is too old for this edition.
 rust:
-	@command -v cargo > /dev/null || { \
-		echo "Rust 1.90 or newer is missing: install rustup (Debian 13: apt-get install rustup), then: rustup default stable" >&2; \
-		exit 1; }
+	@have=$$(rustc --version 2> /dev/null | sed -nE 's/^rustc 1\.([0-9]+).*/\1/p'); \
+	if [ "$${have:-0}" -ge 90 ] && command -v cargo > /dev/null; then exit 0; fi; \
+	if ! command -v rustup > /dev/null && command -v apt-get > /dev/null; then \
+		(set -x; $(APT) update -qq && $(APT) install -y -qq --no-install-recommends rustup) || true; \
+	fi; \
+	if command -v rustup > /dev/null; then (set -x; rustup default stable) && exit 0; fi; \
+	echo "Rust 1.90 or newer is missing, and no package has it: install it by rustup (https://rustup.rs)" >&2; \
+	exit 1
 
 # A C compiler and linker for the crates that need one, the server with its programs, venv for the drivers, and a browser
 # for the live page on Debian (Ubuntu's is a snap).
