@@ -70,6 +70,7 @@ impl Session {
                 gather.give();
             }
             Err(error) if self.goes_elsewhere(&error) => {}
+            Err(_) if self.is_settling() => return self.end_as_unknown().map(|()| true),
             Err(_) if self.is_replaying() => {
                 self.stop_waiting();
                 self.end_pause();
@@ -139,7 +140,12 @@ impl Session {
             .counters
             .assignments
             .fetch_add(1, Ordering::Relaxed);
+        if self.ask_first(gather) {
+            self.enter(Phase::Planning);
+            return false;
+        }
         let awaited = self.plan(gather) == Pace::Awaited;
+        self.wait_for_which();
         self.reopen(gather);
         self.open_to_fail(gather);
         if self.in_transaction {
@@ -219,6 +225,9 @@ impl Session {
         if !lease.expect.awaits_more() || lease.passing.remaining > 0 || lease.unsent_of_frame > 0 {
             return Ok(());
         }
+        if self.is_settling() {
+            return self.take_outcome(false, cx);
+        }
         if !self.will_rerun() && self.replay_is_over() {
             return self.fall_back(false, cx);
         }
@@ -253,6 +262,7 @@ impl Session {
             // From here on the client is the one who is awaited.
             self.since = self.now;
             self.rest_rerun_inside();
+            self.ask_id(cx);
             return Ok(());
         }
         self.transaction_since = self.now;

@@ -123,6 +123,9 @@ impl Session {
                     .queue()
                     .wait_timeout(timeouts.query_wait_timeout.unwrap_or_default());
                 self.stop_waiting();
+                if self.is_settling() {
+                    return self.end_as_unknown();
+                }
                 if self.is_replaying() {
                     return self.fall_back(false, cx);
                 }
@@ -133,6 +136,9 @@ impl Session {
             }
             Limit::Pause => {
                 self.end_pause();
+                if self.is_settling() {
+                    return self.ask_outcome(cx);
+                }
                 self.process_inbox(cx)
             }
             Limit::Replica => {

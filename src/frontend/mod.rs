@@ -30,6 +30,7 @@ mod rerun;
 mod ride;
 mod routes;
 pub mod session;
+mod settle;
 mod sql_prepare;
 mod stale;
 pub mod startup;

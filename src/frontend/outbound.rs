@@ -33,6 +33,8 @@ struct Relay<'a> {
     learnt: Vec<Row>,
     /// How many of its statements the backend still has, if it was asked.
     prepared: Option<usize>,
+    /// The server has said that it ends the session, and the client is not told.
+    is_lost: bool,
     /// Why the session ends once the client has what came so far.
     end: Option<End>,
 }
@@ -90,6 +92,7 @@ impl Receiver for Relay<'_> {
                 self.session.note_setting_replayed(reported, payload);
             }
             b::COMMAND_COMPLETE if owed.to == For::Client => {
+                self.session.note_tag(backend, owed);
                 self.session.note_acknowledged();
                 self.session.note_completed();
                 self.session.passes_trial(true);
@@ -106,6 +109,7 @@ impl Receiver for Relay<'_> {
                 }
                 self.ready(backend, owed);
             }
+            b::DATA_ROW if owed.to == For::Xact => self.session.take_answer_row(payload),
             b::DATA_ROW if owed.to == For::Probe => {
                 if let Some([Some(name), value]) = b::columns(payload).as_deref() {
                     let row = (name.to_vec(), value.map(<[u8]>::to_vec));
@@ -151,12 +155,22 @@ impl Relay<'_> {
         let code = refused.as_ref().map(|report| report.code);
         let code = code.or(b::sqlstate(payload));
         let is_fatal = b::is_fatal(payload);
+        if owed.to == For::Xact && !is_fatal {
+            let end = self.session.take_refused_question(payload);
+            self.end = self.end.take().or(end);
+            return false;
+        }
         if self.session.fails_on_trial(owed, code, is_fatal) {
             return false;
         }
         if let Some(code) = code.filter(|_| is_fatal || owed.to == For::Client)
             && self.session.absorbs(code, is_fatal, backend, payload)
         {
+            return false;
+        }
+        // What became of it is asked once the connection is closed, which it is now.
+        if is_fatal && code == Some(SqlState::ADMIN_SHUTDOWN) && self.session.may_settle(backend) {
+            self.is_lost = true;
             return false;
         }
         if is_fatal
@@ -260,6 +274,7 @@ impl Relay<'_> {
                 }
                 if backend.status == TransactionStatus::Idle {
                     self.session.metering.forget_portals();
+                    self.session.forget_for_settling();
                     self.session.count_transaction();
                     self.session.transaction_since = self.session.now;
                 }
@@ -275,6 +290,7 @@ impl Relay<'_> {
                     self.session.cancel_late(identity);
                 }
             }
+            For::Xact => self.session.take_answer(backend),
             For::Reparse | For::Evict | For::Shape | For::Local => {}
         }
     }
@@ -377,6 +393,7 @@ impl Session {
             session: self,
             learnt: Vec::new(),
             prepared: None,
+            is_lost: false,
             end: None,
         };
         let backend = &mut *lease;
@@ -398,6 +415,7 @@ impl Session {
             gather,
             learnt,
             prepared,
+            is_lost,
             end,
             ..
         } = relay;
@@ -409,12 +427,13 @@ impl Session {
         if prepared.is_some_and(|prepared| lease.mirror.recount(prepared)) {
             self.names.forget_all();
         }
+        self.keep_which(&mut lease);
         self.lease = Some(lease);
         self.list_late_pin();
         if let Err(error) = received {
             return self.lose_server(&error, cx);
         }
-        if self.was_terminated() {
+        if is_lost || self.was_terminated() {
             return self.lose_server(&ReceiveError::Closed, cx);
         }
         let is_over = matches!(end, Some(End::ServerGone | End::Fatal(_)));

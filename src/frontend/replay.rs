@@ -267,6 +267,25 @@ impl Session {
         replay.differs || has_ended || kept.len() >= replay.sent || replay.is_cancelled()
     }
 
+    /// The transaction is not run again after all: the client has what it had of it, and what it had sent is dropped.
+    pub(super) fn drop_replay(&mut self) {
+        let replay = self.rerun.as_mut().and_then(|rerun| rerun.replay.take());
+        if let Some(replay) = replay {
+            self.inbox.consume(replay.sent);
+            self.restore_names(replay.names, replay.unnamed);
+        }
+    }
+
+    /// The client has these statements, whatever has become of the transaction.
+    fn restore_names(&mut self, names: Vec<Name>, unnamed: Option<Named<Arc<Known>>>) {
+        for (name, named) in names {
+            self.names.change(&name, Some(named));
+            self.names.confirm();
+        }
+        self.names.change(b"", unnamed);
+        self.names.confirm();
+    }
+
     /// Gives the replay up: the client gets the error that its transaction had failed with.
     pub(super) fn fall_back(&mut self, is_lost: bool, cx: &mut Context<'_>) -> Result<(), End> {
         let replay = self.rerun.as_mut().and_then(|rerun| rerun.replay.take());
@@ -290,12 +309,7 @@ impl Session {
             ..
         } = *replay;
         self.unsend();
-        for (name, named) in names {
-            self.names.change(&name, Some(named));
-            self.names.confirm();
-        }
-        self.names.change(b"", unnamed);
-        self.names.confirm();
+        self.restore_names(names, unnamed);
         self.part_with_backend(is_lost);
         self.forget_runs();
         self.metering.rests();

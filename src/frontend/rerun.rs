@@ -17,6 +17,7 @@ use super::inbound::Frame;
 use super::overrun::Overrun;
 use super::replay::{Original, Replay};
 use super::session::{End, Phase, Session};
+use super::settle::Settle;
 use crate::net::buffer::{Gather, Held, Mark, give_storage, take_storage};
 use crate::pool::reset::{self, Residue};
 use crate::retry::backoff;
@@ -84,6 +85,8 @@ pub(super) struct Rerun {
     /// Until when the request in front of the inbox pauses.
     pub until: Option<Instant>,
     pub first_write: FirstWrite,
+    /// What is known of the transaction, to find out whether it has committed; only with `retry.settle_commit`.
+    pub settle: Option<Box<Settle>>,
     /// In the same box: rare, and of use once something was sent.
     pub overrun: Overrun,
     /// It is the transaction that runs again, which had failed with this.
@@ -103,6 +106,7 @@ impl Session {
         let unread = (Doubt::Unrepeatable, Some(BlockEnd::Commit));
         let (doubt, end) = known.map_or(unread, |known| (known.doubt, known.block_end));
         self.rerun_mut().journal.note(doubt, end);
+        self.note_for_settling(known);
     }
 
     /// Keeps a frame that was sent.

@@ -360,6 +360,20 @@ impl<T> Names<T> {
         }
     }
 
+    /// Names whose change is not confirmed, and what they stand for once it is.
+    pub fn unsettled(&self) -> Vec<(Box<[u8]>, Option<Named<T>>)>
+    where
+        T: Clone,
+    {
+        let names = self.unconfirmed.iter().map(|change| change.name.clone());
+        names
+            .map(|name| {
+                let named = self.get(&name).cloned();
+                (name, named)
+            })
+            .collect()
+    }
+
     /// The server skipped the oldest change after an error: it did not happen. Later ones stand.
     pub fn undo(&mut self) {
         let Some(change) = self.unconfirmed.pop_front() else {

@@ -1,0 +1,603 @@
+//! What became of a COMMIT that was not answered: `retry.settle_commit`.
+//!
+//! Three questions of pgweir's own, whose answers the client does not see:
+//! - *which*: ahead of a session's first statement on a connection, outside a transaction: which server this is, and its
+//!   last checkpoint. Asked again when it is older than [`WHICH_AGE`];
+//! - *id*: in a transaction, behind a statement that may have written, once it is answered: the transaction's id, if it
+//!   has one, and whether what it wrote is flushed. Asked until both are known;
+//! - *outcome*: after the loss of the connection amid COMMIT, of the server that is the primary then.
+//!
+//! [`outcome`] decides by the answers. What is not known by them is unknown.
+//!
+//! # Why the id is not asked for in the write of the statement
+//! A cancel request of the client's for its statement could hit the question behind it, and fail the transaction of a
+//! client whose statement had succeeded. So the question waits for the answer, no cancel request is passed on while it is
+//! under way, and what the client sends waits for it: as a rule it is answered by the time that the client is.
+//!
+//! # Invariants
+//! - No question is asked in a failed transaction, or gives one its first snapshot.
+//! - A transaction is called committed or rolled back only by proof.
+
+use std::sync::Arc;
+use std::task::Context;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::replay::Original;
+use super::session::{End, Phase, Session};
+use crate::backend::connection::Backend;
+use crate::error::{Report, SqlState};
+use crate::net::buffer::{Gather, give_storage};
+use crate::pool::Lease;
+use crate::retry::backoff;
+use crate::retry::outcome::{Outcome, Word, Xact, outcome};
+use crate::retry::policy::{Failure, Verdict};
+use crate::session::mirror::Incarnation;
+use crate::session::statements::Named;
+use crate::sql::classify::StatementKind as Kind;
+use crate::sql::known::Known;
+use crate::wire::backend::{self as b, TransactionStatus};
+use crate::wire::expect::{Expect, For, Owed, Request};
+use crate::wire::frontend as f;
+
+/// How old the last checkpoint may be that is compared: one made in the meantime leaves more unknown.
+const WHICH_AGE: Duration = Duration::from_secs(10);
+
+/// On a standby the last function fails.
+const WHICH: &str = "SELECT system_identifier, checkpoint_lsn, \
+    pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()) \
+    FROM pg_catalog.pg_control_system(), pg_catalog.pg_control_checkpoint()";
+
+/// Under its old name `pg_xact_status` is on all servers; so is `pg_current_xact_id_if_assigned`.
+const ID: &str = "SELECT pg_catalog.txid_current_if_assigned(), pg_catalog.pg_current_wal_insert_lsn(), \
+    pg_catalog.pg_current_wal_flush_lsn()";
+
+/// What the server says of an id that it has not given out.
+const IN_THE_FUTURE: SqlState = SqlState(*b"22023");
+
+/// Hexadecimal digits of the timeline at the front of a WAL file's name.
+const TIMELINE: usize = 8;
+
+/// The question under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Question {
+    Which,
+    Id,
+    Outcome,
+}
+
+/// The COMMIT among what was sent of the transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+enum Commit {
+    #[default]
+    None,
+    /// It is the last statement, and nothing but a COMMIT.
+    Last,
+    /// There is something behind it, or another end of the transaction.
+    Other,
+}
+
+/// What a session knows of its transaction.
+#[derive(Debug, Default)]
+pub(super) struct Settle {
+    asked: Option<Question>,
+    rows: Vec<Vec<Option<Vec<u8>>>>,
+    refused: Option<SqlState>,
+    /// Something was sent that may have written.
+    is_due: bool,
+    xact: Option<Xact>,
+    commit: Commit,
+    /// The client has its `CommandComplete`.
+    has_tag: bool,
+    /// Cancel requests that the backend had had when it became this session's.
+    cancels: u32,
+    /// What the backend has told of its server, to be kept with it.
+    pub which: Option<Option<Incarnation>>,
+    under_way: Option<Box<Settling>>,
+}
+
+/// A COMMIT that is being settled.
+#[derive(Debug)]
+struct Settling {
+    /// The transaction, and the server that had it; `None` if it is known to have committed.
+    xact: Option<(Xact, Incarnation)>,
+    has_tag: bool,
+    /// What is still to be answered, in order.
+    rest: Vec<Owed>,
+    /// The session's state was lost with its connection.
+    ends_session: bool,
+    /// Statements that the exchange with the COMMIT prepares.
+    names: Vec<(Box<[u8]>, Option<Named<Arc<Known>>>)>,
+    since: Instant,
+    asked: u32,
+}
+
+impl Settle {
+    fn forget_transaction(&mut self) {
+        self.is_due = false;
+        self.xact = None;
+        self.commit = Commit::None;
+        self.has_tag = false;
+    }
+
+    fn ask(&mut self, question: Question) {
+        self.asked = Some(question);
+        self.rows.clear();
+        self.refused = None;
+    }
+
+    fn row(&self, place: usize) -> Vec<Option<&[u8]>> {
+        let row = self.rows.get(place).into_iter().flatten();
+        row.map(|value| value.as_deref()).collect()
+    }
+
+    fn incarnation(&self) -> Option<Incarnation> {
+        let [Some(system), Some(checkpoint), Some(file)] = self.row(0)[..] else {
+            return None;
+        };
+        Some(Incarnation {
+            system: system.into(),
+            checkpoint: checkpoint.into(),
+            timeline: file.get(..TIMELINE)?.into(),
+        })
+    }
+
+    fn word(&self) -> Word {
+        match self.row(1)[..] {
+            [Some(b"committed")] => Word::Committed,
+            [Some(b"aborted")] => Word::Aborted,
+            [Some(b"in progress")] => Word::InProgress,
+            [] if self.refused == Some(IN_THE_FUTURE) => Word::Future,
+            _ => Word::None,
+        }
+    }
+}
+
+/// Whether a text may write, in a way that has taken the transaction's snapshot already.
+fn may_write(known: &Known) -> bool {
+    let takes_snapshot = |kind: &Kind| {
+        !matches!(
+            kind,
+            Kind::Begin(_)
+                | Kind::Commit { .. }
+                | Kind::Rollback { .. }
+                | Kind::Savepoint(_)
+                | Kind::Release(_)
+                | Kind::RollbackTo(_)
+                | Kind::SetConstraints
+                | Kind::SetTransaction(_)
+                | Kind::SetSessionCharacteristics(_)
+                | Kind::Set
+                | Kind::SetLocal
+                | Kind::Reset
+                | Kind::Show(_)
+                | Kind::Listen
+                | Kind::Unlisten
+                | Kind::Notify
+                | Kind::Lock
+        )
+    };
+    let mut statements = known.class.statements.iter();
+    known.writes && statements.any(|statement| takes_snapshot(&statement.kind))
+}
+
+/// What of the answer to a plain COMMIT, which is the last thing that was sent, is still to come; `None` if that can't be
+/// told, or is more than that.
+fn rest_of_commit(expect: &Expect, has_tag: bool) -> Option<Vec<Owed>> {
+    // An exchange whose Sync was not sent is not over for the client.
+    let own = |to| matches!(to, For::Probe | For::Evict | For::Reparse | For::Xact);
+    let rest: Vec<Owed> = expect
+        .iter()
+        .filter(|owed| !own(owed.to))
+        .copied()
+        .collect();
+    let count = |request| rest.iter().filter(|owed| owed.request == request).count();
+    let (last, before) = rest.split_last()?;
+    let is_known = match last.request {
+        Request::Query => before.is_empty(),
+        Request::Sync => {
+            let is_step = |owed: &Owed| {
+                matches!(
+                    owed.request,
+                    Request::Parse | Request::Bind | Request::DescribePortal | Request::Execute
+                )
+            };
+            before.iter().all(is_step)
+                && count(Request::Parse) <= 1
+                && count(Request::Bind) <= 1
+                && count(Request::Execute) == usize::from(!has_tag)
+        }
+        _ => false,
+    };
+    let is_clients = rest.iter().all(|owed| owed.to == For::Client);
+    (is_known && is_clients).then_some(rest)
+}
+
+/// The answers to `rest` of a COMMIT that succeeded; its `CommandComplete` was seen if it `has_tag`.
+fn put_rest(rest: &[Owed], has_tag: bool, out: &mut Vec<u8>) {
+    for owed in rest {
+        match owed.request {
+            Request::Parse => out.extend_from_slice(&b::PARSE_COMPLETE_FRAME),
+            Request::Bind => out.extend_from_slice(&b::BIND_COMPLETE_FRAME),
+            Request::DescribePortal => out.extend_from_slice(&b::NO_DATA_FRAME),
+            Request::Execute | Request::Query if !has_tag => {
+                b::put_command_complete(out, b"COMMIT")
+            }
+            _ => {}
+        }
+    }
+    b::put_ready_for_query(out, TransactionStatus::Idle);
+}
+
+/// The client's transaction was rolled back in place of its COMMIT.
+fn rolled_back() -> Report {
+    Report::error(
+        SqlState::SERIALIZATION_FAILURE,
+        "the connection to the server was lost during COMMIT, and the transaction was rolled back",
+    )
+    .detail("The server that is primary now does not have it.")
+    .hint("The transaction might succeed if retried.")
+}
+
+impl Session {
+    fn settle_ref(&self) -> Option<&Settle> {
+        self.rerun.as_ref()?.settle.as_deref()
+    }
+
+    fn settle_mut(&mut self) -> &mut Settle {
+        self.rerun_mut().settle.get_or_insert_default()
+    }
+
+    /// Whether a COMMIT is being settled: the client waits for what became of it.
+    pub(super) fn is_settling(&self) -> bool {
+        self.settle_ref()
+            .is_some_and(|settle| settle.under_way.is_some())
+    }
+
+    /// A statement is being sent; `None` is one that nothing is known of.
+    pub(super) fn note_for_settling(&mut self, known: Option<&Known>) {
+        if !self.effective.retry.settle_commit {
+            return;
+        }
+        let is_commit = known
+            .is_some_and(|known| matches!(known.class.only(), Some(Kind::Commit { chain: false })));
+        let ends = known.is_none_or(|known| known.block_end.is_some());
+        let may_write = known.is_none_or(may_write);
+        let settle = self.settle_mut();
+        settle.commit = match settle.commit {
+            Commit::None if is_commit => Commit::Last,
+            Commit::None if !ends => Commit::None,
+            _ => Commit::Other,
+        };
+        settle.has_tag = false;
+        settle.is_due |= may_write;
+        if ends && !is_commit {
+            // What follows may be another transaction.
+            settle.xact = None;
+        }
+    }
+
+    /// A statement of the client's was completed.
+    pub(super) fn note_tag(&mut self, backend: &Backend, owed: Owed) {
+        if let Some(rerun) = &mut self.rerun
+            && let Some(settle) = &mut rerun.settle
+            && settle.commit == Commit::Last
+        {
+            let runs = |owed: &&Owed| matches!(owed.request, Request::Query | Request::Execute);
+            let left = backend.expect.iter().filter(runs);
+            let left = left.filter(|owed| owed.to == For::Client).count();
+            settle.has_tag = left == usize::from(owed.request == Request::Query);
+        }
+    }
+
+    /// The transaction is over.
+    pub(super) fn forget_for_settling(&mut self) {
+        if let Some(rerun) = &mut self.rerun
+            && let Some(settle) = &mut rerun.settle
+        {
+            settle.forget_transaction();
+        }
+    }
+
+    /// Sends the first question to a backend that is this session's now: what became of a COMMIT, which is to be awaited
+    /// (true), or which server this is, if that is not known or too old.
+    pub(super) fn ask_first(&mut self, gather: &mut Gather) -> bool {
+        if !self.effective.retry.settle_commit && !self.is_settling() {
+            return false;
+        }
+        let now = self.now;
+        self.forget_for_settling();
+        let Some(lease) = &mut self.lease else {
+            return false;
+        };
+        let cancels = lease.identity.cancels_begun();
+        let settle = self.rerun.get_or_insert_default();
+        let settle = settle.settle.get_or_insert_default();
+        settle.cancels = cancels;
+        let is_known = |(at, _): &(Instant, _)| now.duration_since(*at) < WHICH_AGE;
+        let text = match &settle.under_way {
+            Some(settling) => {
+                let id = settling.xact.as_ref().map_or(0, |(xact, _)| xact.id);
+                format!("{WHICH}; SELECT pg_catalog.txid_status({id})")
+            }
+            None if lease.incarnation.as_ref().is_some_and(is_known) => return false,
+            None => WHICH.to_owned(),
+        };
+        let is_outcome = settle.under_way.is_some();
+        settle.ask(if is_outcome {
+            Question::Outcome
+        } else {
+            Question::Which
+        });
+        gather.own(|out| f::put_query(out, text.as_bytes()));
+        lease.expect.push(Owed::new(Request::Query, For::Xact));
+        lease.mirror.unnamed = None;
+        self.entry.set_running_soon();
+        is_outcome
+    }
+
+    /// A cancel request that hit the question would be lost.
+    pub(super) fn wait_for_which(&mut self) {
+        let is_asked =
+            |lease: &Lease| lease.expect.owes(For::Xact) && !lease.expect.owes(For::Plan);
+        if self.lease.as_ref().is_some_and(is_asked) {
+            self.entry.set_running_soon();
+        }
+    }
+
+    /// Asks for the transaction's id, when all that was sent in it is answered.
+    pub(super) fn ask_id(&mut self, cx: &mut Context<'_>) {
+        if !self.effective.retry.settle_commit || self.is_hidden() || self.is_on_replica() {
+            return;
+        }
+        let (Some(settle), Some(lease)) = (self.settle_ref(), &self.lease) else {
+            return;
+        };
+        let is_known = settle.xact.is_some_and(|xact| xact.is_durable);
+        if !settle.is_due
+            || is_known
+            || lease.status != TransactionStatus::InTransaction
+            || lease.identity.cancels_begun() != settle.cancels
+        {
+            return;
+        }
+        self.settle_mut().ask(Question::Id);
+        let mut gather = Gather::take();
+        self.run_own(ID.as_bytes(), 0, For::Xact, &mut gather);
+        gather.own(|out| out.extend_from_slice(&f::SYNC_FRAME));
+        self.owe(Owed::new(Request::Sync, For::Xact));
+        self.entry.set_running_soon();
+        self.send_to_server(cx, &mut gather, &[]);
+        gather.give();
+    }
+
+    /// A row of an answer.
+    pub(super) fn take_answer_row(&mut self, payload: &[u8]) {
+        let row = b::columns(payload).unwrap_or_default();
+        let row = row.into_iter().map(|value| value.map(<[u8]>::to_vec));
+        let row = row.collect();
+        self.settle_mut().rows.push(row);
+    }
+
+    /// A question failed. The end of the session, if the transaction failed with it.
+    pub(super) fn take_refused_question(&mut self, error: &[u8]) -> Option<End> {
+        let settle = self.settle_mut();
+        settle.refused = b::sqlstate(error);
+        (settle.asked == Some(Question::Id)).then(|| {
+            let reason = b::error_field(error, b'M').unwrap_or_default();
+            let report = Report::fatal(
+                SqlState::CONNECTION_FAILURE,
+                "could not ask for the id of the transaction, which is rolled back",
+            )
+            .detail(format!(
+                "The server said: {}",
+                String::from_utf8_lossy(reason)
+            ));
+            End::Fatal(Box::new(report))
+        })
+    }
+
+    /// A question was answered to its end.
+    pub(super) fn take_answer(&mut self, backend: &Backend) {
+        let settle = self.settle_mut();
+        match settle.asked {
+            Some(Question::Which) => {
+                settle.which = Some(settle.incarnation());
+                settle.asked = None;
+            }
+            Some(Question::Id) => {
+                settle.xact = Xact::read(&settle.row(0), settle.xact);
+                // Without an id nothing was written yet; with one the flush is still to be seen.
+                settle.is_due = settle.xact.is_some();
+                settle.asked = None;
+            }
+            Some(Question::Outcome) | None => {}
+        }
+        if backend.expect.owes(For::Plan) || self.is_settling() {
+            return;
+        }
+        let identity = &backend.identity;
+        if self.entry.set_running(Arc::clone(identity)) && !self.inbox.is_empty() {
+            self.cancel_late(identity);
+        }
+    }
+
+    /// What the backend has told of its server stays with it.
+    pub(super) fn keep_which(&mut self, backend: &mut Backend) {
+        if let Some(rerun) = &mut self.rerun
+            && let Some(settle) = &mut rerun.settle
+            && let Some(which) = settle.which.take()
+        {
+            backend.incarnation = Some((self.now, which));
+        }
+    }
+
+    /// Whether what became of the COMMIT under way can be found out once its connection is lost.
+    pub(super) fn may_settle(&self, backend: &Backend) -> bool {
+        if !self.effective.retry.settle_commit
+            || self.is_hidden()
+            || self.phase != Phase::Active
+            || backend.status != TransactionStatus::InTransaction
+        {
+            return false;
+        }
+        let Some(settle) = self.settle_ref() else {
+            return false;
+        };
+        let is_known = matches!(backend.incarnation, Some((_, Some(_))));
+        settle.commit == Commit::Last
+            && (settle.has_tag || (settle.xact.is_some() && is_known))
+            && self.verdict(Failure::Lost, backend.status) == Verdict::Settle
+            && rest_of_commit(&backend.expect, settle.has_tag).is_some()
+    }
+
+    /// The connection was lost amid a COMMIT that can be settled: what was sent goes back, and the server is asked.
+    pub(super) fn begin_settling(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let (has_tag, xact) = self
+            .settle_ref()
+            .map_or((false, None), |settle| (settle.has_tag, settle.xact));
+        let rest = self
+            .lease
+            .as_ref()
+            .and_then(|lease| rest_of_commit(&lease.expect, has_tag));
+        let then = self.lease.as_ref().and_then(|lease| {
+            let (_, then) = lease.incarnation.clone()?;
+            then
+        });
+        let settling = Settling {
+            xact: xact.zip(then),
+            rest: rest.unwrap_or_default(),
+            has_tag,
+            ends_session: self.keeps_backend() || self.settings.is_touched(),
+            names: self.names.unsettled(),
+            since: self.now,
+            asked: 0,
+        };
+        if !has_tag && self.effective.retry.replay && self.may_replay() {
+            let mut original = Vec::new();
+            b::put_report(&mut original, &rolled_back());
+            original.drain(..crate::wire::frame::HEADER);
+            self.rerun_mut().original = Some(Original::Error(original));
+            self.begin_replay();
+            self.unsend();
+        } else {
+            while !self.names.is_settled() {
+                self.names.undo();
+            }
+            give_storage(self.rerun_mut().journal.rest());
+        }
+        self.part_with_backend(true);
+        if has_tag {
+            return self.end_as_committed(settling, cx);
+        }
+        self.settle_mut().under_way = Some(Box::new(settling));
+        self.ask_outcome(cx)
+    }
+
+    /// Gets a connection to the server that is primary now, for the question to it.
+    pub(super) fn ask_outcome(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        self.refresh();
+        let mut gather = Gather::take();
+        self.check_out_primary(&mut gather);
+        self.send_to_server(cx, &mut gather, &[]);
+        gather.give();
+        Ok(())
+    }
+
+    /// The question is answered, or the connection that it was asked on is lost.
+    pub(super) fn take_outcome(&mut self, is_lost: bool, cx: &mut Context<'_>) -> Result<(), End> {
+        let settle = self.settle_mut();
+        settle.asked = None;
+        let (now, word) = (settle.incarnation(), settle.word());
+        let Some(settling) = &mut settle.under_way else {
+            return Ok(());
+        };
+        let found = match (&now, &settling.xact) {
+            (Some(now), Some((xact, then))) if !is_lost => outcome(*xact, then, now, word),
+            // A standby, or a server that would not answer now.
+            _ => Outcome::Open,
+        };
+        settling.asked += 1;
+        let (since, asked) = (settling.since, settling.asked);
+        self.part_with_backend(is_lost);
+        match found {
+            Outcome::Committed => match self.settle_mut().under_way.take() {
+                Some(settling) => self.end_as_committed(*settling, cx),
+                None => Ok(()),
+            },
+            Outcome::Aborted => self.end_as_rolled_back(cx),
+            Outcome::Open if self.now.duration_since(since) < self.effective.retry.deadline => {
+                let retry = &self.effective.retry;
+                let pause =
+                    backoff::pause(asked, retry.backoff, retry.backoff_max, &mut rand::rng());
+                self.rerun_mut().until = Some(self.now + pause);
+                self.entry.waiter.start();
+                self.enter(Phase::Waiting);
+                Ok(())
+            }
+            Outcome::Open | Outcome::Unknown => self.end_as_unknown(),
+        }
+    }
+
+    pub(super) fn end_as_unknown(&mut self) -> Result<(), End> {
+        Err(End::Fatal(Box::new(self.unknown())))
+    }
+
+    fn end_as_committed(&mut self, settling: Settling, cx: &mut Context<'_>) -> Result<(), End> {
+        self.pool.retries.count_settled(true);
+        self.drop_replay();
+        for (name, named) in settling.names {
+            self.names.change(&name, named);
+            self.names.confirm();
+        }
+        self.note_acknowledged();
+        self.count_transaction();
+        let mut out = Vec::new();
+        put_rest(&settling.rest, settling.has_tag, &mut out);
+        self.end_settled(&out, settling.ends_session, cx)
+    }
+
+    fn end_as_rolled_back(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        self.pool.retries.count_settled(false);
+        if self.is_replaying() && self.may_run_again(Failure::Lost) {
+            self.settle_mut().under_way = None;
+            self.enter(Phase::Idle);
+            return self.process_inbox(cx);
+        }
+        let Some(settling) = self.settle_mut().under_way.take() else {
+            return Ok(());
+        };
+        self.drop_replay();
+        let mut out = Vec::new();
+        b::put_report(&mut out, &rolled_back());
+        b::put_ready_for_query(&mut out, TransactionStatus::Idle);
+        self.end_settled(&out, settling.ends_session, cx)
+    }
+
+    /// Gives the client its answer, and goes on with what it has sent behind it.
+    fn end_settled(
+        &mut self,
+        answer: &[u8],
+        ends_session: bool,
+        cx: &mut Context<'_>,
+    ) -> Result<(), End> {
+        self.outbox.push(answer);
+        self.forget_for_settling();
+        self.rest_rerun();
+        self.forget_runs();
+        self.metering.rests();
+        self.note_rest();
+        self.enter(Phase::Idle);
+        if ends_session {
+            let report = Report::fatal(
+                SqlState::CONNECTION_FAILURE,
+                "server closed the connection unexpectedly",
+            )
+            .detail("What the session had left on its connection is lost.");
+            return Err(End::Fatal(Box::new(report)));
+        }
+        let _ = self.outbox.poll_send(&mut self.stream, cx);
+        self.process_inbox(cx)
+    }
+}
