@@ -144,8 +144,12 @@ impl Session {
             self.enter(Phase::Planning);
             return false;
         }
+        self.prepare(gather)
+    }
+
+    /// Brings the backend to the session's settings; see [`Self::begin`].
+    fn prepare(&mut self, gather: &mut Gather) -> bool {
         let awaited = self.plan(gather) == Pace::Awaited;
-        self.wait_for_which();
         self.reopen(gather);
         self.open_to_fail(gather);
         if self.in_transaction {
@@ -170,7 +174,10 @@ impl Session {
         let resets = lease.mirror.unknown_to.is_some_and(is_foreign);
         if !resets && crate::session::settings::same(&lease.mirror.settings, want) {
             reply::tell_changes(&mut self.told, &mut lease.mirror.reported, &mut self.outbox);
-            self.entry.set_running(Arc::clone(&lease.identity));
+            let identity = Arc::clone(&lease.identity);
+            if self.entry.set_running(Arc::clone(&identity)) {
+                self.cancel_late(&identity);
+            }
             return Pace::None;
         }
         let mut text = Vec::new();
@@ -251,6 +258,13 @@ impl Session {
         self.discards = false;
         self.deallocates = false;
         self.timed_out = false;
+        if self.phase == Phase::Planning && self.takes_which() {
+            let mut gather = Gather::take();
+            self.prepare(&mut gather);
+            self.send_to_server(cx, &mut gather, &[]);
+            gather.give();
+            return self.process_inbox(cx);
+        }
         if self.phase == Phase::Planning {
             self.metering.planned(self.now.duration_since(self.since));
             // The client's bytes are still to be written.

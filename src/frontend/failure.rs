@@ -145,7 +145,8 @@ impl Session {
             // Of a statement prepared just now it would have to be known whether the client has it.
             let is_partial = journal.may_have_committed() || journal.prepares_now();
             let is_fixed = journal.has_seen_part() && is_partial;
-            journal.is_kept() && journal.answered() > 0 && !is_fixed
+            let is_repeatable = journal.doubt() != Doubt::Unrepeatable;
+            journal.is_kept() && journal.answered() > 0 && is_repeatable && !is_fixed
         });
         is_kept && !self.keeps_backend() && !self.is_on_replica()
     }
@@ -304,11 +305,7 @@ impl Session {
         if self.is_settling() {
             return self.take_outcome(true, cx);
         }
-        if self
-            .lease
-            .as_ref()
-            .is_some_and(|lease| self.may_settle(lease))
-        {
+        if self.may_settle() {
             return self.begin_settling(cx);
         }
         match self.judge_loss() {

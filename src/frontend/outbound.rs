@@ -169,7 +169,8 @@ impl Relay<'_> {
             return false;
         }
         // What became of it is asked once the connection is closed, which it is now.
-        if is_fatal && code == Some(SqlState::ADMIN_SHUTDOWN) && self.session.may_settle(backend) {
+        let is_end = is_fatal && code == Some(SqlState::ADMIN_SHUTDOWN);
+        if is_end && self.session.prepare_settling(backend) {
             self.is_lost = true;
             return false;
         }

@@ -1,8 +1,8 @@
 //! What became of a COMMIT that was not answered: `retry.settle_commit`.
 //!
 //! Three questions of pgweir's own, whose answers the client does not see:
-//! - *which*: ahead of a session's first statement on a connection, outside a transaction: which server this is, and its
-//!   last checkpoint. Asked again when it is older than [`WHICH_AGE`];
+//! - *which*: before a session's first statement on a connection, outside a transaction: which server this is, and its
+//!   last checkpoint. Asked again when it is older than [`WHICH_AGE`]; the statement waits for it;
 //! - *id*: in a transaction, behind a statement that may have written, once it is answered: the transaction's id, if it
 //!   has one, and whether what it wrote is flushed. Asked until both are known;
 //! - *outcome*: after the loss of the connection amid COMMIT, of the server that is the primary then.
@@ -29,7 +29,6 @@ use super::session::{End, Phase, Session};
 use crate::backend::connection::Backend;
 use crate::error::{Report, SqlState};
 use crate::net::buffer::{Gather, give_storage};
-use crate::pool::Lease;
 use crate::retry::backoff;
 use crate::retry::outcome::{Outcome, Word, Xact, outcome};
 use crate::retry::policy::{Failure, Verdict};
@@ -39,6 +38,7 @@ use crate::sql::classify::StatementKind as Kind;
 use crate::sql::known::Known;
 use crate::wire::backend::{self as b, TransactionStatus};
 use crate::wire::expect::{Expect, For, Owed, Request};
+use crate::wire::frame::HEADER;
 use crate::wire::frontend as f;
 
 /// How old the last checkpoint may be that is compared: one made in the meantime leaves more unknown.
@@ -94,6 +94,8 @@ pub(super) struct Settle {
     cancels: u32,
     /// What the backend has told of its server, to be kept with it.
     pub which: Option<Option<Incarnation>>,
+    /// What is to be settled once the connection is closed.
+    prepared: Option<Box<Settling>>,
     under_way: Option<Box<Settling>>,
 }
 
@@ -300,8 +302,8 @@ impl Session {
         }
     }
 
-    /// Sends the first question to a backend that is this session's now: what became of a COMMIT, which is to be awaited
-    /// (true), or which server this is, if that is not known or too old.
+    /// Sends the first question to a backend that is this session's now: what became of a COMMIT, or which server this is,
+    /// if that is not known or too old. True if there is one, whose answer is to be awaited.
     pub(super) fn ask_first(&mut self, gather: &mut Gather) -> bool {
         if !self.effective.retry.settle_commit && !self.is_settling() {
             return false;
@@ -334,16 +336,7 @@ impl Session {
         lease.expect.push(Owed::new(Request::Query, For::Xact));
         lease.mirror.unnamed = None;
         self.entry.set_running_soon();
-        is_outcome
-    }
-
-    /// A cancel request that hit the question would be lost.
-    pub(super) fn wait_for_which(&mut self) {
-        let is_asked =
-            |lease: &Lease| lease.expect.owes(For::Xact) && !lease.expect.owes(For::Plan);
-        if self.lease.as_ref().is_some_and(is_asked) {
-            self.entry.set_running_soon();
-        }
+        true
     }
 
     /// Asks for the transaction's id, when all that was sent in it is answered.
@@ -402,10 +395,7 @@ impl Session {
     pub(super) fn take_answer(&mut self, backend: &Backend) {
         let settle = self.settle_mut();
         match settle.asked {
-            Some(Question::Which) => {
-                settle.which = Some(settle.incarnation());
-                settle.asked = None;
-            }
+            Some(Question::Which) => settle.which = Some(settle.incarnation()),
             Some(Question::Id) => {
                 settle.xact = Xact::read(&settle.row(0), settle.xact);
                 // Without an id nothing was written yet; with one the flush is still to be seen.
@@ -414,13 +404,19 @@ impl Session {
             }
             Some(Question::Outcome) | None => {}
         }
-        if backend.expect.owes(For::Plan) || self.is_settling() {
+        if settle.asked.is_some() {
             return;
         }
         let identity = &backend.identity;
         if self.entry.set_running(Arc::clone(identity)) && !self.inbox.is_empty() {
             self.cancel_late(identity);
         }
+    }
+
+    /// Whether the session was waiting for the answer to the question which server this is.
+    pub(super) fn takes_which(&mut self) -> bool {
+        let settle = self.rerun.as_mut().and_then(|rerun| rerun.settle.as_mut());
+        settle.is_some_and(|settle| settle.asked.take() == Some(Question::Which))
     }
 
     /// What the backend has told of its server stays with it.
@@ -433,51 +429,67 @@ impl Session {
         }
     }
 
-    /// Whether what became of the COMMIT under way can be found out once its connection is lost.
-    pub(super) fn may_settle(&self, backend: &Backend) -> bool {
+    /// Notes how the COMMIT under way on `backend`, whose connection is lost, can be settled. False if it can't.
+    pub(super) fn prepare_settling(&mut self, backend: &Backend) -> bool {
+        let Some(settling) = self.settling_on(backend) else {
+            return false;
+        };
+        self.settle_mut().prepared = Some(Box::new(settling));
+        true
+    }
+
+    fn settling_on(&self, backend: &Backend) -> Option<Settling> {
         if !self.effective.retry.settle_commit
             || self.is_hidden()
             || self.phase != Phase::Active
             || backend.status != TransactionStatus::InTransaction
+            || self.verdict(Failure::Lost, backend.status) != Verdict::Settle
         {
-            return false;
+            return None;
         }
-        let Some(settle) = self.settle_ref() else {
-            return false;
-        };
-        let is_known = matches!(backend.incarnation, Some((_, Some(_))));
-        settle.commit == Commit::Last
-            && (settle.has_tag || (settle.xact.is_some() && is_known))
-            && self.verdict(Failure::Lost, backend.status) == Verdict::Settle
-            && rest_of_commit(&backend.expect, settle.has_tag).is_some()
-    }
-
-    /// The connection was lost amid a COMMIT that can be settled: what was sent goes back, and the server is asked.
-    pub(super) fn begin_settling(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        let (has_tag, xact) = self
-            .settle_ref()
-            .map_or((false, None), |settle| (settle.has_tag, settle.xact));
-        let rest = self
-            .lease
-            .as_ref()
-            .and_then(|lease| rest_of_commit(&lease.expect, has_tag));
-        let then = self.lease.as_ref().and_then(|lease| {
-            let (_, then) = lease.incarnation.clone()?;
-            then
-        });
-        let settling = Settling {
-            xact: xact.zip(then),
-            rest: rest.unwrap_or_default(),
+        let settle = self.settle_ref()?;
+        let has_tag = settle.has_tag;
+        let then = backend.incarnation.clone().and_then(|(_, then)| then);
+        let xact = settle.xact.zip(then);
+        if settle.commit != Commit::Last || (xact.is_none() && !has_tag) {
+            return None;
+        }
+        Some(Settling {
+            xact,
+            rest: rest_of_commit(&backend.expect, has_tag)?,
             has_tag,
             ends_session: self.keeps_backend() || self.settings.is_touched(),
             names: self.names.unsettled(),
             since: self.now,
             asked: 0,
+        })
+    }
+
+    /// Whether the connection was lost amid a COMMIT that can be settled.
+    pub(super) fn may_settle(&mut self) -> bool {
+        if self.settle_ref().is_none() {
+            return false;
+        }
+        if self.settle_mut().prepared.is_some() {
+            return true;
+        }
+        let settling = self
+            .lease
+            .as_ref()
+            .and_then(|lease| self.settling_on(lease));
+        self.settle_mut().prepared = settling.map(Box::new);
+        self.settle_mut().prepared.is_some()
+    }
+
+    /// The connection is lost: what was sent goes back, and the server is asked.
+    pub(super) fn begin_settling(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let Some(settling) = self.settle_mut().prepared.take() else {
+            return Ok(());
         };
-        if !has_tag && self.effective.retry.replay && self.may_replay() {
+        if !settling.has_tag && self.effective.retry.replay && self.may_replay() {
             let mut original = Vec::new();
             b::put_report(&mut original, &rolled_back());
-            original.drain(..crate::wire::frame::HEADER);
+            original.drain(..HEADER);
             self.rerun_mut().original = Some(Original::Error(original));
             self.begin_replay();
             self.unsend();
@@ -488,10 +500,10 @@ impl Session {
             give_storage(self.rerun_mut().journal.rest());
         }
         self.part_with_backend(true);
-        if has_tag {
-            return self.end_as_committed(settling, cx);
+        if settling.has_tag {
+            return self.end_as_committed(*settling, cx);
         }
-        self.settle_mut().under_way = Some(Box::new(settling));
+        self.settle_mut().under_way = Some(settling);
         self.ask_outcome(cx)
     }
 
