@@ -70,7 +70,7 @@ impl Session {
                 gather.give();
             }
             Err(error) if self.goes_elsewhere(&error) => {}
-            Err(_) if self.is_settling() => return self.end_as_unknown().map(|()| true),
+            Err(_) if self.is_settling() => return Err(self.unsettled()),
             Err(_) if self.is_replaying() => {
                 self.stop_waiting();
                 self.end_pause();

@@ -124,7 +124,7 @@ impl Session {
                     .wait_timeout(timeouts.query_wait_timeout.unwrap_or_default());
                 self.stop_waiting();
                 if self.is_settling() {
-                    return self.end_as_unknown();
+                    return Err(self.unsettled());
                 }
                 if self.is_replaying() {
                     return self.fall_back(false, cx);
@@ -137,7 +137,8 @@ impl Session {
             Limit::Pause => {
                 self.end_pause();
                 if self.is_settling() {
-                    return self.ask_outcome(cx);
+                    self.ask_outcome(cx);
+                    return Ok(());
                 }
                 self.process_inbox(cx)
             }

@@ -21,6 +21,7 @@ mod outbound;
 mod overrun;
 mod pinning;
 mod prepare;
+mod questions;
 mod reading;
 mod refusal;
 mod replay;

@@ -11,7 +11,7 @@ use super::rerun::Marks;
 use super::session::{End, ProbeAnswer, Session};
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
-use crate::error::{Report, SqlState};
+use crate::error::SqlState;
 use crate::net::buffer::{Gather, ReadBuffer, give_storage, take_storage};
 use crate::session::leftovers;
 use crate::session::mirror::Mirror;
@@ -76,20 +76,9 @@ impl Receiver for Relay<'_> {
         match tag {
             b::ERROR_RESPONSE => return self.error(backend, owed, payload),
             b::NOTICE_RESPONSE => return !self.session.hears_last_words(payload),
-            b::PARAMETER_STATUS if owed.to == For::Client && !self.session.is_hidden() => {
-                self.session.note_setting_told();
-                self.session.told = Arc::clone(&backend.mirror.reported);
-                // It may have been set where no text tells, such as in a function or a trigger.
-                if let Some((name, value)) = b::parameter_status(payload) {
-                    self.session.settings.touch(name);
-                    if name == b"application_name" {
-                        self.session.rename_application(value);
-                    }
-                }
-            }
             b::PARAMETER_STATUS if owed.to == For::Client => {
                 let reported = &backend.mirror.reported;
-                self.session.note_setting_replayed(reported, payload);
+                self.session.take_setting(reported, payload);
             }
             b::COMMAND_COMPLETE if owed.to == For::Client => {
                 self.session.note_tag(backend, owed);
@@ -168,16 +157,7 @@ impl Relay<'_> {
         {
             return false;
         }
-        // What became of it is asked once the connection is closed, which it is now.
-        let is_end = is_fatal && code == Some(SqlState::ADMIN_SHUTDOWN);
-        if is_end && self.session.prepare_settling(backend) {
-            self.is_lost = true;
-            return false;
-        }
-        if is_fatal
-            && let Some(report) = code.and_then(|it| self.session.doubts_commit(it, backend))
-        {
-            self.end = Some(End::Fatal(Box::new(report)));
+        if is_fatal && self.doubts_commit(code, backend) {
             return false;
         }
         if (is_fatal && self.session.outlives(backend)) || (!is_fatal && owed.to == For::Answered) {
@@ -188,8 +168,8 @@ impl Relay<'_> {
         } else if owed.to == For::Plan {
             let overrun = self.session.take_overrun(b::sqlstate(payload));
             let end = overrun.map(|_| self.session.cannot_cancel());
-            self.end
-                .get_or_insert_with(|| end.unwrap_or_else(|| plan_failed(payload)));
+            let failed = || End::Fatal(Box::new(reply::not_restored(payload)));
+            self.end.get_or_insert_with(|| end.unwrap_or_else(failed));
         } else if owed.to == For::Probe {
             // A cancel request that the client meant for its own statement may have come late.
             self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
@@ -221,6 +201,21 @@ impl Relay<'_> {
         };
         self.gather.own(|out| b::put_report(out, &report));
         false
+    }
+
+    /// Takes in the end of a session in place of the answer to a COMMIT. True if that is not for the client.
+    fn doubts_commit(&mut self, code: Option<SqlState>, backend: &Backend) -> bool {
+        // What became of it is asked once the connection is closed, which it is now.
+        if code == Some(SqlState::ADMIN_SHUTDOWN) && self.session.prepare_settling(backend) {
+            self.is_lost = true;
+            return true;
+        }
+        let report = code.and_then(|code| self.session.doubts_commit(code, backend));
+        let is_unknown = report.is_some();
+        if let Some(report) = report {
+            self.end = Some(End::Fatal(Box::new(report)));
+        }
+        is_unknown
     }
 
     /// Errors about a statement name it as the server knows it.
@@ -333,19 +328,6 @@ impl Relay<'_> {
             self.learnt = rows;
         }
     }
-}
-
-/// The client's statement was not to run with other settings than the session's.
-fn plan_failed(error: &[u8]) -> End {
-    let report = Report::fatal(
-        SqlState::CONNECTION_FAILURE,
-        "could not restore the session's settings",
-    );
-    let reason = b::error_field(error, b'M').unwrap_or_default();
-    let reason = String::from_utf8_lossy(reason);
-    End::Fatal(Box::new(
-        report.detail(format!("The server said: {reason}")),
-    ))
 }
 
 impl Session {

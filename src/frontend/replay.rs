@@ -167,9 +167,26 @@ impl Session {
             .map_or(0, |replay| replay.sent.saturating_sub(sent))
     }
 
+    /// The server reports a setting.
+    pub(super) fn take_setting(&mut self, reported: &Arc<Reported>, payload: &[u8]) {
+        if self.is_hidden() {
+            self.note_setting_replayed(reported, payload);
+            return;
+        }
+        self.note_setting_told();
+        self.told = Arc::clone(reported);
+        // It may have been set where no text tells, such as in a function or a trigger.
+        if let Some((name, value)) = b::parameter_status(payload) {
+            self.settings.touch(name);
+            if name == b"application_name" {
+                self.rename_application(value);
+            }
+        }
+    }
+
     /// The server reports a setting while its answers are compared. The client has not been told of any: the answers
     /// differ, or this is new and the client will hear of it.
-    pub(super) fn note_setting_replayed(&mut self, reported: &Arc<Reported>, payload: &[u8]) {
+    fn note_setting_replayed(&mut self, reported: &Arc<Reported>, payload: &[u8]) {
         let Some(replay) = self.replay_mut() else {
             return;
         };

@@ -15,9 +15,10 @@ use tokio::time::Instant;
 
 use super::inbound::Frame;
 use super::overrun::Overrun;
+use super::questions::Settle;
 use super::replay::{Original, Replay};
 use super::session::{End, Phase, Session};
-use super::settle::Settle;
+
 use crate::net::buffer::{Gather, Held, Mark, give_storage, take_storage};
 use crate::pool::reset::{self, Residue};
 use crate::retry::backoff;

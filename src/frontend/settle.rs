@@ -20,227 +20,27 @@
 
 use std::sync::Arc;
 use std::task::Context;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::questions::{
+    Commit, ID, Question, Settle, Settling, WHICH, WHICH_AGE, may_write, put_rest, rest_of_commit,
+    rolled_back,
+};
 use super::replay::Original;
 use super::session::{End, Phase, Session};
 use crate::backend::connection::Backend;
 use crate::error::{Report, SqlState};
 use crate::net::buffer::{Gather, give_storage};
 use crate::retry::backoff;
-use crate::retry::outcome::{Outcome, Word, Xact, outcome};
+use crate::retry::outcome::{Outcome, outcome};
 use crate::retry::policy::{Failure, Verdict};
-use crate::session::mirror::Incarnation;
-use crate::session::statements::Named;
 use crate::sql::classify::StatementKind as Kind;
 use crate::sql::known::Known;
 use crate::wire::backend::{self as b, TransactionStatus};
-use crate::wire::expect::{Expect, For, Owed, Request};
+use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frame::HEADER;
 use crate::wire::frontend as f;
-
-/// How old the last checkpoint may be that is compared: one made in the meantime leaves more unknown.
-const WHICH_AGE: Duration = Duration::from_secs(10);
-
-/// On a standby the last function fails.
-const WHICH: &str = "SELECT system_identifier, checkpoint_lsn, \
-    pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()) \
-    FROM pg_catalog.pg_control_system(), pg_catalog.pg_control_checkpoint()";
-
-/// Under its old name `pg_xact_status` is on all servers; so is `pg_current_xact_id_if_assigned`.
-const ID: &str = "SELECT pg_catalog.txid_current_if_assigned(), pg_catalog.pg_current_wal_insert_lsn(), \
-    pg_catalog.pg_current_wal_flush_lsn()";
-
-/// What the server says of an id that it has not given out.
-const IN_THE_FUTURE: SqlState = SqlState(*b"22023");
-
-/// Hexadecimal digits of the timeline at the front of a WAL file's name.
-const TIMELINE: usize = 8;
-
-/// The question under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Question {
-    Which,
-    Id,
-    Outcome,
-}
-
-/// The COMMIT among what was sent of the transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-enum Commit {
-    #[default]
-    None,
-    /// It is the last statement, and nothing but a COMMIT.
-    Last,
-    /// There is something behind it, or another end of the transaction.
-    Other,
-}
-
-/// What a session knows of its transaction.
-#[derive(Debug, Default)]
-pub(super) struct Settle {
-    asked: Option<Question>,
-    rows: Vec<Vec<Option<Vec<u8>>>>,
-    refused: Option<SqlState>,
-    /// Something was sent that may have written.
-    is_due: bool,
-    xact: Option<Xact>,
-    commit: Commit,
-    /// The client has its `CommandComplete`.
-    has_tag: bool,
-    /// Cancel requests that the backend had had when it became this session's.
-    cancels: u32,
-    /// What the backend has told of its server, to be kept with it.
-    pub which: Option<Option<Incarnation>>,
-    /// What is to be settled once the connection is closed.
-    prepared: Option<Box<Settling>>,
-    under_way: Option<Box<Settling>>,
-}
-
-/// A COMMIT that is being settled.
-#[derive(Debug)]
-struct Settling {
-    /// The transaction, and the server that had it; `None` if it is known to have committed.
-    xact: Option<(Xact, Incarnation)>,
-    has_tag: bool,
-    /// What is still to be answered, in order.
-    rest: Vec<Owed>,
-    /// The session's state was lost with its connection.
-    ends_session: bool,
-    /// Statements that the exchange with the COMMIT prepares.
-    names: Vec<(Box<[u8]>, Option<Named<Arc<Known>>>)>,
-    since: Instant,
-    asked: u32,
-}
-
-impl Settle {
-    fn forget_transaction(&mut self) {
-        self.is_due = false;
-        self.xact = None;
-        self.commit = Commit::None;
-        self.has_tag = false;
-    }
-
-    fn ask(&mut self, question: Question) {
-        self.asked = Some(question);
-        self.rows.clear();
-        self.refused = None;
-    }
-
-    fn row(&self, place: usize) -> Vec<Option<&[u8]>> {
-        let row = self.rows.get(place).into_iter().flatten();
-        row.map(|value| value.as_deref()).collect()
-    }
-
-    fn incarnation(&self) -> Option<Incarnation> {
-        let [Some(system), Some(checkpoint), Some(file)] = self.row(0)[..] else {
-            return None;
-        };
-        Some(Incarnation {
-            system: system.into(),
-            checkpoint: checkpoint.into(),
-            timeline: file.get(..TIMELINE)?.into(),
-        })
-    }
-
-    fn word(&self) -> Word {
-        match self.row(1)[..] {
-            [Some(b"committed")] => Word::Committed,
-            [Some(b"aborted")] => Word::Aborted,
-            [Some(b"in progress")] => Word::InProgress,
-            [] if self.refused == Some(IN_THE_FUTURE) => Word::Future,
-            _ => Word::None,
-        }
-    }
-}
-
-/// Whether a text may write, in a way that has taken the transaction's snapshot already.
-fn may_write(known: &Known) -> bool {
-    let takes_snapshot = |kind: &Kind| {
-        !matches!(
-            kind,
-            Kind::Begin(_)
-                | Kind::Commit { .. }
-                | Kind::Rollback { .. }
-                | Kind::Savepoint(_)
-                | Kind::Release(_)
-                | Kind::RollbackTo(_)
-                | Kind::SetConstraints
-                | Kind::SetTransaction(_)
-                | Kind::SetSessionCharacteristics(_)
-                | Kind::Set
-                | Kind::SetLocal
-                | Kind::Reset
-                | Kind::Show(_)
-                | Kind::Listen
-                | Kind::Unlisten
-                | Kind::Notify
-                | Kind::Lock
-        )
-    };
-    let mut statements = known.class.statements.iter();
-    known.writes && statements.any(|statement| takes_snapshot(&statement.kind))
-}
-
-/// What of the answer to a plain COMMIT, which is the last thing that was sent, is still to come; `None` if that can't be
-/// told, or is more than that.
-fn rest_of_commit(expect: &Expect, has_tag: bool) -> Option<Vec<Owed>> {
-    // An exchange whose Sync was not sent is not over for the client.
-    let own = |to| matches!(to, For::Probe | For::Evict | For::Reparse | For::Xact);
-    let rest: Vec<Owed> = expect
-        .iter()
-        .filter(|owed| !own(owed.to))
-        .copied()
-        .collect();
-    let count = |request| rest.iter().filter(|owed| owed.request == request).count();
-    let (last, before) = rest.split_last()?;
-    let is_known = match last.request {
-        Request::Query => before.is_empty(),
-        Request::Sync => {
-            let is_step = |owed: &Owed| {
-                matches!(
-                    owed.request,
-                    Request::Parse | Request::Bind | Request::DescribePortal | Request::Execute
-                )
-            };
-            before.iter().all(is_step)
-                && count(Request::Parse) <= 1
-                && count(Request::Bind) <= 1
-                && count(Request::Execute) == usize::from(!has_tag)
-        }
-        _ => false,
-    };
-    let is_clients = rest.iter().all(|owed| owed.to == For::Client);
-    (is_known && is_clients).then_some(rest)
-}
-
-/// The answers to `rest` of a COMMIT that succeeded; its `CommandComplete` was seen if it `has_tag`.
-fn put_rest(rest: &[Owed], has_tag: bool, out: &mut Vec<u8>) {
-    for owed in rest {
-        match owed.request {
-            Request::Parse => out.extend_from_slice(&b::PARSE_COMPLETE_FRAME),
-            Request::Bind => out.extend_from_slice(&b::BIND_COMPLETE_FRAME),
-            Request::DescribePortal => out.extend_from_slice(&b::NO_DATA_FRAME),
-            Request::Execute | Request::Query if !has_tag => {
-                b::put_command_complete(out, b"COMMIT")
-            }
-            _ => {}
-        }
-    }
-    b::put_ready_for_query(out, TransactionStatus::Idle);
-}
-
-/// The client's transaction was rolled back in place of its COMMIT.
-fn rolled_back() -> Report {
-    Report::error(
-        SqlState::SERIALIZATION_FAILURE,
-        "the connection to the server was lost during COMMIT, and the transaction was rolled back",
-    )
-    .detail("The server that is primary now does not have it.")
-    .hint("The transaction might succeed if retried.")
-}
 
 impl Session {
     fn settle_ref(&self) -> Option<&Settle> {
@@ -273,7 +73,7 @@ impl Session {
             _ => Commit::Other,
         };
         settle.has_tag = false;
-        settle.is_due |= may_write;
+        settle.is_due |= may_write || settle.xact.is_some();
         if ends && !is_commit {
             // What follows may be another transaction.
             settle.xact = None;
@@ -393,15 +193,11 @@ impl Session {
 
     /// A question was answered to its end.
     pub(super) fn take_answer(&mut self, backend: &Backend) {
+        let now = self.now;
         let settle = self.settle_mut();
         match settle.asked {
-            Some(Question::Which) => settle.which = Some(settle.incarnation()),
-            Some(Question::Id) => {
-                settle.xact = Xact::read(&settle.row(0), settle.xact);
-                // Without an id nothing was written yet; with one the flush is still to be seen.
-                settle.is_due = settle.xact.is_some();
-                settle.asked = None;
-            }
+            Some(Question::Which) => settle.which = Some((now, settle.incarnation())),
+            Some(Question::Id) => settle.take_id(),
             Some(Question::Outcome) | None => {}
         }
         if settle.asked.is_some() {
@@ -425,7 +221,7 @@ impl Session {
             && let Some(settle) = &mut rerun.settle
             && let Some(which) = settle.which.take()
         {
-            backend.incarnation = Some((self.now, which));
+            backend.incarnation = Some(which);
         }
     }
 
@@ -504,17 +300,17 @@ impl Session {
             return self.end_as_committed(*settling, cx);
         }
         self.settle_mut().under_way = Some(settling);
-        self.ask_outcome(cx)
+        self.ask_outcome(cx);
+        Ok(())
     }
 
     /// Gets a connection to the server that is primary now, for the question to it.
-    pub(super) fn ask_outcome(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+    pub(super) fn ask_outcome(&mut self, cx: &mut Context<'_>) {
         self.refresh();
         let mut gather = Gather::take();
         self.check_out_primary(&mut gather);
         self.send_to_server(cx, &mut gather, &[]);
         gather.give();
-        Ok(())
     }
 
     /// The question is answered, or the connection that it was asked on is lost.
@@ -522,11 +318,12 @@ impl Session {
         let settle = self.settle_mut();
         settle.asked = None;
         let (now, word) = (settle.incarnation(), settle.word());
+        let is_in_vain = is_lost || settle.is_refused();
         let Some(settling) = &mut settle.under_way else {
             return Ok(());
         };
         let found = match (&now, &settling.xact) {
-            (Some(now), Some((xact, then))) if !is_lost => outcome(*xact, then, now, word),
+            (Some(now), Some((xact, then))) if !is_in_vain => outcome(*xact, then, now, word),
             // A standby, or a server that would not answer now.
             _ => Outcome::Open,
         };
@@ -548,12 +345,13 @@ impl Session {
                 self.enter(Phase::Waiting);
                 Ok(())
             }
-            Outcome::Open | Outcome::Unknown => self.end_as_unknown(),
+            Outcome::Open | Outcome::Unknown => Err(self.unsettled()),
         }
     }
 
-    pub(super) fn end_as_unknown(&mut self) -> Result<(), End> {
-        Err(End::Fatal(Box::new(self.unknown())))
+    /// The end of a session whose COMMIT can't be settled.
+    pub(super) fn unsettled(&self) -> End {
+        End::Fatal(Box::new(self.unknown()))
     }
 
     fn end_as_committed(&mut self, settling: Settling, cx: &mut Context<'_>) -> Result<(), End> {

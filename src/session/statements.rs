@@ -15,6 +15,9 @@ use super::shape::Shape;
 /// Global statements kept although no client names them.
 const UNUSED_MAX: usize = 2_000;
 
+/// A name, and what it stands for once its change is confirmed.
+pub type Unsettled<T> = (Box<[u8]>, Option<Named<T>>);
+
 /// Names one session may hold; a session past it gets an error instead of more of pgweir's memory.
 pub const NAMES_MAX: usize = 65_536;
 
@@ -361,7 +364,7 @@ impl<T> Names<T> {
     }
 
     /// Names whose change is not confirmed, and what they stand for once it is.
-    pub fn unsettled(&self) -> Vec<(Box<[u8]>, Option<Named<T>>)>
+    pub fn unsettled(&self) -> Vec<Unsettled<T>>
     where
         T: Clone,
     {

@@ -122,10 +122,10 @@ const RESET_SETTLED: &str = "
 | ended   | 08006/0 | ok/1          | ok/1          |
 ";
 
-/// As [`RESET_SETTLED`], with `retry.replay`: what is rolled back in place of its COMMIT runs again.
+/// As [`RESET_SETTLED`], with `retry.replay`: what is rolled back in place of its COMMIT runs again. A transaction that is
+/// idle is replayed at once, so that the link is never empty.
 const RESET_REPLAYED: &str = "
 | point   | inside  | commit  | committing |
-| idle    | ok/0    | ok/1    | ok/1       |
 | unsent  | ok/0    | ok/1    | ok/1       |
 | done    | ok/0    | ok/1    | ok/1       |
 | half    | ok/0    | ok/1    | ok/1       |
@@ -197,6 +197,8 @@ async fn told(client: Client) -> String {
         other => format!("{other:?}"),
     }
 }
+
+const SETTLES: (&str, &str) = ("retry.settle_commit", "true");
 
 const CHECKPOINTER: &str = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
 
@@ -369,18 +371,22 @@ impl Scene {
                 .await;
             }
             self.strike(fault, pid);
+            if self.settles() && fault == Fault::Crash {
+                // The client waits for it.
+                self.recover(fault, pid);
+            }
             if !matches!(fault, Fault::Reset | Fault::Close | Fault::Stall) {
                 self.link.pass();
             }
         }
         let told = told(client).await;
-        if point != "idle" {
+        if point != "idle" && !(self.settles() && fault == Fault::Crash) {
             self.recover(fault, pid);
         }
         if fault == Fault::Stall {
             self.link.close();
         }
-        if matches!(fault, Fault::Kill | Fault::Crash) && point != "idle" {
+        if matches!(fault, Fault::Kill | Fault::Crash) && point != "idle" && !self.settles() {
             // The server has closed all connections, which this process has still to pass on.
             self.link.empty().await;
         }
@@ -405,6 +411,11 @@ impl Scene {
         }
         let rows = self.sql(&format!("SELECT count(*) FROM faults WHERE a = {number}"));
         format!("{told}/{rows}")
+    }
+
+    /// What became of a COMMIT is asked on a connection that stays.
+    fn settles(&self) -> bool {
+        self.settings.contains(&SETTLES)
     }
 
     /// Undoes what would stand in the way of the next case.
@@ -524,7 +535,7 @@ async fn a_reset_connection_with_retries() {
 
 #[tokio::test]
 async fn a_terminated_backend_whose_commit_is_settled() {
-    Scene::new(vec![("retry.settle_commit", "true")])
+    Scene::new(vec![SETTLES])
         .await
         .compare(Fault::Terminate, TERMINATED_SETTLED)
         .await;
@@ -532,7 +543,7 @@ async fn a_terminated_backend_whose_commit_is_settled() {
 
 #[tokio::test]
 async fn a_killed_backend_whose_commit_is_settled() {
-    Scene::new(vec![("retry.settle_commit", "true")])
+    Scene::new(vec![SETTLES, ("retry.statements", "true")])
         .await
         .compare(Fault::Kill, KILLED_SETTLED)
         .await;
@@ -540,7 +551,7 @@ async fn a_killed_backend_whose_commit_is_settled() {
 
 #[tokio::test]
 async fn a_crashed_server_whose_commit_is_settled() {
-    Scene::new(vec![("retry.settle_commit", "true")])
+    Scene::new(vec![SETTLES, ("retry.statements", "true")])
         .await
         .compare(Fault::Crash, KILLED_SETTLED)
         .await;
@@ -548,7 +559,7 @@ async fn a_crashed_server_whose_commit_is_settled() {
 
 #[tokio::test]
 async fn a_reset_connection_whose_commit_is_settled() {
-    let settings = vec![("retry.settle_commit", "true"), ("retry.deadline", "1s")];
+    let settings = vec![SETTLES, ("retry.deadline", "1s")];
     Scene::new(settings)
         .await
         .compare(Fault::Reset, RESET_SETTLED)
@@ -557,7 +568,7 @@ async fn a_reset_connection_whose_commit_is_settled() {
 
 #[tokio::test]
 async fn a_reset_connection_whose_commit_is_settled_and_replayed() {
-    let settings = vec![("retry.settle_commit", "true"), ("retry.replay", "true")];
+    let settings = vec![SETTLES, ("retry.replay", "true")];
     Scene::new(settings)
         .await
         .compare(Fault::Reset, RESET_REPLAYED)
