@@ -58,6 +58,7 @@ async fn serve_demo(demo: &Demo, args: &DemoArgs) -> ExitCode {
     overrides.set("demo", "cluster.primary", &demo.primary_url());
     overrides.set_list("demo", "cluster.replicas", &demo.replica_urls());
     overrides.set("demo", "auth.method", "trust");
+    overrides.set("demo", "retry.replay", "true");
     overrides.set(
         "demo",
         &format!("users.{ANALYST}.max_size"),

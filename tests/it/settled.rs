@@ -111,7 +111,7 @@ async fn a_transaction_that_writes_nothing_gets_no_id() {
     client.query("COMMIT").await.ok();
 }
 
-async fn settled(pgweir: &Pgweir, outcome: &str) -> f64 {
+fn settled(pgweir: &Pgweir, outcome: &str) -> f64 {
     let series = format!(
         "pgweir_commits_settled_total{{database=\"postgres\",user=\"app\",outcome=\"{outcome}\"}}"
     );
@@ -162,11 +162,11 @@ async fn an_id_that_was_given_out_again_proves_nothing() {
         pgweir.console().await.query("RESUME postgres").await.ok();
         if is_reused {
             assert_eq!(client.expect_end().await[0].code, "08007");
-            assert_eq!(settled(&pgweir, "committed").await.to_string(), "0");
+            assert_eq!(settled(&pgweir, "committed").to_string(), "0");
         } else {
             let reply = client.reply().await;
             assert_eq!((reply.sqlstate(), reply.status), ("40001", 'I'));
-            assert_eq!(settled(&pgweir, "rolled back").await.to_string(), "1");
+            assert_eq!(settled(&pgweir, "rolled back").to_string(), "1");
         }
         let there = server.sql("postgres", "SELECT count(*) FROM t WHERE a = 1");
         assert_eq!(there.unwrap().trim(), "0");
