@@ -107,7 +107,9 @@ impl Session {
             return false;
         };
         if !lease.expect.is_open() {
-            return !lease.expect.is_at_rest();
+            // The first exchange follows what brings the backend to the session's settings.
+            let has_begun = self.kept().is_none_or(|kept| !kept.is_empty());
+            return has_begun && !lease.expect.is_at_rest();
         }
         let is_sent = self.kept().is_none_or(|kept| kept.len() >= replay.sent);
         if is_sent && !self.held_up {
