@@ -75,6 +75,7 @@ fn seeing(overrides: &mut Overrides, logs: &Logs) {
     let analyst_size = format!("users.{ANALYST}.max_size");
     for (key, value) in [
         (&*analyst_size, &*ANALYST_POOL_SIZE.to_string()),
+        ("retry.replay", "true"),
         ("slow_log.threshold", "200ms"),
         ("slow_log.explain", "true"),
         ("slow_log.file", &logs.slow),

@@ -18,7 +18,7 @@ use crate::config::model::Node;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
 use crate::net::connect::Encryption;
 use crate::net::stream::Stream;
-use crate::session::mirror::Mirror;
+use crate::session::mirror::{Incarnation, Mirror};
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::Expect;
 use crate::wire::frontend::TERMINATE_FRAME;
@@ -182,6 +182,8 @@ pub struct Backend {
     /// Which `RECONNECT` it is younger than.
     pub generation: u64,
     pub id: u64,
+    /// Which server it is on, if that was asked: when, and what it said.
+    pub incarnation: Option<(Instant, Option<Incarnation>)>,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -204,6 +206,7 @@ impl Backend {
             released: now,
             generation,
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            incarnation: None,
         }
     }
 

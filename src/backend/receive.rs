@@ -191,7 +191,7 @@ fn is_own(backend: &Backend) -> bool {
     backend
         .expect
         .front()
-        .is_some_and(|owed| matches!(owed.to, For::Probe | For::Shape))
+        .is_some_and(|owed| matches!(owed.to, For::Probe | For::Xact | For::Shape))
 }
 
 /// Moves past the frame under way, as far as the input goes.

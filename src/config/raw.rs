@@ -384,8 +384,9 @@ tables! {
         /// Transactions on a deadlock, a serialization failure or the loss of the server: their statements are run again
         /// and must be answered as before, byte for byte.
         replay: bool = false, Live;
-        /// A COMMIT whose answer was lost is looked up on the server (`pg_xact_status`). Costs a small question ahead of
-        /// each COMMIT, in the same write.
+        /// What became of a COMMIT whose answer was lost is asked of the server that is primary then (`pg_xact_status`).
+        /// Costs one or two small questions in each transaction that writes, behind its statements, and one in ten
+        /// seconds on each server connection.
         settle_commit: bool = false, Live;
         /// Runs of one request after the first.
         attempts: usize = 10, Live;

@@ -77,6 +77,7 @@ impl Session {
                 gather.give();
             }
             Err(error) if self.goes_elsewhere(&error) => {}
+            Err(_) if self.is_settling() => return Err(self.unsettled()),
             Err(_) if self.is_replaying() => {
                 self.stop_waiting();
                 self.end_pause();
@@ -148,6 +149,15 @@ impl Session {
             .counters
             .assignments
             .fetch_add(1, Ordering::Relaxed);
+        if self.ask_first(gather) {
+            self.enter(Phase::Planning);
+            return false;
+        }
+        self.prepare(gather)
+    }
+
+    /// Brings the backend to the session's settings; see [`Self::begin`].
+    fn prepare(&mut self, gather: &mut Gather) -> bool {
         let awaited = self.plan(gather) == Pace::Awaited;
         self.reopen(gather);
         self.open_to_fail(gather);
@@ -173,7 +183,10 @@ impl Session {
         let resets = lease.mirror.unknown_to.is_some_and(is_foreign);
         if !resets && crate::session::settings::same(&lease.mirror.settings, want) {
             reply::tell_changes(&mut self.told, &mut lease.mirror.reported, &mut self.outbox);
-            self.entry.set_running(Arc::clone(&lease.identity));
+            let identity = Arc::clone(&lease.identity);
+            if self.entry.set_running(Arc::clone(&identity)) {
+                self.cancel_late(&identity);
+            }
             return Pace::None;
         }
         let mut text = Vec::new();
@@ -236,6 +249,25 @@ impl Session {
         };
     }
 
+    /// Everything that was sent is answered.
+    fn end_exchange_under_way(&mut self, is_in_transaction: bool) {
+        self.in_transaction = is_in_transaction;
+        self.entry
+            .prepared
+            .store(self.names.len(), Ordering::Relaxed);
+        self.copies_in = false;
+        self.discards = false;
+        self.deallocates = false;
+        self.timed_out = false;
+        if self.phase == Phase::Planning && self.takes_which() {
+            let mut gather = Gather::take();
+            self.prepare(&mut gather);
+            self.send_to_server(cx, &mut gather, &[]);
+            gather.give();
+            return self.process_inbox(cx);
+        }
+    }
+
     /// After the server has answered: goes on, asks what is still to be known, or gives the backend back.
     pub(super) fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let Some(lease) = &self.lease else {
@@ -248,6 +280,9 @@ impl Session {
         let is_in_transaction = lease.status != TransactionStatus::Idle;
         let lease_is_lost = lease.identity.is_lost();
         self.note_heard();
+        if self.is_settling() {
+            return self.take_outcome(false, cx);
+        }
         if !self.will_rerun() && self.replay_is_over() {
             return self.fall_back(false, cx);
         }
@@ -262,14 +297,7 @@ impl Session {
         if self.will_rerun() {
             return self.rerun_at_rest(cx);
         }
-        self.in_transaction = is_in_transaction;
-        self.entry
-            .prepared
-            .store(self.names.len(), Ordering::Relaxed);
-        self.copies_in = false;
-        self.discards = false;
-        self.deallocates = false;
-        self.timed_out = false;
+        self.end_exchange_under_way(is_in_transaction);
         if self.phase == Phase::Planning {
             self.metering.planned(self.now.duration_since(self.since));
             // The client's bytes are still to be written.
@@ -282,6 +310,7 @@ impl Session {
             // From here on the client is the one who is awaited.
             self.since = self.now;
             self.rest_rerun_inside();
+            self.ask_id(cx);
             return Ok(());
         }
         self.transaction_since = self.now;

@@ -127,6 +127,9 @@ impl Session {
                     .queue()
                     .wait_timeout(timeouts.query_wait_timeout.unwrap_or_default());
                 self.stop_waiting();
+                if self.is_settling() {
+                    return Err(self.unsettled());
+                }
                 if self.is_replaying() {
                     return self.fall_back(false, cx);
                 }
@@ -137,6 +140,10 @@ impl Session {
             }
             Limit::Pause => {
                 self.end_pause();
+                if self.is_settling() {
+                    self.ask_outcome(cx);
+                    return Ok(());
+                }
                 self.process_inbox(cx)
             }
             Limit::Replica => {

@@ -48,7 +48,7 @@ impl Session {
     }
 
     /// What is to be done about a failure of what is under way on a backend in this state.
-    fn verdict(&self, failure: Failure, status: TransactionStatus) -> Verdict {
+    pub(super) fn verdict(&self, failure: Failure, status: TransactionStatus) -> Verdict {
         let Some(rerun) = &self.rerun else {
             return Verdict::Fail;
         };
@@ -79,7 +79,7 @@ impl Session {
     }
 
     /// Whether another run may begin, by the bounds on this request and on the pool; if so it counts.
-    fn may_run_again(&mut self, failure: Failure) -> bool {
+    pub(super) fn may_run_again(&mut self, failure: Failure) -> bool {
         let (now, retry) = (self.now, &self.effective.retry);
         let terminated_max = if self.routes.is_some() {
             u32::MAX
@@ -137,13 +137,14 @@ impl Session {
         may && self.may_run_again(failure)
     }
 
-    fn may_replay(&self) -> bool {
+    pub(super) fn may_replay(&self) -> bool {
         let journal = self.rerun.as_ref().map(|rerun| &rerun.journal);
         let is_kept = journal.is_some_and(|journal| {
             // Of a statement prepared just now it would have to be known whether the client has it.
             let is_partial = journal.may_have_committed() || journal.prepares_now();
             let is_fixed = journal.has_seen_part() && is_partial;
-            journal.is_kept() && journal.answered() > 0 && !is_fixed
+            let is_repeatable = journal.doubt() != Doubt::Unrepeatable;
+            journal.is_kept() && journal.answered() > 0 && is_repeatable && !is_fixed
         });
         is_kept && !self.keeps_backend() && !self.is_on_replica()
     }
@@ -248,7 +249,7 @@ impl Session {
         matches!(verdict, Verdict::Settle | Verdict::Unknown).then(|| self.unknown())
     }
 
-    fn unknown(&self) -> Report {
+    pub(super) fn unknown(&self) -> Report {
         let unknown = &self.pool.retries.unknown;
         unknown.fetch_add(1, Ordering::Relaxed);
         unknown_outcome()
@@ -307,6 +308,12 @@ impl Session {
         }
         if self.is_on_trial() {
             return self.run_elsewhere(cx);
+        }
+        if self.is_settling() {
+            return self.take_outcome(true, cx);
+        }
+        if self.may_settle() {
+            return self.begin_settling(cx);
         }
         // Behind what breaks the protocol there may be an answer that the client was not sent.
         let is_end = matches!(

@@ -37,7 +37,7 @@ impl Session {
             }
             if let Some((answer, before)) = listening.take_answer() {
                 moved = true;
-                self.take_answer(answer, before)?;
+                self.hear(answer, before)?;
             }
         }
         moved |= self.pass_notifications(cx)?;
@@ -51,7 +51,7 @@ impl Session {
     }
 
     /// `before` notifications came before the answer.
-    fn take_answer(&mut self, answer: Answer, before: usize) -> Result<(), End> {
+    fn hear(&mut self, answer: Answer, before: usize) -> Result<(), End> {
         let is_outside = self.is_outside();
         let Some(listening) = self.listening.as_deref_mut() else {
             return Ok(());

@@ -208,6 +208,7 @@ impl Session {
         let last = lease.expect.iter().last();
         lease.expect.owes(For::Probe)
             || self.sends_one_by_one()
+            || lease.expect.owes(For::Xact)
             || (self.discards
                 && last.is_some_and(|owed| matches!(owed.request, Request::Query | Request::Sync)))
     }

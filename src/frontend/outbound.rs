@@ -33,6 +33,8 @@ struct Relay<'a> {
     learnt: Vec<Row>,
     /// How many of its statements the backend still has, if it was asked.
     prepared: Option<usize>,
+    /// The server has said that it ends the session, and the client is not told.
+    is_lost: bool,
     /// Why the session ends once the client has what came so far.
     end: Option<End>,
 }
@@ -74,23 +76,12 @@ impl Receiver for Relay<'_> {
         match tag {
             b::ERROR_RESPONSE => return self.error(backend, owed, payload),
             b::NOTICE_RESPONSE => return !self.session.hears_last_words(payload),
-            b::PARAMETER_STATUS if owed.to == For::Client && !self.session.is_hidden() => {
-                self.session.note_setting_told();
-                self.session.told = Arc::clone(&backend.mirror.reported);
-                // It may have been set where no text tells, such as in a function or a trigger.
-                if let Some((name, value)) = b::parameter_status(payload) {
-                    self.session.settings.touch(name);
-                    if name == b"application_name" {
-                        self.session.rename_application(value);
-                        self.session.sequences.rename();
-                    }
-                }
-            }
             b::PARAMETER_STATUS if owed.to == For::Client => {
                 let reported = &backend.mirror.reported;
-                self.session.note_setting_replayed(reported, payload);
+                self.session.take_setting(reported, payload);
             }
             b::COMMAND_COMPLETE if owed.to == For::Client => {
+                self.session.note_tag(backend, owed);
                 self.session.note_acknowledged();
                 self.session.note_completed();
                 self.session.passes_trial(true);
@@ -111,6 +102,7 @@ impl Receiver for Relay<'_> {
                 let counts = is_clients && !self.session.is_run_elsewhere(backend.status);
                 return !(counts && self.session.is_ready(backend.status));
             }
+            b::DATA_ROW if owed.to == For::Xact => self.session.take_answer_row(payload),
             b::DATA_ROW if owed.to == For::Probe => {
                 if let Some([Some(name), value]) = b::columns(payload).as_deref() {
                     let row = (name.to_vec(), value.map(<[u8]>::to_vec));
@@ -160,6 +152,11 @@ impl Relay<'_> {
         let code = refused.as_ref().map(|report| report.code);
         let code = code.or(b::sqlstate(payload));
         let is_fatal = b::is_fatal(payload);
+        if owed.to == For::Xact && !is_fatal {
+            let end = self.session.take_refused_question(payload);
+            self.end = self.end.take().or(end);
+            return false;
+        }
         if self.session.fails_on_trial(owed, code, is_fatal) {
             return false;
         }
@@ -168,10 +165,7 @@ impl Relay<'_> {
         {
             return false;
         }
-        if is_fatal
-            && let Some(report) = code.and_then(|it| self.session.doubts_commit(it, backend))
-        {
-            self.end = Some(End::Fatal(Box::new(report)));
+        if is_fatal && self.doubts_commit(code, backend) {
             return false;
         }
         if (is_fatal && self.session.outlives(backend)) || (!is_fatal && owed.to == For::Answered) {
@@ -181,10 +175,9 @@ impl Relay<'_> {
             self.end = Some(End::ServerGone);
         } else if owed.to == For::Plan {
             let overrun = self.session.take_overrun(b::sqlstate(payload));
-            let plan_failed = || End::Fatal(Box::new(reply::plan_failed(payload)));
             let end = overrun.map(|_| self.session.cannot_cancel());
-            self.end
-                .get_or_insert_with(|| end.unwrap_or_else(plan_failed));
+            let failed = || End::Fatal(Box::new(reply::not_restored(payload)));
+            self.end.get_or_insert_with(|| end.unwrap_or_else(failed));
         } else if owed.to == For::Probe {
             self.session.fail_probe(b::sqlstate(payload));
         }
@@ -222,6 +215,21 @@ impl Relay<'_> {
         };
         self.gather.own(|out| b::put_report(out, &report));
         false
+    }
+
+    /// Takes in the end of a session in place of the answer to a COMMIT. True if that is not for the client.
+    fn doubts_commit(&mut self, code: Option<SqlState>, backend: &Backend) -> bool {
+        // What became of it is asked once the connection is closed, which it is now.
+        if code == Some(SqlState::ADMIN_SHUTDOWN) && self.session.prepare_settling(backend) {
+            self.is_lost = true;
+            return true;
+        }
+        let report = code.and_then(|code| self.session.doubts_commit(code, backend));
+        let is_unknown = report.is_some();
+        if let Some(report) = report {
+            self.end = Some(End::Fatal(Box::new(report)));
+        }
+        is_unknown
     }
 
     /// Errors about a statement name it as the server knows it.
@@ -278,6 +286,7 @@ impl Relay<'_> {
                 }
                 if backend.status == TransactionStatus::Idle {
                     self.session.metering.forget_portals();
+                    self.session.forget_for_settling();
                     self.session.count_transaction();
                     self.session.transaction_since = self.session.now;
                 }
@@ -298,6 +307,7 @@ impl Relay<'_> {
                     self.session.cancel_late(identity);
                 }
             }
+            For::Xact => self.session.take_answer(backend),
             For::Reparse | For::Evict | For::Shape | For::Local => {}
         }
     }
@@ -402,6 +412,7 @@ impl Session {
             session: self,
             learnt: Vec::new(),
             prepared: None,
+            is_lost: false,
             end: None,
         };
         let backend = &mut *lease;
@@ -423,6 +434,7 @@ impl Session {
             gather,
             learnt,
             prepared,
+            is_lost,
             end,
             ..
         } = relay;
@@ -434,12 +446,13 @@ impl Session {
         if prepared.is_some_and(|prepared| lease.mirror.recount(prepared)) {
             self.names.forget_all();
         }
+        self.keep_which(&mut lease);
         self.lease = Some(lease);
         self.list_late_pin();
         if let Err(error) = received {
             return self.lose_server(&error, cx);
         }
-        if self.was_terminated() {
+        if is_lost || self.was_terminated() {
             return self.lose_server(&ReceiveError::Closed, cx);
         }
         let is_over = matches!(end, Some(End::ServerGone | End::Fatal(_)));

@@ -107,7 +107,9 @@ impl Session {
             return false;
         };
         if !lease.expect.is_open() {
-            return !lease.expect.is_at_rest();
+            // The first exchange follows what brings the backend to the session's settings.
+            let has_begun = self.kept().is_none_or(|kept| !kept.is_empty());
+            return has_begun && !lease.expect.is_at_rest();
         }
         let is_sent = self.kept().is_none_or(|kept| kept.len() >= replay.sent);
         if is_sent && !self.held_up {
@@ -167,9 +169,27 @@ impl Session {
             .map_or(0, |replay| replay.sent.saturating_sub(sent))
     }
 
+    /// The server reports a setting.
+    pub(super) fn take_setting(&mut self, reported: &Arc<Reported>, payload: &[u8]) {
+        if self.is_hidden() {
+            self.note_setting_replayed(reported, payload);
+            return;
+        }
+        self.note_setting_told();
+        self.told = Arc::clone(reported);
+        // It may have been set where no text tells, such as in a function or a trigger.
+        if let Some((name, value)) = b::parameter_status(payload) {
+            self.settings.touch(name);
+            if name == b"application_name" {
+                self.rename_application(value);
+                self.sequences.rename();
+            }
+        }
+    }
+
     /// The server reports a setting while its answers are compared. The client has not been told of any: the answers
     /// differ, or this is new and the client will hear of it.
-    pub(super) fn note_setting_replayed(&mut self, reported: &Arc<Reported>, payload: &[u8]) {
+    fn note_setting_replayed(&mut self, reported: &Arc<Reported>, payload: &[u8]) {
         let Some(replay) = self.replay_mut() else {
             return;
         };
@@ -267,6 +287,25 @@ impl Session {
         replay.differs || has_ended || kept.len() >= replay.sent || replay.is_cancelled()
     }
 
+    /// The transaction is not run again after all: the client has what it had of it, and what it had sent is dropped.
+    pub(super) fn drop_replay(&mut self) {
+        let replay = self.rerun.as_mut().and_then(|rerun| rerun.replay.take());
+        if let Some(replay) = replay {
+            self.inbox.consume(replay.sent);
+            self.restore_names(replay.names, replay.unnamed);
+        }
+    }
+
+    /// The client has these statements, whatever has become of the transaction.
+    fn restore_names(&mut self, names: Vec<Name>, unnamed: Option<Named<Arc<Known>>>) {
+        for (name, named) in names {
+            self.names.change(&name, Some(named));
+            self.names.confirm();
+        }
+        self.names.change(b"", unnamed);
+        self.names.confirm();
+    }
+
     /// Gives the replay up: the client gets the error that its transaction had failed with.
     pub(super) fn fall_back(&mut self, is_lost: bool, cx: &mut Context<'_>) -> Result<(), End> {
         let replay = self.rerun.as_mut().and_then(|rerun| rerun.replay.take());
@@ -290,12 +329,7 @@ impl Session {
             ..
         } = *replay;
         self.unsend();
-        for (name, named) in names {
-            self.names.change(&name, Some(named));
-            self.names.confirm();
-        }
-        self.names.change(b"", unnamed);
-        self.names.confirm();
+        self.restore_names(names, unnamed);
         self.part_with_backend(is_lost);
         self.forget_runs();
         self.metering.rests();

@@ -26,6 +26,15 @@ pub(super) fn ready(outbox: &mut Outbox) {
     });
 }
 
+/// The end of a session whose statement was not to run with other settings than its own; `error` is the server's.
+pub(super) fn not_restored(error: &[u8]) -> Report {
+    let reason = backend::error_field(error, b'M').unwrap_or_default();
+    let reason = String::from_utf8_lossy(reason);
+    let message = "could not restore the session's settings";
+    Report::fatal(SqlState::CONNECTION_FAILURE, message)
+        .detail(format!("The server said: {reason}"))
+}
+
 /// Tells the client which reported values differ from those it knows.
 pub(super) fn tell_changes(told: &mut Arc<Reported>, now: &mut Arc<Reported>, outbox: &mut Outbox) {
     if !Reported::unify(told, now) {
@@ -61,15 +70,4 @@ pub(super) fn shutdown() -> Report {
         SqlState::ADMIN_SHUTDOWN,
         "terminating connection due to administrator command",
     )
-}
-
-/// The client's statement was not to run with other settings than the session's; `error` says why it would have.
-pub(super) fn plan_failed(error: &[u8]) -> Report {
-    let reason = backend::error_field(error, b'M').unwrap_or_default();
-    let reason = String::from_utf8_lossy(reason);
-    Report::fatal(
-        SqlState::CONNECTION_FAILURE,
-        "could not restore the session's settings",
-    )
-    .detail(format!("The server said: {reason}"))
 }

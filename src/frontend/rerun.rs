@@ -15,8 +15,10 @@ use tokio::time::Instant;
 
 use super::inbound::Frame;
 use super::overrun::Overrun;
+use super::questions::Settle;
 use super::replay::{Original, Replay};
 use super::session::{End, Phase, Session};
+
 use crate::net::buffer::{Gather, Held, Mark, give_storage, take_storage};
 use crate::pool::reset::{self, Residue};
 use crate::retry::backoff;
@@ -84,6 +86,8 @@ pub(super) struct Rerun {
     /// Until when the request in front of the inbox pauses.
     pub until: Option<Instant>,
     pub first_write: FirstWrite,
+    /// What is known of the transaction, to find out whether it has committed; only with `retry.settle_commit`.
+    pub settle: Option<Box<Settle>>,
     /// In the same box: rare, and of use once something was sent.
     pub overrun: Overrun,
     /// It is the transaction that runs again, which had failed with this.
@@ -103,6 +107,7 @@ impl Session {
         let unread = (Doubt::Unrepeatable, Some(BlockEnd::Commit));
         let (doubt, end) = known.map_or(unread, |known| (known.doubt, known.block_end));
         self.rerun_mut().journal.note(doubt, end);
+        self.note_for_settling(known);
     }
 
     /// Keeps a frame that was sent.

@@ -80,7 +80,12 @@ impl Session {
         self.lease.as_ref().is_none_or(|lease| {
             let mut owed = lease.expect.iter();
             // Behind nothing of the server's, pgweir's own answers are certain.
-            let own = |to| matches!(to, For::Plan | For::Probe | For::Evict | For::Local);
+            let own = |to| {
+                matches!(
+                    to,
+                    For::Plan | For::Probe | For::Xact | For::Evict | For::Local
+                )
+            };
             owed.all(|owed| own(owed.to))
         })
     }

@@ -367,12 +367,31 @@ fn put_retries(page: &mut Page, pools: &[PoolStatus]) {
         let count = pool.pool.retries.over_budget.load(Ordering::Relaxed);
         page.sample(name, &labels(pool), count);
     }
+    put_settled(page, pools);
     let name = "pgweir_outcomes_unknown_total";
     let help = "Clients told that the outcome of a statement is unknown (08007).";
     page.family(name, "counter", help);
     for pool in pools {
         let count = pool.pool.retries.unknown.load(Ordering::Relaxed);
         page.sample(name, &labels(pool), count);
+    }
+}
+
+fn put_settled(page: &mut Page, pools: &[PoolStatus]) {
+    let name = "pgweir_commits_settled_total";
+    let help = "COMMITs whose answer was lost, by what had become of them.";
+    page.family(name, "counter", help);
+    for pool in pools {
+        let [database, user] = labels(pool);
+        let retries = &pool.pool.retries;
+        let outcomes = [
+            ("committed", &retries.committed),
+            ("rolled back", &retries.rolled_back),
+        ];
+        for (outcome, count) in outcomes {
+            let labels = [database, user, ("outcome", outcome)];
+            page.sample(name, &labels, count.load(Ordering::Relaxed));
+        }
     }
 }
 

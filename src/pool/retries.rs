@@ -24,6 +24,9 @@ pub struct Retries {
     pub differed: AtomicU64,
     /// Clients told that an outcome is unknown (08007).
     pub unknown: AtomicU64,
+    /// COMMITs without an answer that turned out to have committed, and to be rolled back.
+    pub committed: AtomicU64,
+    pub rolled_back: AtomicU64,
 }
 
 impl Default for Retries {
@@ -36,6 +39,8 @@ impl Default for Retries {
             replayed: AtomicU64::new(0),
             differed: AtomicU64::new(0),
             unknown: AtomicU64::new(0),
+            committed: AtomicU64::new(0),
+            rolled_back: AtomicU64::new(0),
         }
     }
 }
@@ -57,6 +62,16 @@ impl Retries {
 
     pub fn count_again(&self, failure: Failure) {
         self.again[failure as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What became of a COMMIT without an answer was found out.
+    pub fn count_settled(&self, has_committed: bool) {
+        let count = if has_committed {
+            &self.committed
+        } else {
+            &self.rolled_back
+        };
+        count.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Runs after the first, by what they were for.

@@ -6,4 +6,5 @@ pub mod backoff;
 pub mod budget;
 pub mod course;
 pub mod journal;
+pub mod outcome;
 pub mod policy;

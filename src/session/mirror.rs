@@ -205,6 +205,16 @@ pub struct Mirror {
     outside: Arc<Outside>,
 }
 
+/// A server as it tells of itself. A crash makes it another one: recovery ends with a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incarnation {
+    /// The identifier of its database cluster.
+    pub system: Box<[u8]>,
+    pub timeline: Box<[u8]>,
+    /// Where its last checkpoint is.
+    pub checkpoint: Box<[u8]>,
+}
+
 impl Mirror {
     /// A fresh backend that keeps at most `max_prepared` statements (at least one).
     pub fn new(reported: Arc<Reported>, max_prepared: usize) -> Self {

@@ -15,6 +15,9 @@ use super::shape::Shape;
 /// Global statements kept although no client names them.
 const UNUSED_MAX: usize = 2_000;
 
+/// A name, and what it stands for once its change is confirmed.
+pub type Unsettled<T> = (Box<[u8]>, Option<Named<T>>);
+
 /// Names one session may hold; a session past it gets an error instead of more of pgweir's memory.
 pub const NAMES_MAX: usize = 65_536;
 
@@ -402,6 +405,20 @@ impl<T> Names<T> {
         {
             change.before = None;
         }
+    }
+
+    /// Names whose change is not confirmed, and what they stand for once it is.
+    pub fn unsettled(&self) -> Vec<Unsettled<T>>
+    where
+        T: Clone,
+    {
+        let names = self.unconfirmed.iter().map(|change| change.name.clone());
+        names
+            .map(|name| {
+                let named = self.get(&name).cloned();
+                (name, named)
+            })
+            .collect()
     }
 
     /// The server skipped the oldest change after an error: it did not happen. Later ones stand.

@@ -32,6 +32,8 @@ pub const ROW_DESCRIPTION: u8 = b'T';
 /// Whole messages that never vary.
 pub const CLOSE_COMPLETE_FRAME: [u8; 5] = *b"3\0\0\0\x04";
 pub const PARSE_COMPLETE_FRAME: [u8; 5] = *b"1\0\0\0\x04";
+pub const BIND_COMPLETE_FRAME: [u8; 5] = *b"2\0\0\0\x04";
+pub const NO_DATA_FRAME: [u8; 5] = *b"n\0\0\0\x04";
 
 /// The transaction status that `ReadyForQuery` reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -141,6 +143,10 @@ pub fn put_parameter_status(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
 }
 
 /// Appends `ReadyForQuery`.
+pub fn put_command_complete(out: &mut Vec<u8>, tag: &[u8]) {
+    put(out, COMMAND_COMPLETE, |out| put_cstr(out, tag));
+}
+
 pub fn put_ready_for_query(out: &mut Vec<u8>, status: TransactionStatus) {
     put(out, READY_FOR_QUERY, |out| out.push(status.as_byte()));
 }

@@ -52,6 +52,8 @@ pub enum For {
     Answered,
     /// A question of pgweir's about the session's state; its rows are collected.
     Probe,
+    /// A question of pgweir's about a transaction, or which server it is asked of; its rows are collected.
+    Xact,
     /// Nothing was sent: pgweir answers in the server's place when the turn comes.
     Local,
 }

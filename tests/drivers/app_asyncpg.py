@@ -10,7 +10,7 @@ async def use(dsn, number, rounds):
     connection = await asyncpg.connect(dsn, timeout=300)
     channel = f"asyncpg_{number}"
     heard = asyncio.Queue()
-    await connection.execute(f"SET work_mem = '{2000 + number}kB'")
+    await connection.execute(f"SET work_mem = '{2100 + number}kB'")
     await connection.fetchval("SELECT set_config('app.client', $1, false)", channel)
     await connection.add_listener(channel, lambda *notify: heard.put_nowait(notify[3]))
     double = await connection.prepare("SELECT $1::int * 2")
@@ -24,7 +24,7 @@ async def use(dsn, number, rounds):
 
 async def one_round(connection, number, channel, double):
     value = connection.fetchval
-    assert await value("SHOW work_mem") == f"{2000 + number}kB"
+    assert await value("SHOW work_mem") == f"{2100 + number}kB"
     assert await value("SELECT current_setting('app.client')") == channel
     for factor in range(3):
         assert await double.fetchval(factor) == factor * 2

@@ -10,7 +10,7 @@ def use(dsn, number, rounds):
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.prepare_threshold = 1
         channel = f"psycopg_{number}"
-        connection.execute(f"SET work_mem = '{1000 + number}kB'")
+        connection.execute(f"SET work_mem = '{1100 + number}kB'")
         connection.execute("SELECT set_config('app.client', %s, false)", (channel,))
         connection.execute(f"LISTEN {channel}")
         for round_number in range(rounds):
@@ -22,7 +22,7 @@ def one_round(connection, number, channel, round_number):
     def value(text, parameters=()):
         return connection.execute(text, parameters).fetchone()[0]
 
-    assert value("SHOW work_mem") == f"{1000 + number}kB"
+    assert value("SHOW work_mem") == f"{1100 + number}kB"
     assert value("SELECT current_setting('app.client')") == channel
     for factor in range(3):
         assert value("SELECT %s::int * 2", (factor,)) == factor * 2

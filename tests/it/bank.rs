@@ -266,6 +266,22 @@ async fn run(
     }
 }
 
+/// COMMITs whose answer was lost, and that had committed, and that had been rolled back.
+fn settled(pgweir: &Pgweir) -> [usize; 2] {
+    ["committed", "rolled back"].map(|outcome| {
+        let series = format!(
+            "pgweir_commits_settled_total{{database=\"postgres\",user=\"teller\",outcome=\"{outcome}\"}}"
+        );
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a count"
+        )]
+        let count = pgweir.metric(&series).unwrap() as usize;
+        count
+    })
+}
+
 const READ_COMMITTED: Way = Way {
     begin: "BEGIN",
     retries: false,
@@ -282,6 +298,7 @@ const SERIALIZABLE: Way = Way {
 fn replaying(server: &Server) -> Options {
     Options::new(server)
         .set("retry.replay", "true")
+        .set("retry.settle_commit", "true")
         .set("retry.attempts", "1000")
         .set("retry.deadline", "10min")
         .set("retry.budget_min", "10000")
@@ -402,8 +419,12 @@ async fn a_server_killed_again_and_again_loses_and_doubles_nothing() {
     let errors = run.told.errors.lock().unwrap().clone();
     let mut direct = Client::connect(server.address(), "postgres", "postgres").await;
     let unknown = run.told.unknown.lock().unwrap().len();
+    let [committed, rolled_back] = settled(&pgweir);
+    let settled = committed + rolled_back;
     eprintln!(
-        "{kills} kills; errors seen by clients: {errors:?}; {unknown} outcomes of COMMIT unknown"
+        "{kills} kills; errors seen by clients: {errors:?}; COMMITs whose answer was lost: {settled} settled / {} \
+         ({committed} had committed, {rolled_back} had not and were replayed), {unknown} unknown",
+        settled + unknown,
     );
     audit(&mut direct, &run.told).await;
     let others = errors.keys().filter(|code| *code != "COMMIT 08007").count();

@@ -3,7 +3,7 @@
 //! The tables below are the contract: a row for each point, a column for each kind of statement. A cell says
 //!
 //! - what the client got: `ok`, its answer, as if nothing had happened; `CODE`, FATAL with this SQLSTATE and the end of its
-//!   session; `torn`, the end amid a message, where nothing more can be told;
+//!   session; `error CODE`, an error, with its session going on; `torn`, the end amid a message, where nothing more can be told;
 //! - for writes, after a slash, whether the row is there: 0 or 1. Where both may be, it says `?`.
 //!
 //! Points:
@@ -16,7 +16,7 @@
 //! - `ended`: all of the answer but its ReadyForQuery has arrived.
 //!
 //! Kinds: `read` and `write` outside a transaction, `extended` a write by the extended protocol, `inside` a write in a
-//! transaction block, `commit` the COMMIT of one.
+//! transaction block, `commit` the COMMIT of one, `committing` a COMMIT by the extended protocol.
 
 use std::process::Command;
 
@@ -29,7 +29,6 @@ use crate::support::messages::{self, Message, ServerError};
 use crate::support::pgweir::{Options, Pgweir};
 use crate::support::wait::{eventually, wait_until, within_limit};
 
-const KINDS: [&str; 5] = ["read", "write", "extended", "inside", "commit"];
 const POINTS: [&str; 6] = ["idle", "unsent", "running", "done", "half", "ended"];
 
 /// `pg_terminate_backend`: the server says why before it closes. What became of a COMMIT it does not say.
@@ -91,6 +90,48 @@ const RESET_RETRIED: &str = "
 | ended   | 08006 | 08007/1 | 08007/1  | 08006/0 | 08007/1 |
 ";
 
+/// As [`TERMINATED`], with `retry.settle_commit`: the server is asked what became of the COMMIT.
+const TERMINATED_SETTLED: &str = "
+| point   | inside  | commit        | committing    |
+| idle    | 57P01/0 | 57P01/0       | 57P01/0       |
+| unsent  | 57P01/0 | error 40001/0 | error 40001/0 |
+| running | 57P01/0 | error 40001/0 | error 40001/0 |
+| done    | ok/0    | ok/1          | ok/1          |
+| half    | ok/0    | ok/1          | ok/1          |
+| ended   | ok/0    | ok/1          | ok/1          |
+";
+
+/// As [`KILLED`], with `retry.settle_commit`.
+const KILLED_SETTLED: &str = "
+| point   | inside  | commit        | committing    |
+| idle    | 08006/0 | 08006/0       | 08006/0       |
+| unsent  | 08006/0 | error 40001/0 | error 40001/0 |
+| running | 08006/0 | error 40001/0 | error 40001/0 |
+| done    | ok/0    | ok/1          | ok/1          |
+";
+
+/// As [`RESET`], with `retry.settle_commit`. Whose COMMIT runs on the server for longer than `retry.deadline` is told
+/// that nobody knows.
+const RESET_SETTLED: &str = "
+| point   | inside  | commit        | committing    |
+| idle    | 08006/0 | 08006/0       | 08006/0       |
+| unsent  | 08006/0 | error 40001/0 | error 40001/0 |
+| running | 08006/0 | 08007/0       | 08007/0       |
+| done    | 08006/0 | ok/1          | ok/1          |
+| half    | 08006/0 | ok/1          | ok/1          |
+| ended   | 08006/0 | ok/1          | ok/1          |
+";
+
+/// As [`RESET_SETTLED`], with `retry.replay`: what is rolled back in place of its COMMIT runs again. A transaction that is
+/// idle is replayed at once, so that the link is never empty.
+const RESET_REPLAYED: &str = "
+| point   | inside  | commit  | committing |
+| unsent  | ok/0    | ok/1    | ok/1       |
+| done    | ok/0    | ok/1    | ok/1       |
+| half    | ok/0    | ok/1    | ok/1       |
+| ended   | ok/0    | ok/1    | ok/1       |
+";
+
 /// Nothing gets through any more, and the backend stands still; `query_timeout` and `cancel_wait_timeout` end it.
 const STALLED: &str = "
 | point   | read  | write   | extended | inside  | commit  |
@@ -139,7 +180,9 @@ async fn told(client: Client) -> String {
             };
             match message.tag {
                 b'E' => code = Some(ServerError::parse(&message)),
-                b'Z' => return code.map_or("ok".to_owned(), |error| format!("{error:?}")),
+                b'Z' => {
+                    return code.map_or("ok".to_owned(), |error| format!("error {}", error.code));
+                }
                 _ => {}
             }
         }
@@ -154,6 +197,8 @@ async fn told(client: Client) -> String {
         other => format!("{other:?}"),
     }
 }
+
+const SETTLES: (&str, &str) = ("retry.settle_commit", "true");
 
 const CHECKPOINTER: &str = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
 
@@ -249,7 +294,8 @@ impl Scene {
                 messages::query(&write)
             }
             _ => {
-                let insert = format!("BEGIN; INSERT INTO faults VALUES ({number})");
+                client.query("BEGIN").await.ok();
+                let insert = format!("INSERT INTO faults VALUES ({number})");
                 client.query(&insert).await.ok();
                 if point == "running" {
                     // A deferred trigger is the longest part of a COMMIT.
@@ -261,12 +307,22 @@ impl Scene {
                     );
                     client.query(&defer).await.ok();
                 }
-                messages::query(&format!("/* {mark} */ COMMIT"))
+                let text = format!("/* {mark} */ COMMIT");
+                match kind {
+                    "committing" => [
+                        messages::parse("", &text, &[]),
+                        messages::bind("", "", &[]),
+                        messages::execute("", 0),
+                        messages::sync(),
+                    ]
+                    .concat(),
+                    _ => messages::query(&text),
+                }
             }
         };
         let first = match kind {
             "read" => b'T',
-            "extended" => b'1',
+            "extended" | "committing" => b'1',
             _ => b'C',
         };
         match point {
@@ -315,18 +371,22 @@ impl Scene {
                 .await;
             }
             self.strike(fault, pid);
+            if self.settles() && fault == Fault::Crash {
+                // The client waits for it.
+                self.recover(fault, pid);
+            }
             if !matches!(fault, Fault::Reset | Fault::Close | Fault::Stall) {
                 self.link.pass();
             }
         }
         let told = told(client).await;
-        if point != "idle" {
+        if point != "idle" && !(self.settles() && fault == Fault::Crash) {
             self.recover(fault, pid);
         }
         if fault == Fault::Stall {
             self.link.close();
         }
-        if matches!(fault, Fault::Kill | Fault::Crash) && point != "idle" {
+        if matches!(fault, Fault::Kill | Fault::Crash) && point != "idle" && !self.settles() {
             // The server has closed all connections, which this process has still to pass on.
             self.link.empty().await;
         }
@@ -353,6 +413,11 @@ impl Scene {
         format!("{told}/{rows}")
     }
 
+    /// What became of a COMMIT is asked on a connection that stays.
+    fn settles(&self) -> bool {
+        self.settings.contains(&SETTLES)
+    }
+
     /// Undoes what would stand in the way of the next case.
     fn recover(&mut self, fault: Fault, pid: &str) {
         match fault {
@@ -364,16 +429,21 @@ impl Scene {
 
     /// All cells of a table, compared.
     async fn compare(mut self, fault: Fault, table: &str) {
-        let mut found = format!("\n| point | {} |\n", KINDS.join(" | "));
+        let cells = |row: &str| -> Vec<String> {
+            let cells = row.split('|').skip(2);
+            let cells = cells.map(|cell| cell.trim().to_owned());
+            cells.filter(|cell| !cell.is_empty()).collect()
+        };
+        let kinds = cells(table.lines().nth(1).unwrap());
+        let mut found = format!("\n| point | {} |\n", kinds.join(" | "));
         let mut differs = Vec::new();
         for point in POINTS {
             let row = table
                 .lines()
                 .find(|line| line.starts_with(&format!("| {point} ")));
             let Some(row) = row else { continue };
-            let cells: Vec<&str> = row.split('|').skip(2).map(str::trim).collect();
             let mut line = format!("| {point} |");
-            for (kind, expected) in KINDS.iter().zip(cells) {
+            for (kind, expected) in kinds.iter().zip(cells(row)) {
                 let cell = self.cell(point, kind, fault).await;
                 let fits = match expected.strip_suffix('?') {
                     Some(told) => cell.starts_with(told),
@@ -464,6 +534,48 @@ async fn a_reset_connection_with_retries() {
 }
 
 #[tokio::test]
+async fn a_terminated_backend_whose_commit_is_settled() {
+    Scene::new(vec![SETTLES])
+        .await
+        .compare(Fault::Terminate, TERMINATED_SETTLED)
+        .await;
+}
+
+#[tokio::test]
+async fn a_killed_backend_whose_commit_is_settled() {
+    Scene::new(vec![SETTLES, ("retry.statements", "true")])
+        .await
+        .compare(Fault::Kill, KILLED_SETTLED)
+        .await;
+}
+
+#[tokio::test]
+async fn a_crashed_server_whose_commit_is_settled() {
+    Scene::new(vec![SETTLES, ("retry.statements", "true")])
+        .await
+        .compare(Fault::Crash, KILLED_SETTLED)
+        .await;
+}
+
+#[tokio::test]
+async fn a_reset_connection_whose_commit_is_settled() {
+    let settings = vec![SETTLES, ("retry.deadline", "1s")];
+    Scene::new(settings)
+        .await
+        .compare(Fault::Reset, RESET_SETTLED)
+        .await;
+}
+
+#[tokio::test]
+async fn a_reset_connection_whose_commit_is_settled_and_replayed() {
+    let settings = vec![SETTLES, ("retry.replay", "true")];
+    Scene::new(settings)
+        .await
+        .compare(Fault::Reset, RESET_REPLAYED)
+        .await;
+}
+
+#[tokio::test]
 async fn a_stalled_connection() {
     let settings = vec![
         ("timeouts.query_timeout", "400ms"),
@@ -519,6 +631,7 @@ async fn a_stall_behind_settings() {
     client.send(&messages::query("SELECT 'stalled'")).await;
     assert_eq!(told(client).await, "57014");
     scene.link.close();
+    scene.link.empty().await;
     assert_eq!(other.value("SELECT 1").await, "1");
     // Where the link works, a limit keeps the two together as well.
     let mut client = scene.pgweir.client_as(&login).await;

@@ -61,6 +61,7 @@ mod scraping;
 mod sequences;
 mod server_failures;
 mod session_state;
+mod settled;
 mod shared;
 mod slow_log;
 mod small_print;

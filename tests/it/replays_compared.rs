@@ -363,3 +363,25 @@ async fn an_idle_transaction_that_is_ended_twice_stays_ended() {
     assert_eq!(client.expect_end().await[0].code, "57P01");
     assert_eq!(replays(&pgweir, &role, "same").to_string(), "1");
 }
+
+/// The new connection is brought to the session's settings in the write that begins the transaction again.
+#[tokio::test]
+async fn a_replay_runs_with_the_sessions_settings() {
+    let mut role = shared::role("replay_settings").await;
+    let pgweir = replaying().start();
+    drop(table("replay_settings").await);
+    let mut client = role.client(&pgweir).await;
+    client.query("SET work_mem = '7MB'").await.ok();
+    client.query("BEGIN").await.ok();
+    assert_eq!(client.value("SHOW work_mem").await, "7MB");
+    client
+        .query("UPDATE replay_settings SET a = 1 WHERE id = 1")
+        .await
+        .ok();
+    terminate(&mut role).await;
+    assert_eq!(client.value("SHOW work_mem").await, "7MB");
+    assert_eq!(client.query("COMMIT").await.ok().status, 'I');
+    let a = "SELECT a FROM replay_settings WHERE id = 1";
+    assert_eq!(client.value(a).await, "1");
+    assert_eq!(replays(&pgweir, &role, "same").to_string(), "1");
+}
