@@ -259,13 +259,6 @@ impl Session {
         self.discards = false;
         self.deallocates = false;
         self.timed_out = false;
-        if self.phase == Phase::Planning && self.takes_which() {
-            let mut gather = Gather::take();
-            self.prepare(&mut gather);
-            self.send_to_server(cx, &mut gather, &[]);
-            gather.give();
-            return self.process_inbox(cx);
-        }
     }
 
     /// After the server has answered: goes on, asks what is still to be known, or gives the backend back.
@@ -298,6 +291,13 @@ impl Session {
             return self.rerun_at_rest(cx);
         }
         self.end_exchange_under_way(is_in_transaction);
+        if self.phase == Phase::Planning && self.takes_which() {
+            let mut gather = Gather::take();
+            self.prepare(&mut gather);
+            self.send_to_server(cx, &mut gather, &[]);
+            gather.give();
+            return self.process_inbox(cx);
+        }
         if self.phase == Phase::Planning {
             self.metering.planned(self.now.duration_since(self.since));
             // The client's bytes are still to be written.
