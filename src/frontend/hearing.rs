@@ -62,7 +62,7 @@ impl Session {
                 if let Some(hearing) = &listening.hearing {
                     if is_outside {
                         let items = hearing.ear.take(before, usize::MAX);
-                        pass(&listening.channels, items, &mut self.outbox);
+                        pass(Some(&listening.channels), items, &mut self.outbox);
                     } else if subscribes {
                         // A text that ended one transaction and listened in the next has subscribed before.
                         let committed = &listening.channels;
@@ -78,7 +78,8 @@ impl Session {
                 listening.asked = Asked::Answered(answer);
             }
             Asked::ForReady => {
-                listening.held = Some(Held::Passing(before));
+                let due = listening.leave_gone(before);
+                listening.held = Some(Held::Passing(due));
             }
             Asked::ForMove if answer == Answer::Done => {
                 reply::report(&mut self.outbox, &missed());
@@ -118,7 +119,9 @@ impl Session {
         let room = OUTBOX_MAX - self.outbox.len();
         let items = hearing.ear.take(due, room);
         due -= items.len();
-        pass(&listening.channels, items, &mut self.outbox);
+        // Before a `ReadyForQuery` they are those chosen at the end of the transaction.
+        let channels = listening.held.is_none().then_some(&listening.channels);
+        pass(channels, items, &mut self.outbox);
         if listening.held.is_some() {
             listening.held = Some(Held::Passing(due));
             if due == 0 {
@@ -182,14 +185,15 @@ impl Session {
     }
 }
 
-/// Sends the client what is for it.
-fn pass(channels: &Channels, items: Vec<Item>, outbox: &mut Outbox) {
+/// Sends the client what is for it: all, or what `channels` listen on.
+fn pass(channels: Option<&Channels>, items: Vec<Item>, outbox: &mut Outbox) {
+    let is_heard = |channel: &[u8]| channels.is_none_or(|it| it.listens_on(channel));
     for item in items {
         match item {
-            Item::Notification(heard) if channels.listens_on(&heard.channel) => {
+            Item::Notification(heard) if is_heard(&heard.channel) => {
                 outbox.push(&heard.frame);
             }
-            Item::Notification(_) => {}
+            Item::Notification(_) | Item::Begun => {}
             Item::Missed => reply::report(outbox, &missed()),
         }
     }

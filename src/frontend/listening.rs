@@ -11,6 +11,8 @@
 //! - The client gets notifications only where the server could send them: ahead of a `ReadyForQuery` outside a
 //!   transaction, and while it is idle.
 //! - That `ReadyForQuery` is held until every notification committed before it is there, the session's own included.
+//! - What was committed before a transaction began that stops listening is the client's: the listener is asked at its
+//!   beginning, and nobody waits for that. (Not before an exchange without `BEGIN` that does so behind other statements.)
 //! - What the backend itself says of a carried channel is dropped: the shared listener says it, too.
 //! - While the session listens, an exchange is sent only once the one before is answered: each statement's outcome is
 //!   known, and what stands behind a `ReadyForQuery` that is held waits with it.
@@ -147,6 +149,20 @@ impl Listening {
         self.hearing.as_ref()?.ear.take_answer()
     }
 
+    /// A transaction has ended: hears no more what the session does not listen on any more. Of the first `count` items,
+    /// tells how many are the client's.
+    pub(super) fn leave_gone(&mut self, count: usize) -> usize {
+        let (Some(hearing), channels) = (&self.hearing, &self.channels) else {
+            return 0;
+        };
+        let gone = self.subscribed.difference(channels.committed());
+        hearing.leave(gone);
+        self.subscribed
+            .retain(|name| channels.committed().contains(name));
+        let is_heard = |channel: &[u8]| channels.listens_on(channel);
+        hearing.ear.end_transaction(count, is_heard)
+    }
+
     /// What was asked for a statement is wanted no more.
     pub(super) fn forget_asked(&mut self) {
         if self.asked == Asked::ForMove || self.held.is_some() {
@@ -183,7 +199,7 @@ impl Session {
                         matches!(
                             owed.request,
                             Request::Query | Request::Sync | Request::FunctionCall
-                        ) && matches!(owed.to, For::Client | For::Refusal)
+                        ) && matches!(owed.to, For::Client | For::Refusal | For::Answered)
                     })
             })
     }
@@ -236,6 +252,9 @@ impl Session {
             None => return Gate::Shut,
             Some(Answer::Done) if carries => pins.remove(PinReason::Listen),
             Some(_) => {}
+        }
+        if transaction.begins() && self.is_outside() {
+            self.mark_beginning();
         }
         let Some(listening) = &mut self.listening else {
             return Gate::Open(pins);
@@ -310,6 +329,26 @@ impl Session {
             Ask::Fence
         });
         None
+    }
+
+    /// A transaction begins. What was committed before is the client's, whatever the transaction leaves.
+    fn mark_beginning(&mut self) {
+        let Some(Listening {
+            channels,
+            hearing: Some(hearing),
+            subscribed,
+            ..
+        }) = self.listening.as_deref()
+        else {
+            return;
+        };
+        if !subscribed.is_empty() {
+            let here = hearing.ear.len();
+            hearing
+                .ear
+                .end_transaction(here, |channel| channels.listens_on(channel));
+            hearing.ask(Ask::Mark);
+        }
     }
 
     pub(super) fn join_listener(&mut self) {
@@ -439,17 +478,6 @@ impl Session {
         listening.portals = Vec::new();
         let committed = listening.channels.committed();
         let own = !committed.is_subset(&listening.subscribed);
-        let gone: BTreeSet<Name> = listening
-            .subscribed
-            .difference(committed)
-            .cloned()
-            .collect();
-        if !gone.is_empty()
-            && let Some(hearing) = &listening.hearing
-        {
-            hearing.leave(gone.iter());
-            listening.subscribed.retain(|name| !gone.contains(name));
-        }
         // What could not be carried is the backend's, which the session keeps.
         listening.channels.keep_only(&listening.subscribed);
         if !listening.subscribed.is_empty()

@@ -54,6 +54,8 @@ pub enum Ask {
     Fence,
     /// The same, and that these channels, if any, are heard from there on: there must be a connection.
     Subscribe(BTreeSet<Name>),
+    /// That the place is marked, of which that is true. Nobody waits for it.
+    Mark,
 }
 
 /// A question on its way to the server.
@@ -66,14 +68,17 @@ struct Question {
 
 impl Question {
     fn answer(&self, answer: Answer) {
-        self.ear.answer(self.ticket, answer);
+        match self.ask {
+            Ask::Mark => self.ear.mark(),
+            Ask::Fence | Ask::Subscribe(_) => self.ear.answer(self.ticket, answer),
+        }
     }
 
     /// The channels to be heard for it.
     fn channels(&self) -> impl Iterator<Item = &[u8]> {
         let names = match &self.ask {
             Ask::Subscribe(names) => Some(names),
-            Ask::Fence => None,
+            Ask::Fence | Ask::Mark => None,
         };
         names.into_iter().flatten().map(Name::as_bytes)
     }
@@ -338,16 +343,21 @@ impl Listener {
 }
 
 impl Hearing {
-    /// Asks the listener; the answer comes to the ear. One thing at a time.
+    /// Asks the listener; the answer comes to the ear. One thing at a time, besides marks.
     pub fn ask(&self, ask: Ask) {
         let mut state = self.listener.lock();
+        let ticket = if ask == Ask::Mark {
+            Ticket::default()
+        } else {
+            self.ear.ask()
+        };
         let question = Question {
             ear: Arc::clone(&self.ear),
-            ticket: self.ear.ask(),
+            ticket,
             ask,
         };
         // Another connection is tried for at once where somebody wants to listen.
-        if state.phase == Phase::Down && question.ask == Ask::Fence {
+        if state.phase == Phase::Down && !matches!(question.ask, Ask::Subscribe(_)) {
             question.answer(Answer::Unavailable);
             return;
         }

@@ -173,6 +173,52 @@ async fn a_backend_that_was_kept_from_forgetting_is_told_again() {
     assert_eq!(pinned(&pgweir).await, 0);
 }
 
+/// Answers every query. What was committed before the client's transaction reaches the listener late: with what it is
+/// asked `after` so many queries.
+async fn tell_late(mut connection: BackendConnection, asked: Arc<AtomicUsize>, after: usize) {
+    let name = connection.startup.get("application_name");
+    let is_listener = name.map(String::as_str) == Some("pgweir listener");
+    let mut status = b'I';
+    while let Some(message) = connection.read_message().await {
+        let sql = message.strings().concat();
+        let mut answer = Vec::new();
+        if is_listener && asked.fetch_add(1, Ordering::SeqCst) == after {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            answer.extend(frame(b'A', b"\0\0\0\x07a\0older\0"));
+        }
+        let (tag, next) = match &*sql {
+            "BEGIN" => ("BEGIN", b'T'),
+            "COMMIT" => ("COMMIT", b'I'),
+            "UNLISTEN *" => ("UNLISTEN", status),
+            _ => ("LISTEN", status),
+        };
+        status = next;
+        answer.extend(messages::command_complete(tag));
+        answer.extend(messages::ready_for_query(status));
+        connection.send(&answer).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_older_than_the_transaction_that_ends_listening_is_heard() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    // It has been asked for its settings, to listen, and what came before the client was ready.
+    let backend = ScriptedBackend::start_with(move |connection| {
+        tell_late(connection, Arc::clone(&counted), 3)
+    })
+    .await;
+    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let mut one = client(&pgweir, "scripted").await;
+    one.query("LISTEN a").await.ok();
+    assert_eq!(asked.load(Ordering::SeqCst), 3);
+    one.query("BEGIN").await.ok();
+    one.query("UNLISTEN *").await.ok();
+    assert_eq!(heard(&mut one), []);
+    one.query("COMMIT").await.ok();
+    assert_eq!(heard(&mut one), [note("a", "older")]);
+}
+
 /// Ends the first connections when they are told to forget, the first one with the server's last words.
 async fn end_at_unlisten(mut connection: BackendConnection, ended: Arc<AtomicUsize>) {
     while let Some(message) = connection.read_message().await {
