@@ -58,7 +58,11 @@ impl Session {
             _ if journal.may_have_committed() => Place::Ending,
             _ => Place::Inside,
         };
-        let is_cut = self.torn || self.is_amid_message();
+        let is_cut = self.torn
+            || self
+                .lease
+                .as_ref()
+                .is_some_and(|lease| lease.passing.remaining > 0 && lease.passing.to_client);
         let seen = if is_cut {
             Seen::Cut
         } else if !journal.is_kept() || (failure == Failure::Terminated && journal.has_completed())
