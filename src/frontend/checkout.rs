@@ -278,7 +278,7 @@ impl Session {
     }
 
     /// Gives the backend back, unless the session keeps it.
-    pub(super) fn release(&mut self) {
+    fn release(&mut self) {
         if self.leave_replica() {
             self.lease = None;
         }
@@ -327,5 +327,12 @@ impl Session {
         // A failed write is not reported here: the server may have said why before it closed, and reading tells.
         let sent = backend.outbox.send(&mut backend.stream, cx, gather, input);
         self.note_written(sent.is_ok() || !may_be_refused);
+    }
+
+    /// Goes on without a backend that is lost, and nothing of the session with it.
+    pub(super) fn release_lost(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        self.left_with_backend();
+        self.release();
+        self.process_inbox(cx)
     }
 }
