@@ -38,6 +38,9 @@ use crate::traces::Tracer;
 use crate::{frontend, http, tasks, telemetry, watch};
 
 /// How often a draining process looks whether its clients are gone.
+/// How long work that was begun on other threads may still take once everything is closed.
+const LAST_WORK: Duration = Duration::from_secs(1);
+
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 /// Connections the kernel queues until they are accepted.
@@ -68,7 +71,10 @@ pub fn run(source: Source) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    match runtime.block_on(serve(source, parts, |_| {})) {
+    let served = runtime.block_on(serve(source, parts, |_| {}));
+    // A look-up of a name that nobody answers is not waited for.
+    runtime.shutdown_timeout(LAST_WORK);
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }

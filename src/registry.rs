@@ -4,10 +4,11 @@
 //! server only while that client's statement runs there.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 
 use tokio::time::Instant;
 
@@ -208,6 +209,18 @@ impl ClientEntry {
         if let Some(waker) = &*self.waker.lock().unwrap_or_else(PoisonError::into_inner) {
             waker.wake_by_ref();
         }
+    }
+
+    /// Ready once the client is to end. For a client that has no session yet, whose waker this takes the place of.
+    pub async fn ordered(&self) {
+        poll_fn(|cx| {
+            self.set_waker(cx.waker());
+            match self.order() {
+                Order::None => Poll::Pending,
+                Order::Drain | Order::Terminate => Poll::Ready(()),
+            }
+        })
+        .await;
     }
 
     /// Whom to wake for an order; the session's task, set once.

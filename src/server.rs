@@ -176,8 +176,9 @@ async fn log_in(
             Err(_) => return None,
         };
     match arrival {
-        Arrival::Cancel { pid, key } => {
+        Arrival::Cancel { stream, pid, key } => {
             Box::pin(cancel_client(&shared, pid, &key)).await;
+            drop(stream);
             None
         }
         Arrival::Startup(mut stream, message) => {

@@ -18,6 +18,7 @@ fuzz_target!(|data: &[u8]| {
     let options = LexOptions {
         standard_conforming_strings: flags & 1 == 0,
         unsafe_encoding: flags & 2 != 0,
+        in_doubt: flags & 4 != 0,
     };
     let mut lexer = Lexer::new(text, options);
     while lexer.next_significant().is_some() {}

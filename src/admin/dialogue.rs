@@ -7,7 +7,6 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,7 +18,7 @@ use super::parse::Command;
 use super::table::{self, Formats, Row};
 use crate::error::{Report, SqlState};
 use crate::net::stream::Stream;
-use crate::registry::{ClientEntry, Order, Registered};
+use crate::registry::{ClientEntry, Registered};
 use crate::telemetry::metrics;
 use crate::wire::backend::{self, TransactionStatus};
 use crate::wire::frame::{FrameError, Header, put, put_cstr};
@@ -58,14 +57,7 @@ impl From<FrameError> for End {
 
 /// Resolves when the operator wants the client gone. Cancel safe.
 async fn ordered(entry: &ClientEntry) -> End {
-    poll_fn(|cx| {
-        entry.set_waker(cx.waker());
-        match entry.order() {
-            Order::None => Poll::Pending,
-            Order::Drain | Order::Terminate => Poll::Ready(()),
-        }
-    })
-    .await;
+    entry.ordered().await;
     End::Fatal(Report::fatal(
         SqlState::ADMIN_SHUTDOWN,
         "terminating connection due to administrator command",

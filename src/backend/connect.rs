@@ -2,6 +2,8 @@
 
 pub use crate::net::connect::{ConnectError, Encryption, leads_to};
 
+use std::sync::atomic::AtomicBool;
+
 use thiserror::Error;
 
 use super::connection::{Backend, Identity};
@@ -32,6 +34,8 @@ pub struct Login<'a> {
     /// Prepared statements the connection may hold.
     pub max_prepared: usize,
     pub generation: u64,
+    /// Set once the server has said something.
+    pub heard: &'a AtomicBool,
 }
 
 /// See the module.
@@ -87,6 +91,7 @@ impl Dialer {
                 ProtocolVersion::V3_0,
                 login.startup,
                 login.credentials,
+                login.heard,
             )
             .await
             {

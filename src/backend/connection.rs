@@ -32,6 +32,7 @@ pub struct Identity {
     /// How a cancel request travels: as the connection does.
     pub encryption: Encryption,
     cancels: AtomicU32,
+    cancels_begun: AtomicU32,
     cancels_done: Notify,
     /// A cancel request may have reached the server, and nobody knows whether its signal is still to come.
     is_in_doubt: AtomicBool,
@@ -47,6 +48,7 @@ impl Identity {
             cancel_key,
             encryption,
             cancels: AtomicU32::new(0),
+            cancels_begun: AtomicU32::new(0),
             cancels_done: Notify::new(),
             is_in_doubt: AtomicBool::new(false),
             is_lost: AtomicBool::new(false),
@@ -57,11 +59,17 @@ impl Identity {
     /// signal can't hit another client's statement.
     pub fn cancelling(self: &Arc<Self>) -> Cancelling {
         self.cancels.fetch_add(1, Ordering::SeqCst);
+        self.cancels_begun.fetch_add(1, Ordering::SeqCst);
         Cancelling(Arc::clone(self))
     }
 
     pub fn is_being_cancelled(&self) -> bool {
         self.cancels.load(Ordering::SeqCst) > 0
+    }
+
+    /// Cancel requests since the connection was opened.
+    pub fn cancels_begun(&self) -> u32 {
+        self.cancels_begun.load(Ordering::SeqCst)
     }
 
     /// A cancel request is being written. Unless it is settled, the backend stays in doubt for good.
@@ -147,6 +155,8 @@ pub struct Backend {
     pub passing: Passing,
     /// Bytes of a client's frame that are still to come after its head was sent.
     pub unsent_of_frame: usize,
+    /// The server has said that it ends the connection.
+    pub is_ended: bool,
     pub opened: Instant,
     /// Given back to the pool at.
     pub released: Instant,
@@ -170,6 +180,7 @@ impl Backend {
             inbox: Held::default(),
             passing: Passing::default(),
             unsent_of_frame: 0,
+            is_ended: false,
             opened: now,
             released: now,
             generation,
@@ -190,6 +201,7 @@ impl Backend {
     pub fn is_clean(&self) -> bool {
         self.is_at_rest()
             && self.status == TransactionStatus::Idle
+            && !self.is_ended
             && !self.expect.is_suspect()
             && !self.identity.is_in_doubt()
             && !self.identity.is_lost()

@@ -6,6 +6,7 @@
 mod message;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
@@ -134,7 +135,7 @@ impl UserFacing for LoginError {
 }
 
 /// Logs in over a connected stream. `startup` holds the parameters of the `StartupMessage`, `user` among them; names
-/// and values must be free of NUL.
+/// and values must be free of NUL. `heard` is set once the server has said something.
 ///
 /// Not cancel safe: the stream must be closed.
 pub async fn login(
@@ -142,6 +143,7 @@ pub async fn login(
     protocol: ProtocolVersion,
     startup: &[(&[u8], &[u8])],
     credentials: &Credentials,
+    heard: &AtomicBool,
 ) -> Result<LoggedIn, LoginError> {
     let end_point_hash = stream.server_end_point_hash();
     login_over(
@@ -150,6 +152,7 @@ pub async fn login(
         startup,
         credentials,
         end_point_hash.as_deref(),
+        heard,
     )
     .await
 }
@@ -161,6 +164,7 @@ async fn login_over<S>(
     startup: &[(&[u8], &[u8])],
     credentials: &Credentials,
     end_point_hash: Option<&[u8]>,
+    heard: &AtomicBool,
 ) -> Result<LoggedIn, LoginError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -170,6 +174,7 @@ where
         received: 0,
         notices: Vec::new(),
         protocol,
+        heard,
     };
     let startup_message = message::startup(protocol.code(), startup)?;
     dialogue.send(&startup_message).await?;
@@ -186,6 +191,7 @@ struct Dialogue<'a, S> {
     received: usize,
     notices: Vec<Frame>,
     protocol: ProtocolVersion,
+    heard: &'a AtomicBool,
 }
 
 type Authenticated = (UpstreamAuth, Option<Arc<ScramKeys>>);
@@ -204,6 +210,7 @@ where
     async fn next(&mut self) -> Result<Frame, LoginError> {
         loop {
             let frame = frame::read_frame(self.stream, MAX_BODY).await?;
+            self.heard.store(true, Ordering::Relaxed);
             self.received += frame.body.len();
             if self.received > MAX_TOTAL {
                 return Err(LoginError::Protocol("too much data"));

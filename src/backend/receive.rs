@@ -208,6 +208,8 @@ fn pass(backend: &mut Backend, input: &[u8], at: usize, receiver: &mut impl Rece
 
 /// What a message says of the backend itself.
 fn note(backend: &mut Backend, owed: Owed, tag: u8, payload: &[u8]) {
+    // It may come behind the last answer, in the same read, where nobody waits for more.
+    backend.is_ended |= tag == b::ERROR_RESPONSE && b::is_fatal(payload);
     match tag {
         b::PARAMETER_DESCRIPTION | b::ROW_DESCRIPTION | b::NO_DATA if owed.to == For::Shape => {
             backend.mirror.awaited_shapes.receive(tag, payload);

@@ -7,6 +7,7 @@
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -251,6 +252,7 @@ async fn connect(cluster: &Cluster, node: &Node) -> Result<Link, ProbeError> {
         credentials: &credentials,
         max_prepared: 1,
         generation: 0,
+        heard: &AtomicBool::default(),
     };
     let (mut backend, _) = cluster.dialer().log_in(login).await?;
     query::on_backend(&mut backend, PREPARATION).await?;

@@ -13,7 +13,11 @@ use crate::pool::Lease;
 use crate::pool::reset::{self, Residue};
 use crate::pool::waiter::CheckoutError;
 use crate::routing::reason::Reason;
+use crate::session::mirror::Mirror;
 use crate::session::plan::{self, Pace};
+use crate::session::settings::Row;
+use crate::sql::reading::Rereads;
+use crate::sql::state::PinSet;
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frontend;
@@ -126,6 +130,7 @@ impl Session {
         self.rest_rerun();
         self.in_transaction = false;
         self.forget_own_cancel();
+        self.ended_pins = PinSet::EMPTY;
         self.transaction_since = self.now;
         match &lease.pool().key.node {
             None => self.metering.runs_on_primary(),
@@ -133,6 +138,7 @@ impl Session {
                 .metering
                 .runs_on(node, &self.shared.known.queries.names),
         }
+        self.note_lease_of_replay(&lease);
         self.lease = Some(lease);
         self.pool
             .counters
@@ -214,6 +220,18 @@ impl Session {
         lease.mirror.unnamed = None;
     }
 
+    /// What was learnt is what the backend has. As a rule that is what the session has, and the two share it.
+    pub(super) fn reflect(&self, mirror: &mut Mirror, learnt: &[Row]) {
+        let user = self.effective.login_user.as_bytes();
+        let next = mirror.settings.with(learnt, user);
+        let current = self.settings.current();
+        mirror.settings = if next == **current {
+            Arc::clone(current)
+        } else {
+            Arc::new(next)
+        };
+    }
+
     /// After the server has answered: goes on, asks what is still to be known, or gives the backend back.
     pub(super) fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let Some(lease) = &self.lease else {
@@ -222,7 +240,14 @@ impl Session {
         if !lease.expect.awaits_more() || lease.passing.remaining > 0 || lease.unsent_of_frame > 0 {
             return Ok(());
         }
-        if !lease.expect.is_at_rest() {
+        if !self.will_rerun() && self.replay_is_over() {
+            return self.fall_back(false, cx);
+        }
+        if !self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.expect.is_at_rest())
+        {
             // The rest of an extended exchange, and above all its Sync, is the client's to send.
             self.since = self.now;
             return Ok(());
@@ -232,9 +257,6 @@ impl Session {
         }
         if self.will_rerun() {
             return self.rerun_at_rest(cx);
-        }
-        if self.replay_differs(true) {
-            return self.fall_back(false, cx);
         }
         self.in_transaction = lease.status != TransactionStatus::Idle;
         let lease_is_lost = lease.identity.is_lost();
@@ -249,6 +271,7 @@ impl Session {
             self.enter(Phase::Active);
             return self.process_inbox(cx);
         }
+        self.rereads.are_told();
         if self.in_transaction {
             // From here on the client is the one who is awaited.
             self.since = self.now;
@@ -256,6 +279,7 @@ impl Session {
             return Ok(());
         }
         self.transaction_since = self.now;
+        self.rereads = Rereads::default();
         self.rest_rerun();
         self.metering.rests();
         self.note_rest();
@@ -279,6 +303,7 @@ impl Session {
 
     /// Gives the backend back, unless the session keeps it.
     fn release(&mut self) {
+        debug_assert!(!self.is_replaying(), "a transaction is replayed to its end");
         if self.leave_replica() {
             self.lease = None;
         }
@@ -289,17 +314,16 @@ impl Session {
             return;
         }
         self.entry.clear_running();
-        let is_unpinned = std::mem::take(&mut self.unpinned);
+        let mut residue = self.pin_residue();
+        if self.leaves_own(residue != Residue::None) && residue == Residue::None {
+            residue = Residue::SessionState;
+        }
+        self.ended_pins = PinSet::EMPTY;
         // One that is lost is closed.
         let lease = self.lease.take();
         if let Some(lease) = lease.filter(|lease| !lease.identity.is_lost()) {
             let dialer = self.shared.pools.dialer.load();
             let limit = self.effective.timeouts.cancel_wait_timeout;
-            let residue = if is_unpinned {
-                Residue::SessionState
-            } else {
-                Residue::None
-            };
             reset::give_back(lease, residue, &dialer, limit);
         }
         self.bound = None;

@@ -1,6 +1,5 @@
 //! The timeouts of a session: which one is next, and what happens when it is reached.
 
-use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
@@ -8,11 +7,8 @@ use tokio::time::Instant;
 
 use super::reply;
 use super::session::{End, Phase, Session};
-use crate::backend::cancel;
-use crate::backend::connection::Identity;
 use crate::error::{Report, SqlState, UserFacing};
 use crate::pool::Lease;
-use crate::tasks;
 
 /// How often a read that waits for a replica to catch up looks whether one has.
 const PATIENCE_LOOK: Duration = Duration::from_millis(5);
@@ -131,6 +127,9 @@ impl Session {
                     .queue()
                     .wait_timeout(timeouts.query_wait_timeout.unwrap_or_default());
                 self.stop_waiting();
+                if self.is_replaying() {
+                    return self.fall_back(false, cx);
+                }
                 self.enter(Phase::Idle);
                 self.refuse(&error.report(), cx)?;
                 let _ = self.outbox.poll_send(&mut self.stream, cx);
@@ -205,13 +204,6 @@ impl Session {
         )
         .hint(format!("The limit is pgweir's timeouts.{setting}."));
         Err(End::Fatal(Box::new(report)))
-    }
-
-    /// Asks the server to cancel what `backend` runs.
-    pub(super) fn cancel(&self, backend: &Arc<Identity>) {
-        let dialer = self.shared.pools.dialer.load_full();
-        let limit = self.effective.timeouts.cancel_wait_timeout;
-        tasks::spawn("cancel", cancel::cancel(Arc::clone(backend), dialer, limit));
     }
 }
 

@@ -84,10 +84,11 @@ impl Session {
         }
         let residue = if self.effective.pool.pool_mode == PoolMode::Session {
             Residue::SessionState
-        } else if !self.pins.is_empty() {
-            Residue::Pinned
+        } else if self.pin_residue() != Residue::None {
+            self.pin_residue()
         } else if self.settings.is_touched()
             || lease.expect.owes(For::Plan)
+            || self.has_own_on(&lease)
             || self
                 .listening
                 .as_ref()

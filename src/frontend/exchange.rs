@@ -75,6 +75,10 @@ impl Session {
         if let Some(reason) = routes.forced {
             return Exchange::primary(reason);
         }
+        // At each run of it, and though the routes may have been made anew since it failed.
+        if self.is_replaying() || self.is_to_fail() {
+            return Exchange::primary(Reason::Again);
+        }
         if !self.pins.is_empty() || self.effective.pool.pool_mode == PoolMode::Session {
             return Exchange::primary(Reason::SessionState);
         }
@@ -148,7 +152,7 @@ impl Session {
                     let name = Bind::read(payload)?.statement;
                     if !(name.is_empty() && unnamed) {
                         let named = self.names.get(name)?;
-                        let text = text_of(&named.statement.body);
+                        let text = named.statement.text();
                         texts.push(hinted(Arc::clone(&named.statement.known), text));
                     }
                 }
@@ -158,10 +162,6 @@ impl Session {
             at = end;
         }
     }
-}
-
-fn text_of(body: &[u8]) -> &[u8] {
-    body.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 impl Look<'_> {
@@ -221,12 +221,12 @@ impl Look<'_> {
             return Some(());
         }
         let session = self.session;
-        let search_path = session.settings.current().get(b"search_path");
         let (known, options) = (&session.shared.known, session.lex_options());
+        let meaning = session.meaning(parse.text);
         let statement = session
             .shared
             .statements
-            .intern(parse.body, None, search_path, || {
+            .intern(parse.body, None, meaning, || {
                 known.lookup(parse.text, options)
             });
         self.add(&statement.known, parse.text);
@@ -240,7 +240,7 @@ impl Look<'_> {
             return Some(());
         }
         let named = self.session.names.get(name)?;
-        let text = text_of(&named.statement.body);
+        let text = named.statement.text();
         let known = Arc::clone(&named.statement.known);
         self.add(&known, text);
         Some(())

@@ -137,12 +137,12 @@ impl Session {
             );
             return Err(End::Fatal(Box::new(report)));
         }
-        let search_path = self.settings.current().get(b"search_path");
         let (known, options) = (&self.shared.known, self.lex_options());
+        let meaning = self.meaning(parse.text);
         let statement = self
             .shared
             .statements
-            .intern(parse.body, None, search_path, || {
+            .intern(parse.body, None, meaning, || {
                 known.lookup(parse.text, options)
             });
         if statement.known.prepared != PreparedUse::None {
@@ -219,6 +219,7 @@ impl Session {
         if let Some(id) = lease.mirror.prepare(statement.id, Arc::clone(&shape)) {
             self.evict(id, gather);
         }
+        let read_again = self.read_as(statement, For::Reparse, gather);
         if let Some(text) = statement.prepare_text(&statement.name) {
             self.run_own(&text, statement.id, For::Reparse, gather);
         } else {
@@ -230,6 +231,7 @@ impl Session {
         }
         gather.own(|out| f::put_statement_target(out, f::DESCRIBE, &statement.name));
         self.owe(Owed::new(Request::DescribeStatement, For::Shape));
+        self.read_again(read_again, gather);
         self.pool
             .counters
             .parses_server
@@ -251,11 +253,13 @@ impl Session {
             }
             Some(statement) if name.is_empty() && lease.mirror.unnamed != Some(statement.id) => {
                 lease.mirror.unnamed = Some(statement.id);
+                let read_again = self.read_as(statement, For::Reparse, gather);
                 gather.own(|out| f::put_parse(out, b"", &statement.body));
                 self.owe(Owed {
                     statement: UNNAMED,
                     ..Owed::new(Request::Parse, For::Reparse)
                 });
+                self.read_again(read_again, gather);
             }
             Some(statement) if !name.is_empty() && lease.mirror.shape(statement.id).is_none() => {
                 self.give_statement(statement, None, For::Reparse, gather);
@@ -266,13 +270,14 @@ impl Session {
 
     /// Whether the statement `name`, if its own text names prepared statements, has what it needs.
     fn may_bind(&mut self, name: &[u8], gather: &mut Gather) -> bool {
-        let names_some = |statement: &Arc<Prepared>| statement.known.prepared != PreparedUse::None;
         let named = self.names.get(name).map(|named| &named.statement);
+        let names_some = |it: &Arc<Prepared>| {
+            it.known.prepared != PreparedUse::None || self.may_run_by_name(it.text(), &it.known)
+        };
         let Some(statement) = named.filter(|it| names_some(it)).cloned() else {
             return true;
         };
-        let text = statement.body.split(|&byte| byte == 0).next();
-        self.step_prepared(text.unwrap_or_default(), &statement.known, gather)
+        self.step_prepared(statement.text(), &statement.known, gather)
     }
 
     /// False if what the client was told of the statement has to be compared with what the backend has first.
@@ -415,7 +420,10 @@ impl Session {
                 gather.input(frame.range());
             }
             // The name may be one that SQL has prepared, or that was parsed twice: those are the backend's own.
-            Target::Statement(name) if self.has_own_names() => {
+            Target::Statement(name)
+                if self.has_own_names()
+                    || self.names.get(name).is_some_and(|named| self.is_own(named)) =>
+            {
                 self.names.change(name, None);
                 self.owe(renames(Request::Close, For::Client, 0));
                 gather.input(frame.range());

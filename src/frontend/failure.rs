@@ -63,10 +63,12 @@ impl Session {
                 .lease
                 .as_ref()
                 .is_some_and(|lease| lease.passing.remaining > 0 && lease.passing.to_client);
+        // Of a transaction that had not begun: nobody would compare what was seen.
+        let is_seen = place == Place::Outside && journal.seen() > 0 && !self.is_replaying();
+        let is_done = failure == Failure::Terminated && journal.has_completed();
         let seen = if is_cut {
             Seen::Cut
-        } else if !journal.is_kept() || (failure == Failure::Terminated && journal.has_completed())
-        {
+        } else if !journal.is_kept() || is_done || is_seen {
             Seen::Part
         } else {
             Seen::Nothing
@@ -91,10 +93,17 @@ impl Session {
         let rerun = self.rerun.get_or_insert_default();
         let since = *rerun.since.get_or_insert(now);
         // A transaction is bounded by `attempts` alone: it gets further with each run.
-        let is_terminated = failure == Failure::Terminated && rerun.journal.seen() == 0;
+        let was_seen = rerun.journal.seen() > 0;
+        let is_terminated = failure == Failure::Terminated && !was_seen;
+        // One that did nothing may have been ended for the locks it held.
+        let was_idle = failure == Failure::Terminated
+            && was_seen
+            && rerun.replay.is_none()
+            && rerun.journal.answered() == rerun.journal.bytes().len();
         if !rerun.journal.is_kept()
             || rerun.runs >= retry.attempts
             || (is_terminated && rerun.terminated >= terminated_max)
+            || (was_idle && rerun.terminated > 0)
             || now.duration_since(since) > retry.deadline
         {
             return false;
@@ -105,7 +114,7 @@ impl Session {
             return false;
         }
         rerun.runs += 1;
-        rerun.terminated += u32::from(is_terminated);
+        rerun.terminated += u32::from(is_terminated || was_idle);
         self.pool.retries.count_again(failure);
         true
     }
@@ -135,8 +144,10 @@ impl Session {
     fn may_replay(&self) -> bool {
         let journal = self.rerun.as_ref().map(|rerun| &rerun.journal);
         let is_kept = journal.is_some_and(|journal| {
-            let sees_commit = journal.may_have_committed() && journal.has_seen_part();
-            journal.is_kept() && journal.answered() > 0 && !sees_commit
+            // Of a statement prepared just now it would have to be known whether the client has it.
+            let is_partial = journal.may_have_committed() || journal.prepares_now();
+            let is_fixed = journal.has_seen_part() && is_partial;
+            journal.is_kept() && journal.answered() > 0 && !is_fixed
         });
         is_kept && !self.keeps_backend() && !self.is_on_replica()
     }

@@ -12,9 +12,9 @@ use crate::config::model::PoolMode;
 use crate::error::{Report, Severity, SqlState};
 use crate::net::buffer::Gather;
 use crate::session::plan::Pace;
-use crate::sql::LexOptions;
 use crate::sql::known::Known;
 use crate::sql::prepared::PreparedUse;
+use crate::sql::reading::Rereads;
 use crate::sql::state::{Effect, PinReason};
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{For, Owed, Request};
@@ -327,6 +327,7 @@ impl Session {
                     }
                 }
                 self.note_sent(None);
+                self.rereads.reported = true;
                 self.expect(Request::FunctionCall);
             }
             f::COPY_DONE | f::COPY_FAIL => self.expect(Request::CopyEnd),
@@ -381,14 +382,15 @@ impl Session {
         self.note_sent(known.as_deref());
         self.note_unnamed_replaced();
         if let Some(known) = known {
-            if known.prepared != PreparedUse::None {
-                let text = f::query_text(frame.payload).map_err(protocol_violation)?;
+            let text = f::query_text(frame.payload).map_err(protocol_violation)?;
+            if known.prepared != PreparedUse::None || self.may_run_by_name(text, &known) {
                 return self.query_prepared(frame, text, &known, gather);
             }
             self.note(&known)?;
             self.guard_sequences(&known, gather);
             self.start(known);
         } else {
+            self.rereads = Rereads::ALL;
             self.start(Arc::clone(self.shared.known.unread()));
         }
         self.expect(Request::Query);
@@ -430,16 +432,12 @@ impl Session {
         }
     }
 
-    /// How the server reads this session's SQL.
-    pub(super) fn lex_options(&self) -> LexOptions {
-        self.told.lex_options()
-    }
-
     /// Notes what a statement that is about to be sent does to the session.
     pub(super) fn note(&mut self, known: &Known) -> Result<(), End> {
         if !self.pins.is_empty() && known.may_unpin {
             self.settings.ask_leftovers();
         }
+        self.rereads.add(known.rereads);
         if known.is_plain {
             return Ok(());
         }

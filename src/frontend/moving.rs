@@ -94,7 +94,7 @@ impl Session {
 
     fn where_to(&self, input: &[u8]) -> Option<To> {
         let routes = self.routes.as_deref()?;
-        if !routes.is_movable() {
+        if !routes.is_movable() || self.is_replaying() {
             return None;
         }
         let texts = self.texts_whole(input);

@@ -8,13 +8,13 @@ use std::task::{Context, Poll};
 use super::checkout::QUESTION;
 use super::leaving::LEAVING;
 use super::reply;
+use super::rerun::Marks;
 use super::session::{End, ProbeAnswer, Session};
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
-use crate::error::{Report, SqlState};
-use crate::net::buffer::{Gather, Mark, ReadBuffer};
+use crate::error::SqlState;
+use crate::net::buffer::{Gather, ReadBuffer};
 use crate::session::leftovers;
-use crate::session::mirror::Mirror;
 use crate::session::settings::Row;
 use crate::sql::state::{PinReason, PinSet};
 use crate::wire::backend::{self as b, TransactionStatus};
@@ -25,10 +25,8 @@ use crate::wire::limits::OUTBOX_MAX;
 /// The session's part in receiving.
 struct Relay<'a> {
     gather: Gather,
-    /// Where the answers to the client begin, and where that to the exchange in front does, as far as they are here.
-    start: Mark,
-    mark: Mark,
-    /// The mark is to be behind the message under way.
+    marks: Marks,
+    /// An exchange ends with the message under way.
     marks_end: bool,
     session: &'a mut Session,
     /// What the backend has, if it was asked.
@@ -44,7 +42,8 @@ impl Receiver for Relay<'_> {
         self.session.metering.relayed(range.len());
         self.gather.input(range);
         if std::mem::take(&mut self.marks_end) {
-            self.mark = self.gather.mark();
+            let keeps_all = self.session.effective.retry.replay;
+            self.marks.end(self.gather.mark(), keeps_all);
         }
     }
 
@@ -85,6 +84,10 @@ impl Receiver for Relay<'_> {
                         self.session.rename_application(value);
                     }
                 }
+            }
+            b::PARAMETER_STATUS if owed.to == For::Client => {
+                let reported = &backend.mirror.reported;
+                self.session.note_setting_replayed(reported, payload);
             }
             b::COMMAND_COMPLETE if owed.to == For::Client => {
                 self.session.note_acknowledged();
@@ -127,7 +130,7 @@ impl Receiver for Relay<'_> {
             self.session.names.undo();
         }
         match owed.to {
-            For::Refusal => drop(self.session.refusals.pop_front()),
+            For::Refusal => drop(self.session.pop_refusal()),
             For::Probe if owed.statement == LEAVING => {
                 self.session.leaves_no_more();
             }
@@ -177,13 +180,18 @@ impl Relay<'_> {
             self.end = Some(End::ServerGone);
         } else if owed.to == For::Plan {
             let overrun = self.session.take_overrun(b::sqlstate(payload));
+            let plan_failed = || End::Fatal(Box::new(reply::plan_failed(payload)));
             let end = overrun.map(|_| self.session.cannot_cancel());
             self.end
-                .get_or_insert_with(|| end.unwrap_or_else(|| plan_failed(payload)));
+                .get_or_insert_with(|| end.unwrap_or_else(plan_failed));
         } else if owed.to == For::Probe {
             self.session.probe.failed = true;
             // A cancel request that the client meant for its own statement may have come late.
             self.session.probe.refused = b::sqlstate(payload) != Some(SqlState::QUERY_CANCELED);
+        }
+        // A statement under its own name did not come to be.
+        if owed.to == For::Evict {
+            drop(self.session.names.own_none());
         }
         self.count_error(owed, code);
         if !matches!(owed.to, For::Plan | For::Evict | For::Probe) {
@@ -246,7 +254,8 @@ impl Relay<'_> {
         let session = &mut *self.session;
         match (owed.request, owed.to) {
             (Request::Query, For::Client | For::Refusal) => session.metering.failed(code),
-            (Request::FunctionCall | Request::Sync, _) | (_, For::Plan | For::Probe) => {}
+            (Request::FunctionCall | Request::Sync, _)
+            | (_, For::Plan | For::Probe | For::Evict) => {}
             (Request::Parse, For::Client) => {
                 let parse = session.names.under_way().cloned();
                 session.metering.failed_extended(code, parse);
@@ -286,7 +295,7 @@ impl Relay<'_> {
                 self.tell(backend);
                 let identity = &backend.identity;
                 if self.session.entry.set_running(Arc::clone(identity)) {
-                    self.session.cancel(identity);
+                    self.session.cancel_late(identity);
                 }
             }
             For::Reparse | For::Evict | For::Shape | For::Local => {}
@@ -298,9 +307,8 @@ impl Relay<'_> {
         let (told, now) = (&mut self.session.told, &backend.mirror.reported);
         let before = self.gather.mark();
         self.gather.own(|out| reply::put_changes(told, now, out));
-        if before == self.start {
-            self.start = self.gather.mark();
-            self.mark = self.start.clone();
+        if before == self.marks.start {
+            self.marks.begin(self.gather.mark());
         } else if self.gather.mark() != before {
             // It is no answer, and would not come again.
             self.session.give_up_rerun();
@@ -323,7 +331,11 @@ impl Relay<'_> {
             let unknown = PinReason::SettingsUnknown.into();
             self.session.set_pins(self.session.pins.union(unknown));
         } else if !rows.is_empty() {
-            if let Some(left) = leftovers::take(&mut rows) {
+            if let Some(mut left) = leftovers::take(&mut rows) {
+                // Those that the session has under their own names, it knows.
+                if left.own == self.session.names.own_sql(backend.id) {
+                    left.pins.remove(PinReason::SqlPrepare);
+                }
                 self.session
                     .settle_pins(left.pins, backend.expect.is_at_rest());
                 self.prepared = Some(left.prepared);
@@ -333,19 +345,6 @@ impl Relay<'_> {
             self.learnt = rows;
         }
     }
-}
-
-/// The client's statement was not to run with other settings than the session's.
-fn plan_failed(error: &[u8]) -> End {
-    let report = Report::fatal(
-        SqlState::CONNECTION_FAILURE,
-        "could not restore the session's settings",
-    );
-    let reason = b::error_field(error, b'M').unwrap_or_default();
-    let reason = String::from_utf8_lossy(reason);
-    End::Fatal(Box::new(
-        report.detail(format!("The server said: {reason}")),
-    ))
 }
 
 impl Session {
@@ -389,8 +388,7 @@ impl Session {
         self.metering.answered(self.now);
         let mut relay = Relay {
             gather: Gather::take(),
-            start: Mark::default(),
-            mark: Mark::default(),
+            marks: Marks::default(),
             marks_end: false,
             session: self,
             learnt: Vec::new(),
@@ -403,12 +401,8 @@ impl Session {
             if relay.session.holds_back(&mut relay.gather, input) {
                 return Ok(used);
             }
-            let marks = (
-                std::mem::take(&mut relay.start),
-                std::mem::take(&mut relay.mark),
-            );
             let session = &mut *relay.session;
-            session.sift(&mut relay.gather, marks, backend.status, input);
+            session.sift(&mut relay.gather, &relay.marks, backend.status, input);
             let Session { outbox, stream, .. } = &mut *relay.session;
             // The server is not to blame for a client that does not take its answer.
             if outbox.send(stream, cx, &mut relay.gather, input).is_err() {
@@ -440,7 +434,7 @@ impl Session {
             return self.lose_server(&ReceiveError::Closed, cx);
         }
         let is_over = matches!(end, Some(End::ServerGone | End::Fatal(_)));
-        if self.replay_differs(false) || (is_over && self.is_replaying()) {
+        if self.replay_differs() || (is_over && self.is_replaying()) {
             return self.fall_back(is_over, cx);
         }
         match end {
@@ -452,18 +446,6 @@ impl Session {
             }
         }
         Ok(())
-    }
-
-    /// What was learnt is what the backend has. As a rule that is what the session has, and the two share it.
-    fn reflect(&self, mirror: &mut Mirror, learnt: &[Row]) {
-        let user = self.effective.login_user.as_bytes();
-        let next = mirror.settings.with(learnt, user);
-        let current = self.settings.current();
-        mirror.settings = if next == **current {
-            Arc::clone(current)
-        } else {
-            Arc::new(next)
-        };
     }
 
     pub(super) fn drop_backend(&mut self) {

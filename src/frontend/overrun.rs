@@ -18,6 +18,7 @@ use super::inbound::Frame;
 use super::reply;
 use super::session::{End, Session};
 use crate::backend::cancel;
+use crate::backend::connection::Identity;
 use crate::error::{Report, SqlState};
 use crate::meter::{SessionBits, Whose};
 use crate::sql::known::Known;
@@ -60,14 +61,12 @@ impl QueryLimit {
     }
 }
 
-/// pgweir's own cancel request for a statement of this session.
-#[derive(Clone, Debug, Default)]
-pub(super) struct OwnCancel(Arc<AtomicBool>);
-
-impl OwnCancel {
-    fn is_over(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
+/// A cancel request that pgweir sends for a statement of this session.
+#[derive(Clone, Debug)]
+struct OwnCancel {
+    is_over: Arc<AtomicBool>,
+    /// The statement was over its limit; else the client asked for it before there was a statement.
+    is_for_limit: bool,
 }
 
 /// What a session knows of its limits.
@@ -205,18 +204,31 @@ impl Session {
         self.timed_out = true;
         self.since = self.now;
         self.cancel_ride();
-        let Some(lease) = &self.lease else {
-            return;
-        };
-        let own = OwnCancel::default();
-        let (over, entry) = (Arc::clone(&own.0), Arc::clone(&self.entry));
+        if let Some(lease) = &self.lease {
+            let identity = Arc::clone(&lease.identity);
+            self.begin_own_cancel(identity, true);
+        }
+    }
+
+    /// Passes on a cancel request that came while the backend was being prepared. The client was not made to wait for
+    /// its end, so it is pgweir that sends nothing more before it.
+    pub(super) fn cancel_late(&mut self, backend: &Arc<Identity>) {
+        self.begin_own_cancel(Arc::clone(backend), false);
+    }
+
+    fn begin_own_cancel(&mut self, backend: Arc<Identity>, is_for_limit: bool) {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (over, entry) = (Arc::clone(&is_over), Arc::clone(&self.entry));
         let dialer = self.shared.pools.dialer.load_full();
         let limit = self.effective.timeouts.cancel_wait_timeout;
-        let request = cancel::cancel(Arc::clone(&lease.identity), dialer, limit);
-        self.overrun_mut().own_cancel = Some(own);
+        let request = cancel::cancel(backend, dialer, limit);
+        self.overrun_mut().own_cancel = Some(OwnCancel {
+            is_over,
+            is_for_limit,
+        });
         tasks::spawn("cancel", async move {
             if let Err(error) = request.await {
-                tracing::warn!(%error, "a statement over its time could not be cancelled");
+                tracing::warn!(%error, "a cancel request was not delivered");
             }
             over.store(true, Ordering::Release);
             entry.wake();
@@ -226,12 +238,13 @@ impl Session {
     /// Goes on once pgweir's own cancel request is over. True if something moved.
     pub(super) fn poll_own_cancel(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let own_cancel = self.overrun().and_then(|it| it.own_cancel.as_ref());
-        if !own_cancel.is_some_and(OwnCancel::is_over) {
+        let Some(own) = own_cancel.filter(|own| own.is_over.load(Ordering::Acquire)) else {
             return Ok(false);
-        }
+        };
+        let is_for_limit = own.is_for_limit;
         self.forget_own_cancel();
         let in_doubt = |lease: &crate::pool::Lease| lease.identity.is_in_doubt();
-        if self.lease.as_ref().is_some_and(in_doubt) {
+        if is_for_limit && self.lease.as_ref().is_some_and(in_doubt) {
             // Its signal may still come, and hit whatever runs then.
             return Err(self.cannot_cancel());
         }

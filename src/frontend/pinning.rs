@@ -10,6 +10,7 @@ use super::refusal::Refusal;
 use super::session::Session;
 use crate::config::model::{OnSessionState, PoolMode};
 use crate::pool::pins::Pin;
+use crate::pool::reset::Residue;
 use crate::session::leftovers;
 use crate::sql::known::Known;
 use crate::sql::state::{PinReason, PinSet};
@@ -84,6 +85,7 @@ impl Session {
         if pins == self.pins {
             return;
         }
+        self.ended_pins = self.ended_pins.union(self.pins.without(pins));
         self.pins = pins;
         if pins.is_empty() {
             self.pinned = None;
@@ -95,7 +97,6 @@ impl Session {
     /// The server has told what is left of what pins a session. `is_all` is false if statements were sent since it was
     /// asked, which may have left more: then nothing is taken off.
     pub(super) fn settle_pins(&mut self, left: PinSet, is_all: bool) {
-        let was_pinned = !self.pins.is_empty();
         let kept = if is_all {
             self.pins.without(leftovers::settled())
         } else {
@@ -107,7 +108,17 @@ impl Session {
             PinSet::EMPTY
         };
         self.set_pins(kept.union(left).union(names));
-        self.unpinned = was_pinned && self.pins.is_empty();
+    }
+
+    /// What this session leaves on its backend, at rest, besides settings.
+    pub(super) fn pin_residue(&self) -> Residue {
+        if !self.pins.is_empty() || self.ended_pins.outlives_discard() {
+            Residue::Pinned
+        } else if self.ended_pins.is_empty() {
+            Residue::None
+        } else {
+            Residue::SessionState
+        }
     }
 
     /// Lists a session that was found to be pinned after the fact: what is there can't be refused any more.

@@ -281,6 +281,7 @@ impl Session {
             "a read left session state on a replica; it is dropped"
         );
         self.set_pins(crate::sql::state::PinSet::EMPTY);
+        self.ended_pins = crate::sql::state::PinSet::EMPTY;
         true
     }
 }

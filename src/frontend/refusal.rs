@@ -165,8 +165,18 @@ impl Session {
         self.owe_refusal(Request::Parse, frame, refusal);
     }
 
+    /// The oldest one is done with.
+    pub(super) fn pop_refusal(&mut self) -> Option<Refusal> {
+        let refusals = self.refusals.as_mut()?;
+        let refusal = refusals.pop_front();
+        if refusals.is_empty() {
+            self.refusals = None;
+        }
+        refusal
+    }
+
     fn owe_refusal(&mut self, request: Request, frame: Frame<'_>, refusal: Refusal) {
-        self.refusals.push_back(refusal);
+        self.refusals.get_or_insert_default().push_back(refusal);
         self.owe(Owed::new(request, For::Refusal));
         self.dropping = frame.missing;
     }
@@ -175,14 +185,10 @@ impl Session {
     /// That of a step is taken off with the step, which the server skips.
     pub(super) fn take_refusal(&mut self, owed: Owed, code: Option<SqlState>) -> Option<Report> {
         let refusal = if owed.request == Request::Query {
-            self.refusals.pop_front()?
+            self.pop_refusal()?
         } else {
-            self.refusals.front()?.clone()
+            self.refusals.as_ref()?.front()?.clone()
         };
-        if self.refusals.is_empty() {
-            // A session at rest holds no buffer.
-            self.refusals = std::collections::VecDeque::new();
-        }
         let is_checked_first = matches!(refusal, Refusal::Miscounted { .. });
         if code != Some(FAILURE) && !is_checked_first {
             return None;

@@ -1,26 +1,28 @@
 //! Replaying a transaction on another connection, up to where it had failed.
 //!
 //! The journal holds what the client has sent since BEGIN and a hash of what it has seen. The exchanges are sent again,
-//! one at a time, and their answers are kept from the client as long as they are what it has seen before: by number of
-//! bytes and hash. Then the transaction goes on as if nothing had happened. If they differ, the client gets the error
+//! one at a time, and their answers are kept from the client as long as they are what it has seen before: exchange by
+//! exchange, by number of bytes and hash (see [`Course`]). Then the transaction goes on as if nothing had happened. If they differ, the client gets the error
 //! that its transaction had failed with, in a failed transaction, as it would have at first.
 //!
 //! # Invariants
 //! - No exchange is sent before the one ahead of it has been answered as the client has seen it: a COMMIT above all.
 //! - What was replayed and differed is rolled back.
 
-use std::cmp::Ordering;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Context;
 
 use super::inbound::Frame;
 use super::refusal::Refusal;
+use super::rerun::Marks;
 use super::session::{End, Phase, Session};
+use crate::backend::connection::Identity;
 use crate::error::{Report, SqlState};
-use crate::net::buffer::{Gather, Mark, give_storage, take_storage};
-use crate::retry::journal::Digest;
-use crate::routing::reason::Reason;
+use crate::net::buffer::{Gather, give_storage, take_storage};
+use crate::pool::Lease;
+use crate::retry::course::{Course, Step};
+use crate::session::mirror::Reported;
 use crate::session::statements::Named;
 use crate::sql::known::Known;
 use crate::wire::backend::{self as b, TransactionStatus};
@@ -45,25 +47,42 @@ pub(super) enum Original {
 /// A transaction that runs again, until it is where it was.
 #[derive(Debug)]
 pub(super) struct Replay {
-    /// Bytes of answers that the client has seen, and their hash.
-    seen: u64,
-    digest: Digest,
+    /// The answers that the client has seen.
+    course: Course,
     /// Bytes of the exchanges that were answered to their end; what is behind them was under way.
     answered: usize,
     /// Bytes of all that was sent.
     sent: usize,
-    /// Part of an answer was seen whose end was still to come.
-    has_seen_part: bool,
     original: Original,
     /// Statements that these exchanges had prepared: the client has them whatever becomes of the transaction.
     names: Vec<Name>,
+    /// The client's unnamed statement, which what is replayed may replace by earlier ones.
+    unnamed: Option<Named<Arc<Known>>>,
     /// What came is not what the client has seen.
     differs: bool,
+    /// Something came, of which the client has seen nothing yet, that no further run could repeat.
+    pub gives_up: bool,
+    /// What the server reports since then, if that is a setting.
+    reported: Option<Arc<Reported>>,
+    /// The backend it runs on, and how many cancel requests that had had before.
+    backend: Option<(Arc<Identity>, u32)>,
+}
+
+impl Replay {
+    /// The client wants its statement cancelled. The request may have come between two of those that are replayed.
+    fn is_cancelled(&self) -> bool {
+        let backend = self.backend.as_ref();
+        backend.is_some_and(|(identity, before)| identity.cancels_begun() != *before)
+    }
 }
 
 impl Session {
     fn replay(&self) -> Option<&Replay> {
         self.rerun.as_ref()?.replay.as_deref()
+    }
+
+    pub(super) fn replay_mut(&mut self) -> Option<&mut Replay> {
+        self.rerun.as_mut()?.replay.as_deref_mut()
     }
 
     /// A transaction is run again and not where it was yet.
@@ -99,6 +118,10 @@ impl Session {
 
     /// The transaction that has failed will run again; notes what the client has seen of it.
     pub(super) fn begin_replay(&mut self) {
+        // What was not confirmed the client does not have.
+        while !self.names.is_settled() {
+            self.names.undo();
+        }
         let names = &self.names;
         let Some(rerun) = &mut self.rerun else {
             return;
@@ -109,58 +132,113 @@ impl Session {
         }
         let journal = &rerun.journal;
         let answered = journal.answered();
+        // A transaction of which part of such an exchange was seen is not replayed if that prepares more.
         let prepared = journal.names().iter().filter(|(at, _)| *at < answered);
         let prepared =
             prepared.filter_map(|(_, name)| Some((name.clone(), names.get(name)?.clone())));
         rerun.replay = Some(Box::new(Replay {
-            seen: journal.seen(),
-            digest: journal.digest(),
+            course: Course::of(journal),
             answered,
             sent: journal.bytes().len(),
-            has_seen_part: journal.has_seen_part(),
             original: original.unwrap_or(Original::Lost),
             names: prepared.collect(),
+            unnamed: names.get(b"").cloned(),
             differs: false,
+            gives_up: false,
+            reported: None,
+            backend: None,
         }));
-        if let Some(routes) = &mut self.routes {
-            routes.forced = Some(Reason::Again);
+    }
+
+    /// The replay goes on with this backend.
+    pub(super) fn note_lease_of_replay(&mut self, lease: &Lease) {
+        if let Some(replay) = self.replay_mut() {
+            let identity = Arc::clone(&lease.identity);
+            let before = identity.cancels_begun();
+            replay.backend = Some((identity, before));
+            (replay.gives_up, replay.reported) = (false, None);
         }
     }
 
-    /// Compares what was gathered since `start` with what the client has seen; the client gets what is behind that.
-    pub(super) fn compare_seen(&mut self, gather: &mut Gather, start: Mark, input: &[u8]) {
-        let mut new = take_storage();
-        gather.each_since(&start, input, |bytes| new.extend_from_slice(bytes));
-        gather.truncate(start);
-        let Some(rerun) = &mut self.rerun else {
+    /// Bytes of the inbox that the client has sent long ago.
+    pub(super) fn unsent_of_replay(&self) -> usize {
+        let sent = self.kept().map_or(0, <[u8]>::len);
+        self.replay()
+            .map_or(0, |replay| replay.sent.saturating_sub(sent))
+    }
+
+    /// The server reports a setting while its answers are compared. The client has not been told of any: the answers
+    /// differ, or this is new and the client will hear of it.
+    pub(super) fn note_setting_replayed(&mut self, reported: &Arc<Reported>, payload: &[u8]) {
+        let Some(replay) = self.replay_mut() else {
             return;
         };
-        let Some(replay) = &mut rerun.replay else {
-            return;
-        };
-        let due = replay.seen.saturating_sub(rerun.journal.seen());
-        let due = usize::try_from(due).unwrap_or(usize::MAX).min(new.len());
-        let (old, rest) = new.split_at(due);
-        rerun.journal.record(old);
-        let is_there = rerun.journal.seen() == replay.seen;
-        replay.differs |= is_there && rerun.journal.digest() != replay.digest;
-        if is_there && !replay.differs {
-            rerun.replay = None;
-            self.pool.retries.replayed.fetch_add(1, Relaxed);
-            rerun.journal.settle_seen();
-            if !rest.is_empty() {
-                rerun.journal.record(rest);
-                gather.own(|out| out.extend_from_slice(rest));
+        replay.reported = Some(Arc::clone(reported));
+        if let Some((name, _)) = b::parameter_status(payload) {
+            self.settings.touch(name);
+        }
+    }
+
+    /// Compares what was gathered with what the client has seen; the client gets what is behind that.
+    pub(super) fn compare_seen(&mut self, gather: &mut Gather, marks: &Marks, input: &[u8]) {
+        let (mut new, mut ends) = (take_storage(), Vec::new());
+        let mut from = &marks.start;
+        for end in marks.ends() {
+            gather.each_between(from, end, input, |bytes| new.extend_from_slice(bytes));
+            ends.push(new.len());
+            from = end;
+        }
+        gather.each_since(from, input, |bytes| new.extend_from_slice(bytes));
+        gather.truncate(marks.start.clone());
+        if let Some(rerun) = self.rerun.as_deref_mut()
+            && let Some(replay) = &mut rerun.replay
+        {
+            match replay.course.compare(&mut rerun.journal, &new, &ends) {
+                Step::On => {}
+                Step::There(_) if replay.is_cancelled() => replay.differs = true,
+                Step::Differs => replay.differs = true,
+                Step::There(at) => self.end_replay(&new, at, &ends, gather),
             }
         }
         give_storage(new);
+    }
+
+    /// The transaction is where it was: what is behind the first `at` bytes of `new`, in which exchanges end at `ends`, is
+    /// for the client.
+    fn end_replay(&mut self, new: &[u8], mut at: usize, ends: &[usize], gather: &mut Gather) {
+        self.pool.retries.replayed.fetch_add(1, Relaxed);
+        let Some(rerun) = &mut self.rerun else {
+            return;
+        };
+        let replay = rerun.replay.take();
+        let rest = &new[at..];
+        let there = at;
+        for &end in ends.iter().filter(|end| **end > there) {
+            rerun.journal.record(&new[at..end]);
+            rerun.journal.end_seen();
+            at = end;
+        }
+        rerun.journal.record(&new[at..]);
+        gather.own(|out| out.extend_from_slice(rest));
+        let Some(replay) = replay else {
+            return;
+        };
+        if let Some(reported) = replay.reported.clone() {
+            if let Some(name) = reported.get(b"application_name") {
+                self.rename_application(name);
+            }
+            self.told = reported;
+        }
+        if replay.gives_up || replay.reported.is_some() {
+            self.give_up_rerun();
+        }
     }
 
     /// Compares an answer that pgweir gives itself; the client gets it if it has not seen it.
     pub(super) fn compare_local(&mut self, answer: &[u8]) {
         let mut gather = Gather::take();
         gather.own(|out| out.extend_from_slice(answer));
-        self.compare_seen(&mut gather, Mark::default(), &[]);
+        self.compare_seen(&mut gather, &Marks::default(), &[]);
         let mut rest = take_storage();
         gather.move_to(&mut rest, &[]);
         gather.give();
@@ -168,19 +246,25 @@ impl Session {
         give_storage(rest);
     }
 
-    /// Whether the replay has shown that the transaction does not go as it did. `at_rest`: everything that was sent is
-    /// answered.
-    pub(super) fn replay_differs(&self, at_rest: bool) -> bool {
-        let (Some(replay), Some(kept)) = (self.replay(), self.kept()) else {
-            return self.is_replaying();
+    /// Whether the replay has shown that the transaction does not go as it did.
+    pub(super) fn replay_differs(&self) -> bool {
+        let is_gone = self.is_replaying() && self.kept().is_none();
+        is_gone || self.replay().is_some_and(|replay| replay.differs)
+    }
+
+    /// Whether a replay has come to an end in vain, when everything that was sent is answered: it has shown that the
+    /// transaction does not go as it did, or the client has seen more than is answered now, or it cancels its statement.
+    pub(super) fn replay_is_over(&self) -> bool {
+        let (Some(replay), Some(lease)) = (self.replay(), &self.lease) else {
+            return false;
         };
-        // All that the client has seen something of is answered, and that was less than it has seen.
-        let is_short = match kept.len().cmp(&replay.answered) {
-            Ordering::Less => false,
-            Ordering::Equal => !replay.has_seen_part,
-            Ordering::Greater => true,
+        let Some(kept) = self.kept() else {
+            return true;
         };
-        replay.differs || (at_rest && is_short)
+        let has_ended = !kept.is_empty()
+            && lease.status == TransactionStatus::Idle
+            && lease.expect.is_at_rest();
+        replay.differs || has_ended || kept.len() >= replay.sent || replay.is_cancelled()
     }
 
     /// Gives the replay up: the client gets the error that its transaction had failed with.
@@ -202,6 +286,7 @@ impl Session {
             answered,
             original,
             names,
+            unnamed,
             ..
         } = *replay;
         self.unsend();
@@ -209,6 +294,8 @@ impl Session {
             self.names.change(&name, Some(named));
             self.names.confirm();
         }
+        self.names.change(b"", unnamed);
+        self.names.confirm();
         self.part_with_backend(is_lost);
         self.forget_runs();
         self.metering.rests();
@@ -216,7 +303,6 @@ impl Session {
         if let Some(routes) = &mut self.routes {
             routes.in_exchange = false;
             routes.opened = None;
-            routes.forced = Some(Reason::Again);
         }
         match original {
             Original::Error(error) if !self.inbox.is_empty() => {

@@ -61,10 +61,15 @@ pub async fn serve(client: Admitted) -> Result<(), (Option<Stream>, HandshakeErr
     let dialer = shared.pools.dialer.load_full();
     let connecting = connect(place.pool(), &message, &dialer);
     let timed = tokio::time::timeout_at(deadline, connecting);
-    let (opened, slot) = match unless_gone(&stream, timed).await {
-        Ok(Ok(Ok(connected))) => connected,
-        Ok(Ok(Err(error))) => return Err((Some(stream), error)),
-        Ok(Err(_)) => return Err((Some(stream), HandshakeError::Timeout { why: None })),
+    let unless_ordered = async {
+        tokio::select! {
+            connected = timed => connected.unwrap_or(Err(HandshakeError::Timeout { why: None })),
+            () = entry.ordered() => Err(HandshakeError::Ordered),
+        }
+    };
+    let (opened, slot) = match unless_gone(&stream, unless_ordered).await {
+        Ok(Ok(connected)) => connected,
+        Ok(Err(error)) => return Err((Some(stream), error)),
         Err(gone) => return Err((None, gone.into())),
     };
     let mut greeting = Vec::new();

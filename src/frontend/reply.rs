@@ -62,3 +62,14 @@ pub(super) fn shutdown() -> Report {
         "terminating connection due to administrator command",
     )
 }
+
+/// The client's statement was not to run with other settings than the session's; `error` says why it would have.
+pub(super) fn plan_failed(error: &[u8]) -> Report {
+    let reason = backend::error_field(error, b'M').unwrap_or_default();
+    let reason = String::from_utf8_lossy(reason);
+    Report::fatal(
+        SqlState::CONNECTION_FAILURE,
+        "could not restore the session's settings",
+    )
+    .detail(format!("The server said: {reason}"))
+}

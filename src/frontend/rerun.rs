@@ -39,6 +39,37 @@ pub(super) enum FirstWrite {
     Refused,
 }
 
+/// Where in what was gathered from one read the answers to the client begin, and where those to exchanges end.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    pub start: Mark,
+    /// The last end, or the start.
+    last: Mark,
+    /// The ends before it, if they are of use.
+    earlier: Vec<Mark>,
+}
+
+impl Marks {
+    /// The answers begin here.
+    pub(super) fn begin(&mut self, mark: Mark) {
+        self.start = mark;
+        self.last = self.start.clone();
+    }
+
+    /// An exchange ends here; where one ended before it is kept if `keeps_all`.
+    pub(super) fn end(&mut self, mark: Mark, keeps_all: bool) {
+        let before = std::mem::replace(&mut self.last, mark);
+        if keeps_all && before != self.start {
+            self.earlier.push(before);
+        }
+    }
+
+    pub(super) fn ends(&self) -> impl Iterator<Item = &Mark> {
+        let last = Some(&self.last).filter(|last| **last != self.start);
+        self.earlier.iter().chain(last)
+    }
+}
+
 /// What a session keeps for running its requests again. Boxed: a session that has sent nothing has none.
 #[derive(Debug, Default)]
 pub(super) struct Rerun {
@@ -103,8 +134,9 @@ impl Session {
 
     /// Nothing that is under way can be run again.
     pub(super) fn give_up_rerun(&mut self) {
-        // A journal of a transaction that runs again is only compared.
-        if self.is_replaying() {
+        // A journal of a transaction that runs again is only compared, until it is where it was.
+        if let Some(replay) = self.replay_mut() {
+            replay.gives_up = true;
             return;
         }
         let has_failed = self.will_rerun() || self.failed_trial().is_some();
@@ -256,25 +288,23 @@ impl Session {
         }
     }
 
-    /// Keeps from the client what was gathered behind `mark` of an answer that failed; notes what it gets to see of what
-    /// was gathered since `start`.
+    /// Keeps from the client what was gathered of an answer that failed; notes what it gets to see of the others.
     pub(super) fn sift(
         &mut self,
         gather: &mut Gather,
-        (start, mark): (Mark, Mark),
+        marks: &Marks,
         status: TransactionStatus,
         input: &[u8],
     ) {
         let will_rerun = self.will_rerun();
         if will_rerun {
-            gather.truncate(mark.clone());
+            gather.truncate(marks.last.clone());
         }
-        let is_whole = gather.mark() == mark;
-        if gather.mark() == start {
+        if gather.mark() == marks.start {
             return;
         }
         if self.is_replaying() {
-            self.compare_seen(gather, start, input);
+            self.compare_seen(gather, marks, input);
             return;
         }
         if !self.records(status) {
@@ -282,10 +312,13 @@ impl Session {
             return;
         }
         if let Some(rerun) = &mut self.rerun {
-            gather.each_since(&start, input, |bytes| rerun.journal.record(bytes));
-            if is_whole {
-                rerun.journal.settle_seen();
+            let mut from = &marks.start;
+            for end in marks.ends() {
+                gather.each_between(from, end, input, |bytes| rerun.journal.record(bytes));
+                rerun.journal.end_seen();
+                from = end;
             }
+            gather.each_since(from, input, |bytes| rerun.journal.record(bytes));
         }
         if !will_rerun {
             self.forget_runs();
@@ -381,17 +414,17 @@ impl Session {
         self.entry.clear_running();
         let listens = self.take_back_listening();
         self.part_with_channels();
+        let lease = self.lease.take();
+        let leaves_own = lease.as_ref().is_some_and(|lease| self.has_own_on(lease));
         self.forget_under_way();
-        let Some(lease) = self.lease.take() else {
+        let Some(lease) = lease.filter(|lease| !is_lost && !lease.identity.is_lost()) else {
             return;
         };
-        if is_lost || lease.identity.is_lost() {
-            return;
-        }
-        let residue = if self.settings.is_touched() || listens {
-            Residue::SessionState
-        } else {
-            Residue::None
+        let residue = match self.pin_residue() {
+            Residue::None if self.settings.is_touched() || listens || leaves_own => {
+                Residue::SessionState
+            }
+            residue => residue,
         };
         let dialer = self.shared.pools.dialer.load();
         let limit = self.effective.timeouts.cancel_wait_timeout;
@@ -401,7 +434,7 @@ impl Session {
     fn forget_under_way(&mut self) {
         self.take_back_listening();
         self.metering.abandon();
-        self.refusals.clear();
+        self.refusals = None;
         self.prepared = super::sql_prepare::Underway::default();
         self.probe = super::session::ProbeAnswer::default();
         self.bound = None;

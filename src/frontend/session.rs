@@ -39,6 +39,7 @@ use crate::session::settings::{Row, Tracker};
 use crate::session::statements::Names;
 use crate::shared::{Prepared, Shared};
 use crate::sql::known::Known;
+use crate::sql::reading::Rereads;
 use crate::sql::state::PinSet;
 use crate::wire::limits::{OUTBOX_MAX, WHOLE_FRAME_MAX};
 
@@ -125,10 +126,12 @@ pub struct Session {
     pub(super) pins: PinSet,
     /// Its line in the pool's list of pins.
     pub(super) pinned: Option<Pinned>,
-    /// The last pin has just gone: the backend is cleaned before anybody else gets it.
-    pub(super) unpinned: bool,
+    /// Reasons to pin that have gone, on the backend it has: that is cleaned before anybody else gets it.
+    pub(super) ended_pins: PinSet,
     /// A DEALLOCATE ALL is under way: which names there are is not known until it is answered.
     pub(super) deallocates: bool,
+    /// What was sent in the transaction under way may have changed of how texts are read.
+    pub(super) rereads: Rereads,
     /// A DISCARD ALL is under way.
     pub(super) discards: bool,
     /// What is in front of the inbox depends on answers that are still to come.
@@ -138,7 +141,11 @@ pub struct Session {
     /// Bytes of a refused frame that are still to come.
     pub(super) dropping: usize,
     /// Why the statements were refused that the server was made to fail in place of, oldest first.
-    pub(super) refusals: VecDeque<Refusal>,
+    #[allow(
+        clippy::box_collection,
+        reason = "few sessions are refused anything, and each would hold three words more"
+    )]
+    pub(super) refusals: Option<Box<VecDeque<Refusal>>>,
     /// What the statements sent so far will leave: inside a transaction or not.
     pub(super) in_transaction: bool,
     /// A statement under way may be a COPY FROM STDIN, which reads what is sent as data.
@@ -215,13 +222,14 @@ impl Session {
             names: Names::default(),
             pins: PinSet::EMPTY,
             pinned: None,
-            unpinned: false,
+            ended_pins: PinSet::EMPTY,
             deallocates: false,
+            rereads: Rereads::default(),
             discards: false,
             held_up: false,
             skipping: false,
             dropping: 0,
-            refusals: VecDeque::new(),
+            refusals: None,
             in_transaction: false,
             copies_in: false,
             prepared: Underway::default(),
@@ -376,7 +384,7 @@ impl Session {
         if server_is_full
             || owes_too_much
             || self.outbox.len() >= OUTBOX_MAX
-            || (collects && self.inbox.len() >= WHOLE_FRAME_MAX)
+            || (collects && self.inbox.len() >= WHOLE_FRAME_MAX + self.unsent_of_replay())
         {
             return Ok(false);
         }

@@ -2,9 +2,7 @@
 //!
 //! A simple query that prepares, executes or deallocates is sent with global names in place of the client's, and what it
 //! needs goes ahead of it in the same write; so such statements move from backend to backend like those of the protocol.
-//! Where a name can't be replaced, the backend is given the statement under the client's own name, and is kept
-//! ([`PinReason::SqlPrepare`]). For a text that reads `pg_prepared_statements` it is given all of the client's for the
-//! time being, and has no others.
+//! Where a name can't be replaced, the backend is given the statement under the client's own name (see `own_names`).
 //!
 //! # Why a Sync in between
 //! What is sent ahead is an exchange of its own: a server of version 18 keeps the transaction of an exchange open behind a
@@ -20,8 +18,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use hashbrown::HashSet;
+
 use super::inbound::Frame;
-use super::refusal::Refusal;
 use super::session::{End, Session};
 use crate::net::buffer::Gather;
 use crate::pool::Lease;
@@ -32,24 +31,26 @@ use crate::shared::Prepared;
 use crate::sql::classify::{PreparedAction, PreparedRef, details};
 use crate::sql::known::Known;
 use crate::sql::prepared::PreparedUse;
-use crate::sql::state::PinReason;
 use crate::wire::backend::{self as b, TransactionStatus};
 use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frontend as f;
 
 /// Statement and portal by which pgweir runs SQL of its own inside an exchange.
-const OWN: &[u8] = b"pgweir own";
+pub(super) const OWN: &[u8] = b"pgweir own";
 
 /// The statement that is deallocated in place of one that other sessions use too.
-const GONE: &[u8] = b"pgweir gone";
+pub(super) const GONE: &[u8] = b"pgweir gone";
 
-type Name = Named<Arc<Known>>;
+pub(super) type Name = Named<Arc<Known>>;
 
 /// What a session notes of prepared statements for the exchange under way.
 #[derive(Debug, Default)]
 pub(super) struct Underway {
-    /// The backend has the client's own names until the exchange ends.
-    unlists: bool,
+    /// Names of the client's that the backend has until the exchange ends, and is to have no longer. All of them, be it
+    /// that some did not come to be.
+    ///
+    /// Boxed: few sessions lend any.
+    pub lent: Option<Box<HashSet<Box<[u8]>>>>,
     /// The query under way stands in an exchange that the client has not ended.
     in_exchange: bool,
     /// What was replaced in the text of the query under way.
@@ -75,7 +76,7 @@ struct Rewritten {
 impl Session {
     /// Whether the answers to the client's own messages are in: what names mean, and whether a transaction has failed,
     /// is known.
-    fn is_answered(&self) -> bool {
+    pub(super) fn is_answered(&self) -> bool {
         self.lease.as_ref().is_none_or(|lease| {
             let mut owed = lease.expect.iter();
             // Behind nothing of the server's, pgweir's own answers are certain.
@@ -103,8 +104,9 @@ impl Session {
         let names_more = |it: &Name| it.statement.known.prepared != PreparedUse::None;
         // What is executed may itself list, execute or change what is prepared.
         let inner = executed.iter().find(|it| names_more(it)).cloned();
-        let is_renamed =
-            known.prepared == PreparedUse::Renamed && inner.is_none() && !self.has_own_names();
+        let is_renamed = matches!(known.prepared, PreparedUse::Renamed | PreparedUse::None)
+            && inner.is_none()
+            && !self.has_own_names();
         let outer = inner.as_ref().map_or(known, |inner| &inner.statement.known);
         if !is_renamed && let Some(refusal) = self.keep_names(outer) {
             self.refuse_query(frame, Some(Arc::clone(known)), refusal, gather);
@@ -122,32 +124,21 @@ impl Session {
         self.note(known)?;
         self.guard_sequences(known, gather);
         self.start(Arc::clone(known));
-        let rewritten = if is_renamed {
+        let mut lends = self.lend_names(text, known, gather);
+        for named in &executed {
+            lends |= self.lend_names(named.statement.text(), &named.statement.known, gather);
+        }
+        let mut rewritten = if is_renamed {
             self.rename(text, &refs, gather)
         } else {
             let ahead = self.use_own_names(outer, &refs, gather);
             Rewritten::plain(text, ahead)
         };
+        rewritten.ahead |= lends;
         self.send_rewritten(rewritten, gather);
         self.unlist(gather);
         self.probe(gather);
         Ok(true)
-    }
-
-    /// Whether the backend is kept for the client's own names.
-    pub(super) fn has_own_names(&self) -> bool {
-        self.names.is_own() || self.pins.contains(PinReason::SqlPrepare)
-    }
-
-    /// The backend is to have the client's own names, for this text or, unless it only lists them, for good: notes that,
-    /// or tells why it may not be.
-    pub(super) fn keep_names(&mut self, known: &Known) -> Option<Refusal> {
-        let pins = PinReason::SqlPrepare.into();
-        if known.prepared == PreparedUse::Listed {
-            self.rejects(pins)
-        } else {
-            self.pin(pins, Some(known))
-        }
     }
 
     /// What the text executes, of what the session has.
@@ -205,6 +196,12 @@ impl Session {
             let named = self.names.get(name).cloned();
             let range = reference.range.clone();
             match (reference.action, named) {
+                (action, Some(named)) if self.is_own(&named) => {
+                    if action == PreparedAction::Deallocate {
+                        rewritten.owed.renames = true;
+                        rewritten.change = Some((name.into(), None));
+                    }
+                }
                 (PreparedAction::Deallocate, Some(_)) => {
                     self.make_gone(gather);
                     rewritten.ahead = true;
@@ -219,11 +216,17 @@ impl Session {
                 }
                 (PreparedAction::Prepare { body, .. }, None) => {
                     let statement = self.intern_sql(text, reference, body);
-                    rewritten.ahead |= self.make_room(statement.id, gather);
                     rewritten.owed.renames = true;
-                    rewritten.owed.statement = statement.id;
-                    renaming.replace(range, &statement.name);
-                    let mut named = Named::new(statement, Arc::default());
+                    let mut named = Named::new(Arc::clone(&statement), Arc::default());
+                    if self.keeps_backend() {
+                        self.clear_own(name, gather);
+                        rewritten.ahead = true;
+                        named.own_on = self.lease.as_ref().map_or(0, |lease| lease.id);
+                    } else {
+                        rewritten.ahead |= self.make_room(statement.id, gather);
+                        rewritten.owed.statement = statement.id;
+                        renaming.replace(range, &statement.name);
+                    }
                     named.spelled = Some(text[reference.range.clone()].into());
                     rewritten.change = Some((name.into(), Some(named)));
                 }
@@ -239,16 +242,10 @@ impl Session {
     }
 
     /// Whether the server refuses or skips whatever comes.
-    fn has_failed(&self) -> bool {
+    pub(super) fn has_failed(&self) -> bool {
         self.lease.as_ref().is_some_and(|lease| {
             lease.status == TransactionStatus::Failed || lease.expect.skips_the_next()
         })
-    }
-
-    /// Whether the backend has `named` under the client's own name.
-    pub(super) fn is_own(&self, named: &Name) -> bool {
-        let backend = self.lease.as_ref().map(|lease| lease.id);
-        backend == Some(named.own_on)
     }
 
     /// Does for a text of the extended protocol that names prepared statements what it needs ahead of it. False if it
@@ -266,6 +263,7 @@ impl Session {
             return false;
         }
         let refs = details(text, self.lex_options()).prepared;
+        self.lend_names(text, known, gather);
         self.use_own_names(known, &refs, gather);
         true
     }
@@ -278,11 +276,11 @@ impl Session {
     ) -> Arc<Prepared> {
         let (start, end) = (reference.range.start, reference.range.end);
         let nameless = [&text[..start], &text[end..]].concat();
-        let search_path = self.settings.current().get(b"search_path");
         let (known, options) = (&self.shared.known, self.lex_options());
+        let meaning = self.meaning(body);
         self.shared
             .statements
-            .intern(&nameless, Some(start), search_path, || {
+            .intern(&nameless, Some(start), meaning, || {
                 known.lookup(body, options)
             })
     }
@@ -344,111 +342,34 @@ impl Session {
         self.owe(Owed::new(Request::Close, For::Evict));
     }
 
-    /// Does for a text what it needs the client's own names for. True if something was sent that it depends on.
-    fn use_own_names(
-        &mut self,
-        known: &Known,
-        refs: &[PreparedRef<'_>],
-        gather: &mut Gather,
-    ) -> bool {
-        let Some(backend) = self.lease.as_ref().map(|lease| lease.id) else {
-            return false;
-        };
-        let lists = known.prepared == PreparedUse::Listed;
-        if self.has_failed() {
-            return false;
-        }
-        if lists {
-            self.forget_global(gather);
-            self.prepared.unlists = true;
-        }
-        let missing = self.missing_names(backend, refs, lists);
-        for (name, named) in &missing {
-            self.give_own(name, named, gather);
-            self.names.own(name, backend);
-        }
-        let changes = |it: &PreparedRef<'_>| it.action != PreparedAction::Execute;
-        if refs.iter().any(changes) {
-            self.names.own_for_good();
-        }
-        !missing.is_empty()
-    }
-
-    /// The names in `refs`, or all, that the backend does not know yet.
-    fn missing_names(
-        &self,
-        backend: u64,
-        refs: &[PreparedRef<'_>],
-        all: bool,
-    ) -> Vec<(Box<[u8]>, Name)> {
-        let is_missing = |named: &&Name| named.own_on != backend;
-        if all {
-            let missing = self.names.iter().filter(|(_, named)| is_missing(named));
-            return missing
-                .map(|(name, named)| (name.into(), named.clone()))
-                .collect();
-        }
-        let missing = |it: &PreparedRef<'_>| {
-            let name = it.name.as_bytes();
-            let named = self.names.get(name).filter(is_missing)?;
-            Some((name.into(), named.clone()))
-        };
-        refs.iter().filter_map(missing).collect()
-    }
-
-    /// The backend is to have the client's statements and no others.
-    fn forget_global(&mut self, gather: &mut Gather) {
-        while let Some(id) = self
-            .lease
-            .as_mut()
-            .and_then(|lease| lease.mirror.take_oldest())
-        {
-            self.evict(id, gather);
-        }
-    }
-
-    /// Takes back the names that a list of the client's statements was given for, at the end of its exchange; a backend
-    /// that is kept keeps them.
-    pub(super) fn unlist(&mut self, gather: &mut Gather) {
-        if !std::mem::take(&mut self.prepared.unlists) || self.has_own_names() {
-            return;
-        }
-        let own = self.names.own_none();
-        if own.is_empty() {
-            return;
-        }
-        for name in own {
-            gather.own(|out| f::put_statement_target(out, f::CLOSE, &name));
-            self.owe(Owed::new(Request::Close, For::Evict));
-        }
-        gather.own(|out| out.extend_from_slice(&f::SYNC_FRAME));
-        self.owe(Owed::new(Request::Sync, For::Evict));
-    }
-
-    fn give_own(&mut self, name: &[u8], named: &Name, gather: &mut Gather) {
-        let spelled = named.spelled.as_deref().unwrap_or(name);
-        gather.own(|out| f::put_statement_target(out, f::CLOSE, name));
-        self.owe(Owed::new(Request::Close, For::Evict));
-        if let Some(text) = named.statement.prepare_text(spelled) {
-            self.run_own(&text, 0, For::Reparse, gather);
-        } else {
-            gather.own(|out| f::put_parse(out, name, &named.statement.body));
-            self.owe(Owed::new(Request::Parse, For::Reparse));
-        }
-    }
-
     /// An error of a rewritten query, with its place in the client's text; `None` for others.
     pub(super) fn place_error(&self, owed: Owed, payload: &[u8]) -> Option<Vec<u8>> {
-        let edits = self.prepared.edits.as_ref()?;
-        if owed.request != Request::Query || owed.to != For::Client {
+        let prepares = owed.request == Request::Execute && owed.to == For::Reparse;
+        let edits = if prepares && owed.statement != 0 {
+            &self.edits_of(owed.statement)?
+        } else if owed.request == Request::Query && owed.to == For::Client {
+            self.prepared.edits.as_deref()?
+        } else {
             return None;
-        }
+        };
         let place = b::error_field(payload, b'P')?;
         let number = std::str::from_utf8(place).ok()?.parse().ok()?;
         let at = place.as_ptr().addr() - payload.as_ptr().addr();
         let original = edits.original(number).to_string();
         let behind = &payload[at + place.len()..];
         Some([&payload[..at], original.as_bytes(), behind].concat())
+    }
+
+    /// What is replaced in the text of a PREPARE that is run under a global name.
+    fn edits_of(&self, statement: u64) -> Option<Edits> {
+        let mut all = self.names.iter().map(|(_, named)| named);
+        let named = all.find(|named| named.statement.id == statement)?;
+        let (spelled, at) = (named.spelled.as_deref()?, named.statement.name_at?);
+        let text = named.statement.prepare_text(spelled)?;
+        let is_utf8 = self.told.get(b"client_encoding") == Some(b"UTF8");
+        let mut renaming = Renaming::new(&text, is_utf8);
+        renaming.replace(at..at + spelled.len(), &named.statement.name);
+        Some(renaming.finish().1)
     }
 }
 

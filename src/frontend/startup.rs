@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::login::{self, Applicant, Denied};
 use crate::backend::login::LoginError;
 use crate::config::model::SslMode;
-use crate::error::{ErrorKind, Report, SqlState, UserFacing};
+use crate::error::{ErrorKind, Report, Severity, SqlState, UserFacing};
 use crate::net::departure::unless_gone;
 use crate::net::stream::Stream;
 use crate::net::tls::{ClientTlsContext, Negotiation, TlsError};
@@ -64,6 +64,8 @@ pub enum HandshakeError {
     },
     #[error("the database system is shutting down")]
     ShuttingDown,
+    #[error("terminating connection due to administrator command")]
+    Ordered,
     /// The server refused a startup parameter; its own words are passed on.
     #[error("{message}")]
     Parameter {
@@ -88,8 +90,8 @@ impl HandshakeError {
     }
 }
 
-impl UserFacing for HandshakeError {
-    fn report(&self) -> Report {
+impl HandshakeError {
+    fn cause(&self) -> Report {
         match self {
             Self::Io(_) => Report::fatal(SqlState::CONNECTION_FAILURE, "connection lost"),
             Self::Startup(StartupError::Version { .. }) => {
@@ -132,6 +134,17 @@ impl UserFacing for HandshakeError {
                     ..Report::fatal(*code, self.to_string())
                 }
             }
+            Self::Ordered => super::reply::shutdown(),
+        }
+    }
+}
+
+impl UserFacing for HandshakeError {
+    /// Fatal, whatever it is to a session: the connection does not come to be.
+    fn report(&self) -> Report {
+        Report {
+            severity: Severity::Fatal,
+            ..self.cause()
         }
     }
 
@@ -147,7 +160,7 @@ impl UserFacing for HandshakeError {
             Self::TooManyClients { .. } | Self::NoConnection(_) | Self::Timeout { .. } => {
                 ErrorKind::Limit
             }
-            Self::ShuttingDown => ErrorKind::Operator,
+            Self::ShuttingDown | Self::Ordered => ErrorKind::Operator,
             Self::Denied(error) => error.kind(),
             Self::Open(error) => error.kind(),
             Self::Checkout(error) => error.kind(),
@@ -159,7 +172,12 @@ impl UserFacing for HandshakeError {
 #[derive(Debug)]
 pub enum Arrival {
     Startup(Stream, StartupMessage),
-    Cancel { pid: u32, key: Vec<u8> },
+    /// The end of its connection tells the client that the request was passed on: what it sends next is not hit.
+    Cancel {
+        stream: Stream,
+        pid: u32,
+        key: Vec<u8>,
+    },
 }
 
 /// Reads packets until the client says what it wants, starting TLS where it asks for that first.
@@ -176,7 +194,9 @@ pub async fn arrive(
     for _ in 0..3 {
         match read_packet(&mut stream).await {
             Err(error) => return Err((Some(stream), error)),
-            Ok(StartupPacket::Cancel { pid, key }) => return Ok(Arrival::Cancel { pid, key }),
+            Ok(StartupPacket::Cancel { pid, key }) => {
+                return Ok(Arrival::Cancel { stream, pid, key });
+            }
             Ok(StartupPacket::Startup(message)) => return Ok(Arrival::Startup(stream, message)),
             Ok(StartupPacket::Ssl) if tls.is_some() && matches!(stream, Stream::Tcp(_)) => {
                 stream = answer(stream, *b"S").await?;
@@ -260,7 +280,12 @@ pub async fn admit(
         None
     } else {
         let pool = shared.pools.get(&config, &database, &user);
-        Some(pool.ok_or_else(|| HandshakeError::NoDatabase(database.clone()))?)
+        let pool = pool.ok_or_else(|| HandshakeError::NoDatabase(database.clone()))?;
+        // A password is not asked for, nor a server that is away, by whom nobody may pass.
+        if pool.orders.disabled.load(Ordering::Relaxed) {
+            return Err(CheckoutError::Disabled(database).into());
+        }
+        Some(pool)
     };
     let applicant = Applicant {
         stream,
@@ -275,6 +300,7 @@ pub async fn admit(
 
 /// A place in `pool`, unless it takes no more clients.
 fn take_place(pool: &Arc<Pool>, shared: &Shared) -> Result<ClientPlace, HandshakeError> {
+    // It may have been disabled meanwhile.
     if pool.orders.disabled.load(Ordering::Relaxed) {
         return Err(CheckoutError::Disabled(pool.key.database.to_string()).into());
     }
@@ -340,7 +366,13 @@ pub async fn begin(client: Admitted) -> Result<Session, (Option<Stream>, Handsha
         Known::Prepared(prepared) => prepared,
         Known::ToTry(settings) => {
             let prepare = prepare::prepare(place.pool(), settings, &entry.waiter, deadline);
-            match Box::pin(unless_gone(&stream, prepare)).await {
+            let unless_ordered = async {
+                tokio::select! {
+                    prepared = prepare => prepared,
+                    () = entry.ordered() => Err(HandshakeError::Ordered),
+                }
+            };
+            match Box::pin(unless_gone(&stream, unless_ordered)).await {
                 Ok(Ok(prepared)) => prepared,
                 Ok(Err(error)) => return Err((Some(stream), error)),
                 Err(gone) => return Err((None, gone.into())),

@@ -239,16 +239,28 @@ impl Gather {
     }
 
     /// Shows what was added since `mark`, in order.
-    pub fn each_since(&self, mark: &Mark, input: &[u8], mut show: impl FnMut(&[u8])) {
+    pub fn each_since(&self, mark: &Mark, input: &[u8], show: impl FnMut(&[u8])) {
+        self.each_between(mark, &self.mark(), input, show);
+    }
+
+    /// Shows what was added between two marks, in order.
+    pub fn each_between(&self, from: &Mark, to: &Mark, input: &[u8], mut show: impl FnMut(&[u8])) {
         // The piece that was last may have grown.
-        if let (Some(was), Some(place)) = (&mark.last, mark.pieces.checked_sub(1))
-            && let Some(piece) = self.pieces.get(place)
-        {
-            let shown = self.bytes(was, input).len();
-            show(&self.bytes(piece, input)[shown..]);
-        }
-        for piece in self.pieces.iter().skip(mark.pieces) {
-            show(self.bytes(piece, input));
+        let shown = from
+            .last
+            .as_ref()
+            .map_or(0, |was| self.bytes(was, input).len());
+        for place in from.pieces.saturating_sub(1)..to.pieces {
+            let is_last = place + 1 == to.pieces;
+            let piece = if is_last {
+                to.last.as_ref()
+            } else {
+                self.pieces.get(place)
+            };
+            let skip = if place + 1 == from.pieces { shown } else { 0 };
+            if let Some(piece) = piece {
+                show(&self.bytes(piece, input)[skip..]);
+            }
         }
     }
 
@@ -376,6 +388,17 @@ mod tests {
         assert_eq!(since(&start), b"abcxyde");
         assert_eq!(since(&mark), b"yde");
         assert_eq!(since(&gather.mark()), b"");
+        let end = gather.mark();
+        gather.input(5..7);
+        let mut shown = Vec::new();
+        gather.each_between(&mark, &end, b"abcdefg", |bytes| {
+            shown.extend_from_slice(bytes);
+        });
+        assert_eq!(shown, b"yde");
+        gather.each_between(&end, &gather.mark(), b"abcdefg", |bytes| {
+            shown.extend_from_slice(bytes);
+        });
+        assert_eq!(shown, b"ydefg");
         gather.truncate(mark.clone());
         assert_eq!(gather.mark(), mark);
         let mut out = Vec::new();

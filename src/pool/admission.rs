@@ -96,6 +96,12 @@ impl Pool {
         self.limits.circuits.rests(&server)
     }
 
+    /// Whether the pool's server can't be reached.
+    pub(super) fn is_cut_off(&self) -> bool {
+        let server = self.effective.load().primary.address();
+        self.limits.circuits.unreachable(&server).is_some()
+    }
+
     /// Tells all waiting clients that the server can't be reached, where they are not to wait for it.
     pub(super) fn fail_fast(&self) {
         if !self.effective.load().overload.fail_fast {

@@ -23,8 +23,10 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::open::{OpenError, RETRY_FIRST};
-use crate::backend::login::LoginError;
+use crate::backend::login::{LoginError, ServerError};
 use crate::config::model::Overload;
+use crate::wire::backend;
+use crate::wire::frame::HEADER;
 
 /// What an attempt says of its server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,16 +43,27 @@ impl Attempt {
     pub fn of(outcome: Result<(), &OpenError>) -> Self {
         match outcome {
             Err(OpenError::Known(error)) => Self::of(Err(error)),
-            Err(OpenError::Connect(_) | OpenError::Timeout(_)) => Self::Unreachable,
+            Err(OpenError::Connect(_)) => Self::Unreachable,
+            Err(OpenError::Timeout { was_heard, .. }) if !was_heard => Self::Unreachable,
             Err(OpenError::Login(LoginError::Io(_) | LoginError::Closed)) => Self::Unreachable,
             Err(OpenError::Login(LoginError::Server(refusal))) => match &refusal.code.0 {
                 b"57P01" | b"57P02" | b"57P03" | b"08006" => Self::Unreachable,
-                b"53300" => Self::Full,
+                b"53300" if !is_of_one(refusal) => Self::Full,
                 _ => Self::Reached,
             },
             Ok(()) | Err(_) => Self::Reached,
         }
     }
+}
+
+/// Whether it is a role or a database that has as many connections as it may, and not the server: the routine that says
+/// so tells, in every language.
+fn is_of_one(refusal: &ServerError) -> bool {
+    let routine = backend::error_field(refusal.frame.get(HEADER..).unwrap_or_default(), b'R');
+    matches!(
+        routine,
+        Some(b"InitializeSessionUserId" | b"CheckMyDatabase")
+    )
 }
 
 /// One server's.
@@ -79,7 +92,15 @@ impl Circuit {
         })
     }
 
-    fn end(&mut self, attempt: Attempt, settings: Overload, longest: Duration, now: Instant) {
+    /// An attempt has ended. `tried_again`: it began while the circuit was open.
+    fn end(
+        &mut self,
+        attempt: Attempt,
+        tried_again: bool,
+        settings: Overload,
+        longest: Duration,
+        now: Instant,
+    ) {
         match attempt {
             Attempt::Reached => {
                 let grown = if self.open.take().is_some() {
@@ -100,7 +121,9 @@ impl Circuit {
                 self.failures = self.failures.saturating_add(1);
                 self.window = Some((self.window(settings) / 2).max(1));
                 let pause = match self.open {
-                    Some((_, pause)) => (pause * 2).min(longest),
+                    Some((_, pause)) if tried_again => (pause * 2).min(longest),
+                    // It was under way when the circuit opened, and says nothing new.
+                    Some(_) => return,
                     None => RETRY_FIRST,
                 };
                 if self.failures >= settings.breaker_after {
@@ -127,6 +150,7 @@ pub struct Opening {
     circuits: Arc<Circuits>,
     server: Arc<str>,
     settings: Overload,
+    tries_again: bool,
 }
 
 impl Circuits {
@@ -147,12 +171,13 @@ impl Circuits {
         let begins = self.with(server, |circuit| {
             let begins = circuit.may_begin(settings, now);
             circuit.opening += usize::from(begins);
-            begins
+            begins.then_some(circuit.open.is_some())
         });
-        begins.then(|| Opening {
+        begins.map(|tries_again| Opening {
             circuits: Arc::clone(self),
             server: server.into(),
             settings,
+            tries_again,
         })
     }
 
@@ -217,7 +242,7 @@ impl Opening {
         let now = Instant::now();
         let changed = self.circuits.with(&self.server, |circuit| {
             let was_open = circuit.open.is_some();
-            circuit.end(attempt, self.settings, longest, now);
+            circuit.end(attempt, self.tries_again, self.settings, longest, now);
             if let (Attempt::Unreachable, Err(error)) = (attempt, outcome) {
                 circuit.last_error = Some(Arc::clone(error));
             }
@@ -260,15 +285,20 @@ mod tests {
 
     fn end(circuit: &mut Circuit, attempt: Attempt, now: Instant) {
         circuit.opening -= 1;
-        circuit.end(attempt, SETTINGS, LONGEST, now);
+        let tried_again = circuit.open.is_some();
+        circuit.end(attempt, tried_again, SETTINGS, LONGEST, now);
     }
 
     #[test]
     fn after_failures_one_at_a_time_tries_and_then_more_with_each_success() {
         let (mut circuit, mut now) = (Circuit::default(), Instant::now());
         assert_eq!(begin_all(&mut circuit, now), 8);
-        (0..8).for_each(|_| end(&mut circuit, Attempt::Unreachable, now));
-        assert!(circuit.open.is_some());
+        for _ in 0..8 {
+            circuit.opening -= 1;
+            circuit.end(Attempt::Unreachable, false, SETTINGS, LONGEST, now);
+        }
+        // Those that were under way raise no pause.
+        assert_eq!(circuit.open.unwrap().1, RETRY_FIRST);
         assert_eq!(begin_all(&mut circuit, now), 0);
         let mut pauses = Vec::new();
         for _ in 0..8 {
@@ -316,6 +346,45 @@ mod tests {
         assert_eq!(begin_all(&mut circuit, now), 4);
     }
 
+    #[test]
+    fn what_is_said_to_one_user_or_database_says_nothing_of_the_server() {
+        let refused = |code: &[u8; 5], routine: &str| {
+            let fields = [
+                &b"SFATAL\0C"[..],
+                code,
+                b"\0Mno\0R",
+                routine.as_bytes(),
+                b"\0\0",
+            ]
+            .concat();
+            let mut frame = Vec::new();
+            crate::wire::frame::put(&mut frame, b'E', |out| out.extend_from_slice(&fields));
+            let error = ServerError {
+                frame,
+                severity: crate::error::Severity::Fatal,
+                code: crate::error::SqlState(*code),
+                message: "no".to_owned(),
+            };
+            Attempt::of(Err(&OpenError::Login(LoginError::Server(Box::new(error)))))
+        };
+        assert_eq!(refused(b"53300", "InitProcess"), Attempt::Full);
+        assert_eq!(refused(b"53300", ""), Attempt::Full);
+        assert_eq!(
+            refused(b"53300", "InitializeSessionUserId"),
+            Attempt::Reached
+        );
+        assert_eq!(refused(b"53300", "CheckMyDatabase"), Attempt::Reached);
+        assert_eq!(
+            refused(b"57P03", "ProcessStartupPacket"),
+            Attempt::Unreachable
+        );
+        for (was_heard, attempt) in [(true, Attempt::Reached), (false, Attempt::Unreachable)] {
+            let limit = LONGEST;
+            let error = OpenError::Timeout { limit, was_heard };
+            assert_eq!(Attempt::of(Err(&error)), attempt);
+        }
+    }
+
     #[tokio::test]
     async fn whoever_waits_for_a_turn_gets_it_once_one_has_ended() {
         let circuits = Arc::new(Circuits::default());
@@ -335,7 +404,10 @@ mod tests {
         }
         first.end(Ok(()), LONGEST);
         drop(second.await.unwrap());
-        let error = Arc::new(OpenError::Timeout(LONGEST));
+        let error = Arc::new(OpenError::Timeout {
+            limit: LONGEST,
+            was_heard: false,
+        });
         for _ in 0..3 {
             let opening = circuits.turn("db:1", one).await.unwrap();
             opening.end(Err(&error), LONGEST);

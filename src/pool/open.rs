@@ -1,7 +1,7 @@
 //! Opening a server connection: dial, log in, run `connect_query`.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -32,8 +32,12 @@ pub enum OpenError {
     NoDatabase(String),
     #[error("connect_query failed: {0}")]
     ConnectQuery(#[from] query::QueryError),
-    #[error("opening a server connection took longer than {0:?} (server_connect_timeout)")]
-    Timeout(Duration),
+    #[error("opening a server connection took longer than {limit:?} (server_connect_timeout)")]
+    Timeout {
+        limit: Duration,
+        /// The server had begun to answer: it is what it does for this user and database that takes long.
+        was_heard: bool,
+    },
     /// What others have found out who tried just now.
     #[error("{0}")]
     Known(Arc<OpenError>),
@@ -65,7 +69,7 @@ impl OpenError {
         match self {
             Self::Known(error) => error.is_passing(),
             Self::Connect(_)
-            | Self::Timeout(_)
+            | Self::Timeout { .. }
             | Self::InRecovery(_)
             | Self::NoPrimary
             | Self::Differs { .. } => true,
@@ -88,7 +92,7 @@ impl UserFacing for OpenError {
         match self {
             Self::Known(error) => error.report(),
             Self::Login(error) => error.report(),
-            Self::Connect(_) | Self::Timeout(_) => {
+            Self::Connect(_) | Self::Timeout { .. } => {
                 Report::fatal(SqlState::CONNECTION_FAILURE, self.to_string())
             }
             Self::ConnectQuery(error) => Report::fatal(error.code(), self.to_string()),
@@ -172,12 +176,14 @@ pub async fn open(
             .iter()
             .map(|(name, value)| (name.as_bytes(), value.as_bytes())),
     );
+    let heard = AtomicBool::default();
     let login = Login {
         node: &effective.primary,
         startup: &startup,
         credentials,
         max_prepared: effective.pool.max_prepared_statements,
         generation,
+        heard: &heard,
     };
     let attempt = Box::pin(async {
         let (mut backend, logged_in) = dialer.log_in(login).await?;
@@ -191,7 +197,10 @@ pub async fn open(
     });
     tokio::time::timeout(limit, attempt)
         .await
-        .unwrap_or(Err(OpenError::Timeout(limit)))
+        .unwrap_or_else(|_| {
+            let was_heard = heard.load(Ordering::Relaxed);
+            Err(OpenError::Timeout { limit, was_heard })
+        })
 }
 
 /// Whether the server is a standby. It can't become one without closing the connection, so asking once will do.
@@ -291,6 +300,12 @@ impl Pool {
         }));
         self.settle_ready();
         self.serve();
+    }
+
+    /// Whether the pool's last attempt failed because the server could not be reached, and for nothing of the pool's own.
+    pub(super) fn failed_to_reach(&self) -> bool {
+        let error = self.with_gate(|gate| gate.last_error.clone());
+        error.is_some_and(|error| Attempt::of(Err(&error)) == Attempt::Unreachable)
     }
 
     /// What the server said when it last refused a connection, if nothing came of it since.

@@ -31,6 +31,9 @@ const LOOK_MOST: Duration = Duration::from_millis(200);
 /// Clients that must have been served lately for the rate to be believed.
 const EVIDENCE: f64 = 10.0;
 
+/// Longer waits are not told apart.
+const WAIT_MOST: Duration = Duration::from_secs(3600);
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
@@ -38,6 +41,8 @@ pub(super) struct Pace {
     last: Option<(Instant, u64)>,
     served: f64,
     seconds: f64,
+    /// There was evidence since clients began to wait: if they are served no more, that is known too.
+    is_known: bool,
 }
 
 /// What a look at a pool found.
@@ -66,6 +71,7 @@ impl Pace {
             *self = Self::default();
         }
         if !look.is_full {
+            self.is_known = false;
             return;
         }
         if passed > LOOK_MOST {
@@ -79,18 +85,21 @@ impl Pace {
         let served = u32::try_from(look.served.saturating_sub(before)).unwrap_or(u32::MAX);
         self.served = self.served * kept + f64::from(served);
         self.seconds = self.seconds * kept + passed.as_secs_f64();
+        self.is_known |= self.served >= EVIDENCE;
         self.last = Some((look.now, look.served));
     }
 
     /// Waiting clients served each second; `None` if that is not known well enough.
     pub(super) fn rate(&self) -> Option<f64> {
-        (self.served >= EVIDENCE && self.seconds > 0.0).then(|| self.served / self.seconds)
+        let is_known = self.is_known || self.served >= EVIDENCE;
+        (is_known && self.seconds > 0.0).then(|| self.served / self.seconds)
     }
 
     /// How long a client waits that has `ahead` others before it; `None` if nobody can tell.
     pub(super) fn wait(&self, ahead: usize) -> Option<Duration> {
         let ahead = f64::from(u32::try_from(ahead).unwrap_or(u32::MAX)) + 1.0;
-        Duration::try_from_secs_f64(ahead / self.rate()?).ok()
+        let wait = Duration::try_from_secs_f64(ahead / self.rate()?);
+        Some(wait.map_or(WAIT_MOST, |wait| wait.min(WAIT_MOST)))
     }
 }
 
@@ -151,6 +160,21 @@ mod tests {
         queue.run(4.0, 20.0, true);
         let wait = queue.wait(19).unwrap();
         assert!((0.9..1.1).contains(&wait), "{wait}");
+    }
+
+    #[test]
+    fn a_pool_that_stands_still_turns_clients_away_until_nobody_waits() {
+        let mut queue = Queue::new();
+        queue.run(3.0, 100.0, true);
+        queue.run(60.0, 0.0, true);
+        assert!(queue.wait(0).unwrap() > 1000.0);
+        // It goes on, and is known to within the time that clients may wait.
+        queue.run(2.0, 100.0, true);
+        let wait = queue.wait(99).unwrap();
+        assert!((0.9..1.3).contains(&wait), "{wait}");
+        queue.run(60.0, 0.0, true);
+        queue.run(0.1, 0.0, false);
+        assert_eq!(queue.wait(0), None);
     }
 
     #[test]

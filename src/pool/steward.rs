@@ -3,8 +3,9 @@
 //! It wakes when a client queues or a connection ends, and now and then by itself; because it alone decides, no two
 //! decisions race for the same cap.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -28,7 +29,7 @@ const WHILE_WAITING: Duration = Duration::from_millis(20);
 pub async fn run(pools: Arc<Pools>) {
     let mut housekeeping = Instant::now() + HOUSEKEEPING;
     loop {
-        let waiting = pools.limits.waiting.load(Ordering::SeqCst) > 0;
+        let waiting = pools.limits.waiting.load(SeqCst) > 0;
         let until = if waiting {
             Instant::now() + WHILE_WAITING
         } else {
@@ -47,18 +48,25 @@ pub async fn run(pools: Arc<Pools>) {
 /// Opens connections for waiting clients: pools with the smallest share first (see [`admission`](super::admission)).
 fn open_where_needed(pools: &Arc<Pools>) {
     let (all, now) = (pools.all(), Instant::now());
-    let mut needy: Vec<(Instant, &Arc<Pool>)> = all
+    let mut needy: Vec<(bool, Instant, &Arc<Pool>)> = all
         .iter()
-        .filter_map(|pool| Some((pool.oldest_wait()?, pool)))
+        .filter_map(|pool| Some((pool.is_cut_off(), pool.oldest_wait()?, pool)))
         .collect();
-    // Between equals the one that has waited longest for a connection of its own.
-    needy.sort_by(|(since_a, a), (since_b, b)| {
-        by_share(a.share(), b.share())
+    // Between equals the one that has waited longest for a connection of its own. Of pools that try a server in turn, as
+    // it can't be reached, one that always fails would have the smallest share for ever.
+    needy.sort_by(|(cut_off_a, since_a, a), (cut_off_b, since_b, b)| {
+        let by_share = || match cut_off_a {
+            true => Ordering::Equal,
+            false => by_share(a.share(), b.share()),
+        };
+        cut_off_a
+            .cmp(cut_off_b)
+            .then_with(by_share)
             .then_with(|| a.opened_last().cmp(&b.opened_last()))
             .then_with(|| since_a.cmp(since_b))
     });
     let mut starved = Vec::new();
-    for (since, pool) in needy {
+    for (_, since, pool) in needy {
         pool.fail_fast();
         let blocked = open_for(pools, pool, since);
         pool.set_blocked_by(blocked);
@@ -100,8 +108,7 @@ fn open_for_reads(pools: &Arc<Pools>, pool: &Arc<Pool>, demand: usize) {
 fn open_for(pools: &Arc<Pools>, pool: &Arc<Pool>, since: Instant) -> Option<Cap> {
     let effective = pool.effective.load();
     // Of a server that can't be reached the circuit says when it is time.
-    let server = effective.primary.address();
-    let rests = pool.is_resting() && pool.limits.circuits.unreachable(&server).is_none();
+    let rests = pool.is_resting() && !(pool.is_cut_off() && pool.failed_to_reach());
     if pool.is_held() || rests {
         return None;
     }
@@ -135,7 +142,7 @@ fn begin_opening(pool: &Pool, effective: &Effective) -> Option<Opening> {
 
 fn start_opening(pools: &Arc<Pools>, pool: &Arc<Pool>, slot: Slot, opening: Opening) {
     pool.note_opening();
-    pool.opening.fetch_add(1, Ordering::SeqCst);
+    pool.opening.fetch_add(1, SeqCst);
     let dialer = pools.dialer.load_full();
     tasks::spawn(
         "open server connection",
@@ -195,7 +202,7 @@ fn keep_house(pools: &Arc<Pools>) {
             keep_open = keep_open.saturating_sub(usize::from(may_go));
             !may_go && !manager.is_outdated(backend, now)
         });
-        let wanted = if pool.clients.load(Ordering::Relaxed) > 0 {
+        let wanted = if pool.clients.load(Relaxed) > 0 {
             effective.pool.min_idle
         } else {
             0

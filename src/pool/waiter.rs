@@ -52,7 +52,7 @@ pub enum CheckoutError {
     /// Not for clients: the server it waited for is out of service, and another one may serve it.
     #[error("the server is out of service")]
     TurnedAway,
-    #[error("database \"{0}\" is disabled")]
+    #[error("database does not allow connections: {0}")]
     Disabled(String),
 }
 

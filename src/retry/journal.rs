@@ -29,8 +29,12 @@ pub struct Bounds {
     pub exchanges: usize,
 }
 
-/// SHA-256 of the answers.
-pub type Digest = [u8; 32];
+/// Answers that the client has seen: their bytes, and the SHA-256 of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answers {
+    pub bytes: u64,
+    pub digest: [u8; 32],
+}
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -48,10 +52,11 @@ pub struct Journal {
     /// Names of statements that the exchanges prepare, unnamed ones aside, and how many bytes stand before each.
     names: Vec<(usize, Box<[u8]>)>,
     unnamed: Unnamed,
-    /// The exchanges that were answered to their end, their bytes, and how much the client had seen then.
+    /// The exchanges that were answered to their end, and their bytes.
     exchanges_answered: usize,
     answered: usize,
-    seen_of_answered: u64,
+    /// What the client had seen at the end of each of them: at most one for each exchange that is kept.
+    ends: Vec<Answers>,
     /// Bytes of answers that the client has seen, and their hash.
     seen: u64,
     hash: Sha256,
@@ -158,6 +163,7 @@ impl Journal {
     pub fn give_up(&mut self) -> Vec<u8> {
         self.stage = Stage::Over;
         self.names = Vec::new();
+        self.ends = Vec::new();
         std::mem::take(&mut self.bytes)
     }
 
@@ -172,11 +178,8 @@ impl Journal {
         self.has_completed = false;
         self.names = Vec::new();
         self.unnamed = Unnamed::None;
-        (
-            self.exchanges_answered,
-            self.answered,
-            self.seen_of_answered,
-        ) = (0, 0, 0);
+        (self.exchanges_answered, self.answered) = (0, 0);
+        self.ends = Vec::new();
         if self.seen > 0 {
             self.seen = 0;
             self.hash = Sha256::new();
@@ -190,7 +193,8 @@ impl Journal {
         self.hash.update(bytes);
     }
 
-    /// The exchange in front was answered to its end, and the client is about to see that.
+    /// The exchange in front was answered to its end, and the client is about to see that: [`Self::end_seen`] follows once
+    /// the answer is recorded.
     pub fn answer_front(&mut self) {
         self.has_completed = false;
         self.exchanges_answered += 1;
@@ -204,9 +208,10 @@ impl Journal {
         }
     }
 
-    /// Everything that was answered has been seen.
-    pub fn settle_seen(&mut self) {
-        self.seen_of_answered = self.seen;
+    /// What was recorded so far ends with the end of an exchange.
+    pub fn end_seen(&mut self) {
+        let seen = self.answers();
+        self.ends.push(seen);
     }
 
     /// Whether the end of one exchange, and of no more, is still to come.
@@ -224,14 +229,29 @@ impl Journal {
         self.seen
     }
 
-    /// The hash of what the client has seen.
-    pub fn digest(&self) -> Digest {
-        self.hash.clone().finalize().into()
+    /// All that the client has seen.
+    pub fn answers(&self) -> Answers {
+        Answers {
+            bytes: self.seen,
+            digest: self.hash.clone().finalize().into(),
+        }
+    }
+
+    /// What the client had seen at the end of each exchange that was answered.
+    pub fn ends(&self) -> &[Answers] {
+        &self.ends
     }
 
     /// Part of an answer was seen whose end is still to come.
     pub fn has_seen_part(&self) -> bool {
-        self.seen != self.seen_of_answered
+        self.seen != self.ends.last().map_or(0, |end| end.bytes)
+    }
+
+    /// A statement is prepared under a name by the exchange under way.
+    pub fn prepares_now(&self) -> bool {
+        self.names
+            .last()
+            .is_some_and(|(at, _)| *at >= self.answered)
     }
 
     /// Whether all that was asked for is here, and nothing of the answers has been seen.
@@ -337,13 +357,13 @@ mod tests {
                 parts.record(&answers[at..cut]);
                 at = cut;
             }
-            prop_assert_eq!((whole.seen(), whole.digest()), (parts.seen(), parts.digest()));
+            prop_assert_eq!(whole.answers(), parts.answers());
             let mut other = answers.clone();
             let place = flipped % other.len();
             other[place] ^= 1;
             let mut different = Journal::default();
             different.record(&other);
-            prop_assert_ne!(whole.digest(), different.digest());
+            prop_assert_ne!(whole.answers().digest, different.answers().digest);
         }
 
         #[test]
@@ -373,7 +393,7 @@ mod tests {
                 prop_assert!(journal.has_seen_part());
                 prop_assert_eq!(journal.awaits_one(), end == journal.bytes().len());
                 journal.answer_front();
-                journal.settle_seen();
+                journal.end_seen();
                 prop_assert_eq!(journal.answered(), end);
                 prop_assert!(!journal.has_seen_part());
             }

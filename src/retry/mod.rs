@@ -4,5 +4,6 @@
 
 pub mod backoff;
 pub mod budget;
+pub mod course;
 pub mod journal;
 pub mod policy;

@@ -51,6 +51,8 @@ pub struct Leftovers {
     pub pins: PinSet,
     /// How many statements the backend has under global names.
     pub prepared: usize,
+    /// How many that SQL has prepared under others.
+    pub own: usize,
 }
 
 /// Takes the answers to [`QUESTION`] out of `rows`; `None` if it was not asked.
@@ -65,11 +67,15 @@ pub fn take(rows: &mut Vec<Row>) -> Option<Leftovers> {
             asked = true;
             return false;
         }
+        let count = value.as_deref().and_then(|v| std::str::from_utf8(v).ok());
+        // A number that can't be read is like one that doesn't fit.
+        let count = count.and_then(|c| c.parse().ok()).unwrap_or(usize::MAX);
         if word == b"prepared" {
-            let count = value.as_deref().and_then(|v| std::str::from_utf8(v).ok());
-            // A number that can't be read is like one that doesn't fit.
-            left.prepared = count.and_then(|c| c.parse().ok()).unwrap_or(usize::MAX);
+            left.prepared = count;
             return false;
+        }
+        if word == PinReason::SqlPrepare.as_str().as_bytes() {
+            left.own = count;
         }
         let reason = PinReason::ALL
             .into_iter()
@@ -92,10 +98,11 @@ mod tests {
             (b"pin listen".to_vec(), None),
             (b"pin temp_table".to_vec(), None),
             (b"pin prepared".to_vec(), Some(b"12".to_vec())),
+            (b"pin sql_prepare".to_vec(), Some(b"3".to_vec())),
         ];
         let left = take(&mut rows).unwrap();
-        assert_eq!(left.pins.to_string(), "temp_table,listen");
-        assert_eq!(left.prepared, 12);
+        assert_eq!(left.pins.to_string(), "temp_table,sql_prepare,listen");
+        assert_eq!((left.prepared, left.own), (12, 3));
         assert_eq!(rows.len(), 1);
         assert!(take(&mut rows).is_none());
     }

@@ -8,6 +8,7 @@ use lru::LruCache;
 use super::settings::Settings;
 use super::shape::{Awaited, Shape};
 use crate::sql::LexOptions;
+use crate::sql::reading::REPORTED;
 
 type Entry = (Box<[u8]>, Box<[u8]>);
 
@@ -18,6 +19,14 @@ pub struct Reported {
     /// What they say of how SQL is read, kept because every simple query asks.
     lex_options: LexOptions,
     greeting: Greeting,
+    /// What they say of how constants and texts are read: names and values of [`REPORTED`], each ended by a NUL.
+    reading: Arc<[u8]>,
+}
+
+/// The names and values of a [`Reported::reading`].
+pub fn settings_of(reading: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut parts = reading.split(|byte| *byte == 0);
+    std::iter::from_fn(move || Some((parts.next()?, parts.next()?)))
 }
 
 /// The messages that tell a new client all values, kept because every login sends them. Equal sets have equal ones.
@@ -47,6 +56,21 @@ impl Reported {
     /// How a server that reports these values reads SQL.
     pub fn lex_options(&self) -> LexOptions {
         self.lex_options
+    }
+
+    /// The values that decide what a text means.
+    pub fn reading(&self) -> &Arc<[u8]> {
+        &self.reading
+    }
+
+    fn put_reading(&mut self) {
+        let mut reading = Vec::new();
+        for name in REPORTED {
+            if let Some(value) = self.get(name.as_bytes()) {
+                reading.extend([name.as_bytes(), &[0], value, &[0]].concat());
+            }
+        }
+        self.reading = reading.into();
     }
 
     /// Makes two sets that hold the same one set; false if they differ.
@@ -98,6 +122,9 @@ impl Reported {
             }
             b"client_encoding" => self.lex_options.unsafe_encoding = is_unsafe(value),
             _ => {}
+        }
+        if REPORTED.iter().any(|it| it.as_bytes() == name) {
+            self.put_reading();
         }
     }
 }
@@ -300,6 +327,24 @@ mod tests {
         assert!(!options.standard_conforming_strings && options.unsafe_encoding);
         reported.set(b"client_encoding", b"UTF8");
         assert!(!reported.lex_options().unsafe_encoding);
+    }
+
+    #[test]
+    fn what_decides_meanings_is_kept_in_one_order() {
+        let mut one = Reported::default();
+        one.set(b"TimeZone", b"UTC");
+        one.set(b"server_version", b"17");
+        one.set(b"client_encoding", b"UTF8");
+        let mut other = Reported::default();
+        other.set(b"client_encoding", b"UTF8");
+        other.set(b"TimeZone", b"UTC");
+        assert_eq!(one.reading(), other.reading());
+        let settings: Vec<_> = settings_of(one.reading()).collect();
+        let expected: [(&[u8], &[u8]); 2] = [(b"client_encoding", b"UTF8"), (b"TimeZone", b"UTC")];
+        assert_eq!(settings, expected);
+        other.set(b"TimeZone", b"CET");
+        assert_ne!(one.reading(), other.reading());
+        assert_eq!(settings_of(b"").count(), 0);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::leftovers;
+use crate::sql::reading::UNREPORTED;
 
 /// Settings that are never carried: the life of the first three ends with the transaction, the others can't be set
 /// and are only reported.
@@ -35,6 +36,13 @@ pub type Row = (Vec<u8>, Option<Vec<u8>>);
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Settings {
     entries: Vec<Entry>,
+    /// Those that decide what a text means when it is analysed: names and values, each ended by a NUL.
+    analysis: Option<Box<[u8]>>,
+}
+
+/// Whether the setting `name` decides what a text means, in ways that the server does not report.
+fn decides(name: &[u8]) -> bool {
+    name == b"search_path" || UNREPORTED.iter().any(|it| it.as_bytes() == name)
 }
 
 impl Settings {
@@ -70,6 +78,17 @@ impl Settings {
             (Err(at), Some(value)) => self.entries.insert(at, (name.into(), value.into())),
             (Err(_), None) => {}
         }
+        if decides(name) {
+            let decide = self.iter().filter(|(name, _)| decides(name));
+            let all = decide.flat_map(|(name, value)| [name, &[0], value, &[0]].concat());
+            let all: Vec<u8> = all.collect();
+            self.analysis = (!all.is_empty()).then(|| all.into());
+        }
+    }
+
+    /// The settings among these that decide what a text means when it is analysed; `None` if there are none.
+    pub fn analysis(&self) -> Option<&[u8]> {
+        self.analysis.as_deref()
     }
 
     /// These settings with what the server answered to a [`Probe`], oldest first. `login_user` is whom the backend
@@ -394,6 +413,25 @@ mod tests {
         tracker.learn(&[pair("search_path", "a, b")], b"app");
         assert_eq!(tracker.current().get(b"search_path"), Some(&b"a, b"[..]));
         assert!(!tracker.is_touched());
+    }
+
+    #[test]
+    fn what_decides_meanings_is_kept_together() {
+        let mut settings = Settings::default();
+        settings.set(b"work_mem", Some(b"1MB"));
+        assert_eq!(settings.analysis(), None);
+        settings.set(b"search_path", Some(b"a"));
+        settings.set(b"array_nulls", Some(b"off"));
+        let both = b"array_nulls\0off\0search_path\0a\0";
+        assert_eq!(settings.analysis(), Some(&both[..]));
+        settings.set(b"search_path", None);
+        assert_eq!(settings.analysis(), Some(&b"array_nulls\0off\0"[..]));
+        settings.set(b"array_nulls", None);
+        assert_eq!(settings, {
+            let mut settings = Settings::default();
+            settings.set(b"work_mem", Some(b"1MB"));
+            settings
+        });
     }
 
     #[test]

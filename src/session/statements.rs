@@ -25,7 +25,7 @@ pub const DISOWNED: &[u8] = b" ";
 pub const SERVER_NAME_PREFIX: &[u8] = b"pgweir_";
 
 /// A statement as it is prepared on servers. Two sessions that parse the same text with the same parameter types
-/// under the same `search_path` share it.
+/// and the same [`Meaning`] share it.
 #[derive(Debug)]
 pub struct Statement<T> {
     pub id: u64,
@@ -35,8 +35,11 @@ pub struct Statement<T> {
     pub body: Box<[u8]>,
     /// Where in `body` the name belongs, if SQL prepared it.
     pub name_at: Option<usize>,
-    /// The session's `search_path` when it was parsed, if it had set one: the same text may mean other tables.
-    pub search_path: Option<Box<[u8]>>,
+    /// The session's settings when it was parsed that decide what a text means, if it had set any. See
+    /// `Settings::analysis`.
+    pub settings: Option<Box<[u8]>>,
+    /// Those that the server reports, whoever set them.
+    pub reading: Arc<[u8]>,
     /// What is known of its text.
     pub known: T,
 }
@@ -47,6 +50,24 @@ impl<T> Statement<T> {
         let (before, behind) = self.body.split_at_checked(self.name_at?)?;
         Some([before, name, behind].concat())
     }
+
+    /// Its text, of SQL's PREPARE all but the name.
+    pub fn text(&self) -> &[u8] {
+        self.body
+            .split(|byte| *byte == 0)
+            .next()
+            .unwrap_or_default()
+    }
+}
+
+/// What a text means besides itself: the settings by which it is analysed.
+#[derive(Clone, Debug)]
+pub struct Meaning<'a> {
+    /// See `Settings::analysis`.
+    pub settings: Option<&'a [u8]>,
+    /// See `mirror::Reported::reading`. Empty: whatever they are, the text means the same. Of a text that shares its
+    /// meaning with none, [`Global::apart`].
+    pub reading: Arc<[u8]>,
 }
 
 /// All statements by content.
@@ -87,20 +108,28 @@ impl<T> Default for Global<T> {
 }
 
 impl<T> Global<T> {
-    /// The statement with this `body` under this `search_path`; `known` is asked when it is new. (The body of a Parse has
+    /// What no other statement is read by. (It names no setting: it has no NUL.)
+    pub fn apart(&self) -> Arc<[u8]> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        format!("apart {id}").into_bytes().into()
+    }
+
+    /// The statement with this `body` and this `meaning`; `known` is asked when it is new. (The body of a Parse has
     /// zeros in it and SQL has none, so the two kinds are never taken for one another.)
     pub fn intern(
         &self,
         body: &[u8],
         name_at: Option<usize>,
-        search_path: Option<&[u8]>,
+        meaning: Meaning<'_>,
         known: impl FnOnce() -> T,
     ) -> Arc<Statement<T>> {
-        let hash = self.hasher.hash_one((body, search_path));
+        let Meaning { settings, reading } = meaning;
+        let hash = self.hasher.hash_one((body, settings, &reading[..]));
         let is_it = |s: &Arc<Statement<T>>| {
             s.body.as_ref() == body
                 && s.name_at == name_at
-                && s.search_path.as_deref() == search_path
+                && s.settings.as_deref() == settings
+                && (Arc::ptr_eq(&s.reading, &reading) || s.reading == reading)
         };
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(statement) = table.statements.find(hash, is_it) {
@@ -113,18 +142,18 @@ impl<T> Global<T> {
         let name = [SERVER_NAME_PREFIX, id.to_string().as_bytes()]
             .concat()
             .into_boxed_slice();
-        let search_path = search_path.map(Into::into);
         let statement = Arc::new(Statement {
             id,
             name,
             body: body.into(),
             name_at,
-            search_path,
+            settings: settings.map(Into::into),
+            reading,
             known: known(),
         });
         let rehash = |s: &Arc<Statement<T>>| {
             self.hasher
-                .hash_one((s.body.as_ref(), s.search_path.as_deref()))
+                .hash_one((s.body.as_ref(), s.settings.as_deref(), &s.reading[..]))
         };
         table
             .statements
@@ -195,6 +224,8 @@ pub struct Names<T> {
     exchange: u64,
     /// See [`Self::own_for_good`].
     is_own: bool,
+    /// SQL has prepared some since all were forgotten.
+    has_sql: bool,
 }
 
 #[derive(Debug)]
@@ -213,6 +244,7 @@ impl<T> Default for Names<T> {
             unconfirmed: VecDeque::new(),
             exchange: 0,
             is_own: false,
+            has_sql: false,
         }
     }
 }
@@ -269,6 +301,17 @@ impl<T> Names<T> {
         self.is_own
     }
 
+    /// Whether any of them may have been prepared by SQL.
+    pub fn has_sql(&self) -> bool {
+        self.has_sql
+    }
+
+    /// How many that SQL has prepared the backend with number `id` knows by their own names.
+    pub fn own_sql(&self, id: u64) -> usize {
+        let is_it = |named: &Named<T>| named.spelled.is_some() && named.own_on == id;
+        self.iter().filter(|(_, named)| is_it(named)).count()
+    }
+
     /// Every name but the empty one, with what it stands for.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Named<T>)> {
         let all = self.named.iter().flat_map(|all| all.iter());
@@ -293,6 +336,7 @@ impl<T> Names<T> {
         if name.is_empty() {
             return std::mem::replace(&mut self.unnamed, statement);
         }
+        self.has_sql |= statement.as_ref().is_some_and(|it| it.spelled.is_some());
         match statement {
             Some(statement) => self
                 .named
@@ -416,6 +460,7 @@ impl<T> Names<T> {
     /// `DEALLOCATE ALL` or `DISCARD ALL` succeeded: the named ones are gone, save those parsed behind it.
     pub fn forget_all(&mut self) {
         self.is_own = false;
+        self.has_sql = false;
         self.retired.clone_from(&self.named);
         let mut named = NameMap::default();
         for change in &mut self.unconfirmed {
@@ -434,8 +479,14 @@ impl<T> Names<T> {
 mod tests {
     use super::*;
 
+    fn under<'a>(settings: Option<&'a [u8]>, reading: &[u8]) -> Meaning<'a> {
+        let reading = reading.into();
+        Meaning { settings, reading }
+    }
+
     fn statement(global: &Global<()>, text: &str) -> Arc<Statement<()>> {
-        global.intern(format!("{text}\0\0\0").as_bytes(), None, None, || ())
+        let body = format!("{text}\0\0\0");
+        global.intern(body.as_bytes(), None, under(None, b""), || ())
     }
 
     fn named(global: &Global<()>, text: &str) -> Named<()> {
@@ -443,12 +494,24 @@ mod tests {
     }
 
     #[test]
-    fn equal_content_is_one_statement_and_the_search_path_is_content() {
+    fn equal_content_is_one_statement_and_what_it_is_read_by_is_content() {
         let global = Global::default();
         let a = statement(&global, "select 1");
         assert!(Arc::ptr_eq(&a, &statement(&global, "select 1")));
-        let b = global.intern(b"select 1\0\0\0", None, Some(b"tenant"), || ());
-        assert_ne!(a.id, b.id);
+        let intern =
+            |meaning: &Meaning<'_>| global.intern(b"select 1\0\0\0", None, meaning.clone(), || ());
+        let others = [
+            under(Some(b"search_path\0tenant\0"), b""),
+            under(None, b"TimeZone\0CET\0"),
+            under(None, &global.apart()),
+            under(None, &global.apart()),
+        ];
+        let mut ids: Vec<_> = others.iter().map(|other| intern(other).id).collect();
+        ids.push(a.id);
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), 5);
+        assert_eq!(intern(&others[1]).id, intern(&others[1]).id);
         assert_eq!(a.name.as_ref(), format!("pgweir_{}", a.id).as_bytes());
     }
 
@@ -456,8 +519,9 @@ mod tests {
     fn a_statement_of_sql_is_the_same_under_any_name() {
         let global = Global::default();
         let (at, body) = (8, b"PREPARE  AS SELECT 1");
-        let a = global.intern(body, Some(at), None, || ());
-        assert!(Arc::ptr_eq(&a, &global.intern(body, Some(at), None, || ())));
+        let intern = || global.intern(body, Some(at), under(None, b""), || ());
+        let a = intern();
+        assert!(Arc::ptr_eq(&a, &intern()));
         let text = a.prepare_text(b"p").unwrap();
         assert_eq!(text, b"PREPARE p AS SELECT 1");
         assert_eq!(statement(&global, "x").prepare_text(b"p"), None);

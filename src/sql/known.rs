@@ -19,6 +19,7 @@ use super::fingerprint::{Fingerprint, FingerprintKey, stable_id};
 use super::lexer::{LexOptions, Lexer, TokenKind};
 use super::normalise::normalise;
 use super::prepared::PreparedUse;
+use super::reading::Rereads;
 use super::repeat::{self, BlockEnd, Doubt};
 use super::state::{Effect, PinReason, PinSet};
 use crate::meter::{Queries, Query, QueryId};
@@ -67,6 +68,8 @@ pub struct Known {
     pub empties_database: bool,
     /// How it names prepared statements.
     pub prepared: PreparedUse,
+    /// What it may change of how later texts are read.
+    pub rereads: Rereads,
     /// It may read data from the client.
     pub copies_in: bool,
     /// Nothing about it concerns the session: no effect, no transaction control, no reason to pin.
@@ -136,6 +139,7 @@ impl Known {
             doubt,
             block_end: repeat::block_end(&class),
             prepared,
+            rereads: Rereads::of(&class),
             listens,
             empties_database: class.statements.iter().any(empties_database),
             reads_channels: mentions(text, options, &[b"pg_listening_channels"]),

@@ -27,6 +27,8 @@ pub struct LexOptions {
     pub standard_conforming_strings: bool,
     /// `client_encoding` has characters whose later bytes can be ASCII; tokens after such a character can't be trusted.
     pub unsafe_encoding: bool,
+    /// Either setting may have been changed by what was sent before.
+    pub in_doubt: bool,
 }
 
 impl Default for LexOptions {
@@ -34,6 +36,7 @@ impl Default for LexOptions {
         Self {
             standard_conforming_strings: true,
             unsafe_encoding: false,
+            in_doubt: false,
         }
     }
 }
@@ -41,7 +44,9 @@ impl Default for LexOptions {
 impl LexOptions {
     /// Whether tokens of `text` may differ from what the server sees.
     pub fn cannot_be_sure(self, text: &[u8]) -> bool {
-        self.unsafe_encoding && !text.is_ascii()
+        // What the two settings are about is not ASCII, or a backslash.
+        (self.unsafe_encoding && !text.is_ascii())
+            || (self.in_doubt && (!text.is_ascii() || text.contains(&b'\\')))
     }
 }
 

@@ -14,6 +14,7 @@ pub mod lexer;
 pub mod name;
 pub mod normalise;
 pub mod prepared;
+pub mod reading;
 pub mod repeat;
 mod shape;
 mod skim;

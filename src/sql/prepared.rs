@@ -47,6 +47,32 @@ impl PreparedUse {
     }
 }
 
+/// The names that `text`, wherever in it, tells somebody to execute: what stands behind the word EXECUTE.
+pub fn executed_in(text: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    const WORD: &[u8] = b"execute";
+    let is_part =
+        |byte: &u8| byte.is_ascii_alphanumeric() || matches!(*byte, b'_' | b'$') || *byte >= 0x80;
+    let ends = memchr::memchr2_iter(b'e', b'E', text).filter_map(move |at| {
+        let end = at.checked_sub(WORD.len() - 1)?;
+        let word = &text[end..=at];
+        let is_word = word.eq_ignore_ascii_case(WORD);
+        let is_whole = end
+            .checked_sub(1)
+            .is_none_or(|before| !is_part(&text[before]));
+        (is_word && is_whole).then_some(at + 1)
+    });
+    ends.filter_map(move |end| {
+        let behind = text[end..].trim_ascii_start();
+        if let Some(quoted) = behind.strip_prefix(b"\"") {
+            let close = memchr::memchr(b'"', quoted)?;
+            return Some(quoted[..close].to_vec());
+        }
+        let has_blank = behind.len() < text.len() - end;
+        let length = behind.iter().take_while(|byte| is_part(byte)).count();
+        (has_blank && length > 0).then(|| behind[..length].to_ascii_lowercase())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::classify::classify;
@@ -74,6 +100,30 @@ mod tests {
         ] {
             let class = classify(text.as_bytes(), LexOptions::default());
             assert_eq!(PreparedUse::of(text.as_bytes(), &class), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_code_is_told_to_execute_is_found_in_any_text() {
+        for (text, expected) in [
+            ("SELECT 1", &[][..]),
+            ("SELECT f('execute q (2, 2)')", &["q"]),
+            (
+                "SELECT f('EXPLAIN EXECUTE Q1', 'Execute  \"A b\"(1)')",
+                &["q1", "A b"],
+            ),
+            ("DO $$BEGIN EXECUTE 'EXECUTE x'; END$$", &["x"]),
+            ("SELECT executes q, unexecute q, execute_q", &[]),
+            ("SELECT 'execute", &[]),
+            ("EXECUTE \"x", &[]),
+            ("execute", &[]),
+        ] {
+            let found: Vec<_> = executed_in(text.as_bytes()).collect();
+            assert_eq!(
+                found,
+                expected.iter().map(|it| it.as_bytes()).collect::<Vec<_>>(),
+                "{text}"
+            );
         }
     }
 }

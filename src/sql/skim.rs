@@ -42,7 +42,7 @@ fn is(byte: Option<&u8>, class: u8) -> bool {
 /// Feeds the text without its constants to `absorb`, in pieces. False if it needs a closer look; what was fed counts for
 /// nothing then.
 pub(super) fn skim(text: &[u8], options: LexOptions, mut absorb: impl FnMut(&[u8])) -> bool {
-    if options.unsafe_encoding || !options.standard_conforming_strings {
+    if options != LexOptions::default() {
         return false;
     }
     // What is not fed yet begins at `start`.
@@ -166,6 +166,10 @@ mod tests {
             },
             LexOptions {
                 unsafe_encoding: true,
+                ..LexOptions::default()
+            },
+            LexOptions {
+                in_doubt: true,
                 ..LexOptions::default()
             },
         ] {

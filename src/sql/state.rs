@@ -272,6 +272,20 @@ impl PinSet {
         Self(self.0 & !other.0)
     }
 
+    /// Whether some of it is still to be seen after a DISCARD ALL: a library that is loaded, the seed of `random()`, or
+    /// what nobody knows.
+    pub fn outlives_discard(self) -> bool {
+        [
+            PinReason::Load,
+            PinReason::SetSeed,
+            PinReason::SettingsUnknown,
+            PinReason::OpaqueState,
+            PinReason::Unclassifiable,
+        ]
+        .into_iter()
+        .any(|reason| self.contains(reason))
+    }
+
     pub fn iter(self) -> impl Iterator<Item = PinReason> {
         PinReason::ALL
             .into_iter()

@@ -322,7 +322,11 @@ async fn orders_hold_for_pools_that_are_made_later() {
     console.query("DISABLE template1").await.ok();
     let refused = Client::connect_as(pgweir.address, &Login::new("postgres", "template1")).await;
     let error = refused.err().expect("a disabled database lets nobody in");
-    assert!(error.message.contains("disabled"), "{error:?}");
+    assert_eq!(
+        error.message,
+        "database does not allow connections: template1"
+    );
+    assert_eq!(error.severity, "FATAL");
     console.query("ENABLE template1").await.ok();
     let mut client = Client::connect(pgweir.address, "postgres", "template1").await;
     assert_eq!(client.value("SELECT current_database()").await, "template1");
@@ -373,6 +377,30 @@ async fn kill_cuts_clients_off_and_holds_the_database() {
     console.query("RESUME postgres").await.ok();
     let mut client = pgweir.client().await;
     assert_eq!(client.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn kill_ends_clients_that_wait_at_login() {
+    let pgweir = start();
+    let mut console = pgweir.console().await;
+    console.query("PAUSE postgres").await.ok();
+    // The server is to say whether it takes the parameter, which needs a connection to it.
+    let login = Login::new("postgres", "postgres").with("work_mem", "5MB");
+    let address = pgweir.address;
+    let waiting = pgweir::tasks::spawn("client at login", async move {
+        Client::connect_as(address, &login).await.err()
+    });
+    // It is known from when it has proved itself.
+    eventually("the client to be told", async || {
+        console.query("KILL postgres").await.ok();
+        waiting.is_finished()
+    })
+    .await;
+    let error = waiting.await.unwrap().expect("an end of the login");
+    assert_eq!(
+        (error.severity.as_str(), error.code.as_str()),
+        ("FATAL", "57P01")
+    );
 }
 
 #[tokio::test]

@@ -326,6 +326,10 @@ impl Scene {
         if fault == Fault::Stall {
             self.link.close();
         }
+        if matches!(fault, Fault::Kill | Fault::Crash) && point != "idle" {
+            // The server has closed all connections, which this process has still to pass on.
+            self.link.empty().await;
+        }
         let gone = format!("pid = {pid} AND state <> 'idle'");
         if matches!(fault, Fault::Reset | Fault::Close | Fault::Stall) && point == "running" {
             // It notices the end of its connection when it next reads.

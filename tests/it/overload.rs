@@ -571,3 +571,33 @@ async fn abuse(address: std::net::SocketAddr, seed: u64, stop: &AtomicBool) {
         let _ = tokio::time::timeout(patience, talk).await;
     }
 }
+
+/// One pool's connections take too long to log in: that says nothing of the server, and the others have theirs.
+#[tokio::test]
+async fn a_pool_whose_logins_hang_does_not_close_the_server_to_others() {
+    let role = shared::role("hangs").await;
+    let config = format!(
+        "[general]\nlisten = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\n\
+         [cluster]\nprimary = \"{}\"\n[auth]\nmethod = \"trust\"\n[timeouts]\nserver_connect_timeout = \"1s\"\n\
+         server_login_retry = \"50ms\"\n[overload]\nbreaker_after = 2\n[databases.postgres]\n\
+         [databases.hangs]\ndbname = \"postgres\"\nconnect_query = \"SELECT pg_sleep(60)\"\n",
+        shared::server().node_url()
+    );
+    let pgweir = Options::config(&config).start();
+    let mut stuck = Vec::new();
+    for _ in 0..4 {
+        // The first connection is what tells it who the server is.
+        let mut client = Client::open(pgweir.address).await;
+        let names = [("user", role.name), ("database", "hangs")];
+        client.send(&messages::startup(0x0003_0000, &names)).await;
+        stuck.push(client);
+    }
+    eventually("several attempts to have failed", async || {
+        let log = pgweir.log();
+        log.matches("(server_connect_timeout)").count() >= 4
+    })
+    .await;
+    assert!(!pgweir.log_contains("the server can't be reached"));
+    let mut client = role.client(&pgweir).await;
+    assert_eq!(client.value("SELECT 1").await, "1");
+}

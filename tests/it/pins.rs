@@ -228,3 +228,20 @@ async fn who_waits_in_vain_is_told_of_the_pins() {
     let told = "2 held by pinned sessions (temp_table 1, advisory_lock 1, set_seed 1)";
     assert!(detail.contains(told), "{detail}");
 }
+
+/// What `DISCARD ALL` does not undo is not for the next client.
+#[tokio::test]
+async fn after_discard_all_a_backend_with_a_seed_or_a_library_goes_to_nobody() {
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    for statement in ["SELECT setseed(0.5)", "LOAD 'plpgsql'"] {
+        let mut first = pgweir.client().await;
+        first.query(statement).await.ok();
+        let pid = first.value("SELECT pg_backend_pid()").await;
+        first.query("DISCARD ALL").await.ok();
+        let mut next = pgweir.client().await;
+        let other = next.value("SELECT pg_backend_pid()").await;
+        assert_ne!(pid, other, "{statement}");
+    }
+}

@@ -12,11 +12,11 @@ use crate::support::pgweir::{Options, Pgweir};
 use crate::support::scripted_backend::ScriptedBackend;
 use crate::support::wait::eventually;
 
-fn replaying() -> Options {
+pub(crate) fn replaying() -> Options {
     Options::new(shared::server()).set("retry.replay", "true")
 }
 
-async fn table(name: &str) -> Client {
+pub(crate) async fn table(name: &str) -> Client {
     let mut direct = shared::direct().await;
     let text = format!(
         "CREATE TABLE {name} (id int PRIMARY KEY, a int); INSERT INTO {name} VALUES (1, 0), (2, 0), (3, 0)"
@@ -25,7 +25,7 @@ async fn table(name: &str) -> Client {
     direct
 }
 
-fn replays(pgweir: &Pgweir, role: &Role, answers: &str) -> f64 {
+pub(crate) fn replays(pgweir: &Pgweir, role: &Role, answers: &str) -> f64 {
     let user = role.name;
     let series = format!(
         "pgweir_replays_total{{database=\"postgres\",user=\"{user}\",answers=\"{answers}\"}}"
@@ -34,7 +34,7 @@ fn replays(pgweir: &Pgweir, role: &Role, answers: &str) -> f64 {
 }
 
 /// Ends the role's backend that is in a transaction.
-async fn terminate(role: &mut Role) {
+pub(crate) async fn terminate(role: &mut Role) {
     let pids = role.activity("pid", "xact_start IS NOT NULL").await;
     assert_eq!(pids.len(), 1, "{pids:?}");
     let sql = format!("SELECT pg_terminate_backend({}, 10000)", pids[0]);
@@ -278,7 +278,7 @@ async fn a_transaction_with_a_cursor_or_copy_is_not_replayed() {
 
 /// A server that answers each exchange with the next of `answers` and notes what it was asked; an empty answer closes
 /// the connection.
-async fn script(answers: Vec<Vec<u8>>) -> (ScriptedBackend, Arc<Mutex<Vec<String>>>) {
+pub(crate) async fn script(answers: Vec<Vec<u8>>) -> (ScriptedBackend, Arc<Mutex<Vec<String>>>) {
     let heard: Arc<Mutex<Vec<String>>> = Arc::default();
     let (next, answers) = (Arc::new(AtomicUsize::new(0)), Arc::new(answers));
     let log = Arc::clone(&heard);
@@ -310,11 +310,11 @@ async fn script(answers: Vec<Vec<u8>>) -> (ScriptedBackend, Arc<Mutex<Vec<String
     (backend, heard)
 }
 
-fn done(tag: &str, status: u8) -> Vec<u8> {
+pub(crate) fn done(tag: &str, status: u8) -> Vec<u8> {
     [m::command_complete(tag), m::ready_for_query(status)].concat()
 }
 
-fn error(code: &str, status: u8) -> Vec<u8> {
+pub(crate) fn error(code: &str, status: u8) -> Vec<u8> {
     [
         m::error_response("ERROR", code, "scripted"),
         m::ready_for_query(status),
@@ -322,7 +322,7 @@ fn error(code: &str, status: u8) -> Vec<u8> {
     .concat()
 }
 
-fn in_front_of(backend: &ScriptedBackend) -> Pgweir {
+pub(crate) fn in_front_of(backend: &ScriptedBackend) -> Pgweir {
     Options::in_front_of(&backend.node_url())
         .set("retry.replay", "true")
         .start()

@@ -2,7 +2,7 @@
 
 use crate::same::Same;
 use crate::shared;
-use crate::support::messages::{bind, close, describe, execute, parse, query, sync};
+use crate::support::messages::{bind, close, describe, execute, flush, parse, query, sync};
 use crate::support::pgweir::Options;
 
 async fn same() -> Same {
@@ -232,4 +232,222 @@ async fn sql_prepared_statements_keep_no_backend() {
     assert_ne!(two.value("SHOW work_mem").await, "7MB");
     assert_eq!(one.value("SHOW work_mem").await, "7MB");
     assert_eq!(role.pids().await.len(), 1);
+}
+
+#[tokio::test]
+async fn code_executes_what_the_client_has_prepared() {
+    let mut same = same().await;
+    same.check(&query(
+        "CREATE OR REPLACE FUNCTION sql_prepare_run(what text) RETURNS int LANGUAGE plpgsql AS
+         $$DECLARE n int; BEGIN EXECUTE what INTO n; RETURN n; END$$",
+    ))
+    .await;
+    same.check(&query("PREPARE x AS SELECT 7")).await;
+    same.check(&query("PREPARE \"Y\" (int) AS SELECT $1 + 1"))
+        .await;
+    let whole = |text| {
+        [
+            parse("", text, &[]),
+            bind("", "", &[]),
+            describe(b'P', ""),
+            execute("", 0),
+            sync(),
+        ]
+        .concat()
+    };
+    for text in [
+        "SELECT sql_prepare_run('EXECUTE x')",
+        "SELECT sql_prepare_run('EXECUTE \"Y\"(3)')",
+        "DO $$DECLARE n int; BEGIN EXECUTE 'EXECUTE x' INTO n; RAISE NOTICE '%', n; END$$",
+        "SELECT sql_prepare_run('EXECUTE missing')",
+        "BEGIN",
+        "SELECT sql_prepare_run('EXECUTE x')",
+        "SELECT sql_prepare_run('EXECUTE \"Y\"(3)')",
+        "COMMIT",
+        "EXECUTE x",
+        "SELECT name, from_sql FROM pg_prepared_statements ORDER BY name",
+        "PREPARE outer_one AS SELECT sql_prepare_run('EXECUTE x')",
+        "EXECUTE outer_one",
+        "DEALLOCATE x",
+        "SELECT sql_prepare_run('EXECUTE x')",
+        "EXECUTE outer_one",
+        "PREPARE x AS SELECT 8",
+        "EXECUTE outer_one",
+    ] {
+        same.check(&query(text)).await;
+    }
+    for text in [
+        "SELECT sql_prepare_run('EXECUTE x')",
+        "SELECT sql_prepare_run('EXECUTE \"Y\"(5)')",
+        "SELECT sql_prepare_run('EXECUTE missing')",
+    ] {
+        same.check(&whole(text)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_pinned_session_prepares_under_its_own_names() {
+    let mut same = same().await;
+    let counts =
+        "SELECT name, generic_plans, custom_plans FROM pg_prepared_statements ORDER BY name";
+    same.check(&query("PREPARE before AS SELECT 1")).await;
+    same.check(&query("CREATE TEMP TABLE own_names (a int)"))
+        .await;
+    for text in [
+        "PREPARE o AS SELECT a + 0 FROM own_names",
+        "PREPARE n (int) AS SELECT a + 0 FROM own_names WHERE a = $1",
+        counts,
+        "EXECUTE o",
+        "EXECUTE n(1)",
+        "EXECUTE before",
+        "PREPARE o AS SELECT 2",
+        "SELECT name, generic_plans, custom_plans FROM pg_prepared_statements WHERE name <> 'before' ORDER BY name",
+        "DEALLOCATE n",
+        "EXECUTE n(1)",
+        "PREPARE n (int) AS SELECT $1",
+        "EXECUTE n(2)",
+        "DROP TABLE own_names",
+        // The pin has ended: what was prepared goes along.
+        "EXECUTE n(3)",
+        "EXECUTE o",
+        "EXECUTE before",
+        "CREATE TEMP TABLE own_names (a int)",
+        "INSERT INTO own_names VALUES (5)",
+        "EXECUTE o",
+        "DO $$BEGIN EXECUTE 'EXECUTE o'; END$$",
+        "DEALLOCATE o",
+        "EXECUTE o",
+        "DROP TABLE own_names",
+        "EXECUTE n(4)",
+        "DEALLOCATE ALL",
+        "EXECUTE n(5)",
+    ] {
+        same.check(&query(text)).await;
+    }
+    // Statements of the protocol and of SQL, bound and closed by the protocol.
+    same.check(&query("CREATE TEMP TABLE own_names (a int)"))
+        .await;
+    same.check(&query("PREPARE q (int) AS SELECT $1, 'q'"))
+        .await;
+    same.check(&run("q", &[Some("7")])).await;
+    same.check(&[describe(b'S', "q"), sync()].concat()).await;
+    same.check(&[parse("q", "SELECT 1", &[]), sync()].concat())
+        .await;
+    same.check(&[close(b'S', "q"), sync()].concat()).await;
+    same.check(&query("EXECUTE q(1)")).await;
+    same.check(&query("PREPARE q AS SELECT 'again'")).await;
+    same.check(&query("DROP TABLE own_names")).await;
+    same.check(&run("q", &[])).await;
+    same.check(&query("EXECUTE q")).await;
+}
+
+#[tokio::test]
+async fn a_statement_whose_table_is_gone_keeps_the_list_from_nobody() {
+    let role = shared::role("gone_table").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let mut one = role.client(&pgweir).await;
+    let mut two = role.client(&pgweir).await;
+    one.query("CREATE TABLE gone_table (a int)").await.ok();
+    one.query("PREPARE gone AS SELECT a FROM gone_table")
+        .await
+        .ok();
+    one.query("PREPARE kept AS SELECT 1").await.ok();
+    two.query("DROP TABLE gone_table").await.ok();
+    let names = "SELECT name FROM pg_prepared_statements WHERE name = 'kept'";
+    assert_eq!(one.value(names).await, "kept");
+    assert_eq!(one.query("EXECUTE gone").await.sqlstate(), "42P01");
+    assert_eq!(one.value("EXECUTE kept").await, "1");
+    // Code that might run it by name is not hindered either.
+    one.query("DO $$BEGIN EXECUTE 'EXECUTE kept'; END$$")
+        .await
+        .ok();
+    assert_eq!(
+        two.value("SELECT count(*) FROM pg_prepared_statements")
+            .await,
+        "0"
+    );
+}
+
+/// Whatever is lent to a shared server connection is taken back, be it that some of it never was there, or that the client
+/// ends its exchange in an unusual way or not at all.
+#[tokio::test]
+async fn what_was_lent_is_nobody_elses() {
+    let role = shared::role("lent_names").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let mut one = role.client(&pgweir).await;
+    let mut two = role.client(&pgweir).await;
+    let count = "SELECT count(*) FROM pg_prepared_statements";
+    one.query("CREATE TABLE lent_names (a int)").await.ok();
+    for text in [
+        "PREPARE a AS SELECT 1",
+        "PREPARE gone AS SELECT a FROM lent_names",
+        "PREPARE z AS SELECT 2",
+    ] {
+        one.query(text).await.ok();
+    }
+    two.query("DROP TABLE lent_names").await.ok();
+    let lists = [parse("", count, &[]), bind("", "", &[])].concat();
+    let awaited = [lists.clone(), flush()].concat();
+    one.send(&awaited).await;
+    one.expect(b'1').await;
+    one.expect(b'2').await;
+    one.send(&[execute("", 0), sync()].concat()).await;
+    assert_eq!(one.reply().await.ok().rows[0][0].as_deref(), Some("2"));
+    assert_eq!(two.value(count).await, "0");
+    // A simple query ends the exchange.
+    one.send(&[lists, query("SELECT 3")].concat()).await;
+    assert_eq!(one.reply().await.ok().value(), "3");
+    assert_eq!(two.value(count).await, "0");
+    assert_eq!(one.value("EXECUTE z").await, "2");
+    one.send(&awaited).await;
+    one.expect(b'1').await;
+    one.expect(b'2').await;
+    drop(one);
+    assert_eq!(two.value(count).await, "0");
+    assert_eq!(two.query("EXECUTE z").await.sqlstate(), "26000");
+}
+
+/// Lending what can't be prepared any more rolls nothing back.
+#[tokio::test]
+async fn a_commit_behind_code_depends_on_nothing_lent() {
+    let role = shared::role("lent_commit").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let mut one = role.client(&pgweir).await;
+    for text in [
+        "CREATE TABLE lent_commit (a int)",
+        "CREATE TABLE lent_commit_gone (a int)",
+        "CREATE FUNCTION lent_commit_run(what text) RETURNS text LANGUAGE plpgsql AS
+         $$BEGIN EXECUTE what; RETURN 'ran'; EXCEPTION WHEN others THEN RETURN 'failed'; END$$",
+        "PREPARE gone AS SELECT a FROM lent_commit_gone",
+        "PREPARE adds AS INSERT INTO lent_commit VALUES (2)",
+        "DROP TABLE lent_commit_gone",
+        "BEGIN",
+        "INSERT INTO lent_commit VALUES (1)",
+    ] {
+        one.query(text).await.ok();
+    }
+    let reply = one
+        .query("SELECT lent_commit_run('EXECUTE gone'); COMMIT")
+        .await
+        .ok();
+    assert_eq!(reply.rows[0][0].as_deref(), Some("failed"));
+    assert_eq!(one.value("SELECT count(*) FROM lent_commit").await, "1");
+    assert_eq!(
+        one.value("SELECT lent_commit_run('EXECUTE gone')").await,
+        "failed"
+    );
+    assert_eq!(
+        one.value("SELECT lent_commit_run('EXECUTE adds')").await,
+        "ran"
+    );
+    assert_eq!(one.value("SELECT count(*) FROM lent_commit").await, "2");
+    one.query("DROP FUNCTION lent_commit_run; DROP TABLE lent_commit")
+        .await
+        .ok();
 }

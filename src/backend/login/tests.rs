@@ -38,7 +38,15 @@ async fn against(script: &[u8], credentials: &Credentials) -> Result<LoggedIn, L
         theirs
     };
     let client = async move {
-        login_over(&mut ours, ProtocolVersion::V3_2, STARTUP, credentials, None).await
+        login_over(
+            &mut ours,
+            ProtocolVersion::V3_2,
+            STARTUP,
+            credentials,
+            None,
+            &AtomicBool::default(),
+        )
+        .await
     };
     tokio::join!(client, server).0
 }
@@ -65,7 +73,15 @@ async fn dialogue(
         sent
     };
     let client = async move {
-        login_over(&mut ours, ProtocolVersion::V3_0, STARTUP, credentials, None).await
+        login_over(
+            &mut ours,
+            ProtocolVersion::V3_0,
+            STARTUP,
+            credentials,
+            None,
+            &AtomicBool::default(),
+        )
+        .await
     };
     tokio::join!(client, server)
 }
@@ -92,9 +108,16 @@ async fn nothing_after_ready_for_query_is_read() {
     theirs.write_all(&ready()).await.unwrap();
     theirs.write_all(b"A notification").await.unwrap();
     let none = Credentials::None;
-    login_over(&mut ours, ProtocolVersion::V3_0, STARTUP, &none, None)
-        .await
-        .unwrap();
+    login_over(
+        &mut ours,
+        ProtocolVersion::V3_0,
+        STARTUP,
+        &none,
+        None,
+        &AtomicBool::default(),
+    )
+    .await
+    .unwrap();
     let mut rest = [0; 14];
     ours.read_exact(&mut rest).await.unwrap();
     assert_eq!(&rest, b"A notification");
@@ -197,6 +220,7 @@ async fn scram_server(
             STARTUP,
             credentials,
             binding,
+            &AtomicBool::default(),
         )
         .await
     };
@@ -330,7 +354,15 @@ async fn a_nul_in_a_startup_parameter_is_refused_before_anything_is_sent() {
     let (mut ours, _theirs) = tokio::io::duplex(64);
     let startup: &[(&[u8], &[u8])] = &[(b"user", b"app\0database\0other")];
     let none = Credentials::None;
-    let failed = login_over(&mut ours, ProtocolVersion::V3_0, startup, &none, None).await;
+    let failed = login_over(
+        &mut ours,
+        ProtocolVersion::V3_0,
+        startup,
+        &none,
+        None,
+        &AtomicBool::default(),
+    )
+    .await;
     assert!(matches!(failed, Err(LoginError::Protocol(_))));
 }
 

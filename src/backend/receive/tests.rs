@@ -305,3 +305,24 @@ fn a_server_that_says_more_than_was_asked_is_not_believed() {
     receive(&mut backend, fatal, &mut recorder).unwrap();
     assert_eq!(recorder.pieces, [Ok(0..fatal.len())]);
 }
+
+#[test]
+fn a_backend_whose_server_said_goodbye_behind_the_answer_is_not_clean() {
+    let answer = b"C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I";
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let _entered = runtime.enter();
+    let goodbye = b"E\0\0\0\x14SFATAL\0C57P01\0\0\0";
+    for (behind, is_clean) in [(&b""[..], true), (&goodbye[..], false)] {
+        let (mut backend, _other) = backend(&[Owed::new(Request::Query, For::Client)]);
+        let input = [answer, behind].concat();
+        assert_eq!(
+            receive(&mut backend, &input, &mut Discard).unwrap(),
+            input.len()
+        );
+        assert!(backend.is_at_rest());
+        assert_eq!(backend.is_clean(), is_clean);
+    }
+}

@@ -1,3 +1,5 @@
+use std::sync::atomic::AtomicBool;
+
 use proptest::prelude::*;
 use tokio::net::UnixStream;
 
@@ -60,8 +62,17 @@ async fn meet(method: Method, secret: Option<&UserSecret>, credentials: &Credent
         Ok(proof)
     };
     let startup: &[(&[u8], &[u8])] = &[(b"user", b"app")];
-    let client =
-        async move { login::login(&mut theirs, ProtocolVersion::V3_0, startup, credentials).await };
+    let client = async move {
+        let heard = AtomicBool::default();
+        login::login(
+            &mut theirs,
+            ProtocolVersion::V3_0,
+            startup,
+            credentials,
+            &heard,
+        )
+        .await
+    };
     tokio::join!(server, client)
 }
 

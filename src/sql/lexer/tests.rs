@@ -5,10 +5,12 @@ use super::*;
 const ON: LexOptions = LexOptions {
     standard_conforming_strings: true,
     unsafe_encoding: false,
+    in_doubt: false,
 };
 const OFF: LexOptions = LexOptions {
     standard_conforming_strings: false,
     unsafe_encoding: false,
+    in_doubt: false,
 };
 
 fn tokens(text: &str, options: LexOptions) -> Vec<(TokenKind, &str)> {
@@ -157,6 +159,13 @@ fn unsafe_encodings_doubt_only_what_is_not_ascii() {
     assert!(!options.cannot_be_sure(b"select 1"));
     assert!(options.cannot_be_sure(b"select '\x95\x5c'"));
     assert!(!ON.cannot_be_sure(b"select '\x95\x5c'"));
+    let options = LexOptions {
+        in_doubt: true,
+        ..ON
+    };
+    assert!(!options.cannot_be_sure(b"select 'a'"));
+    assert!(options.cannot_be_sure(b"select '\x95'"));
+    assert!(options.cannot_be_sure(br"select 'a\'"));
 }
 
 #[test]
