@@ -105,11 +105,11 @@ fn listens(known: &Known) -> impl Iterator<Item = &Name> {
     })
 }
 
-/// Whether the server takes `name` for a channel, as it is and in any encoding that the session may have.
-fn is_channel(name: &Name, is_utf8: bool) -> bool {
+/// Whether the server takes `name` for a channel, as it is and in any encoding that the session may have. The client may
+/// change its encoding before the backend is told to forget: with other bytes that would be another channel.
+fn is_channel(name: &Name) -> bool {
     let bytes = name.as_bytes();
-    let is_text = bytes.is_ascii() || (is_utf8 && name.as_str().is_some());
-    is_text && !bytes.is_empty() && !bytes.contains(&0)
+    bytes.is_ascii() && !bytes.is_empty() && !bytes.contains(&0)
 }
 
 /// Whether `known` may have the session listen on less.
@@ -211,17 +211,13 @@ impl Session {
             .listening
             .as_ref()
             .map_or(0, |listening| listening.channels.prospective().len());
-        // Folded and cut by the server, a name is known for certain only where no encoding matters.
-        let is_utf8 = [&b"client_encoding"[..], b"server_encoding"]
-            .iter()
-            .all(|name| self.told.get(name) == Some(b"UTF8"));
         pool.shared_listener
             && pool.pool_mode != PoolMode::Session
             && !self.is_on_replica()
             // Its backend listens already: what comes from two connections comes in no certain order.
             && !self.pins.contains(PinReason::Listen)
             && !known.class.is_unclassifiable()
-            && listens(known).all(|name| is_channel(name, is_utf8))
+            && listens(known).all(is_channel)
             && carried + listens(known).count() <= CHANNELS_MAX
     }
 

@@ -78,6 +78,27 @@ async fn a_name_that_is_no_channel_takes_the_listener_from_nobody() {
 }
 
 #[tokio::test]
+async fn a_name_outside_ascii_is_left_to_nobody_whatever_the_encoding_becomes() {
+    let database = database("listening_outside_ascii").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let mut one = client(&pgweir, &database).await;
+    one.query("BEGIN").await.ok();
+    one.query("LISTEN \"\u{e9}\"").await.ok();
+    one.query("SET client_encoding = latin1").await.ok();
+    one.query("COMMIT").await.ok();
+    assert_eq!(pinned(&pgweir).await, 1);
+    one.terminate().await;
+    // On the same server connection, if it was kept.
+    let mut two = client(&pgweir, &database).await;
+    let channels = two.query("SELECT pg_listening_channels()").await.ok();
+    assert!(channels.rows.is_empty(), "{channels:?}");
+    two.query("NOTIFY \"\u{e9}\"").await.ok();
+    assert_eq!(heard(&mut two), []);
+}
+
+#[tokio::test]
 async fn a_listen_behind_a_statement_that_failed_for_another_one_is_heard() {
     let database = database("listening_answered").await;
     let pgweir = Options::new(shared::server())
