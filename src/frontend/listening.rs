@@ -42,6 +42,8 @@ pub(super) enum Asked {
     Nothing,
     /// A statement waits for the answer.
     ForStatement,
+    /// The same, behind this many items that the client gets first.
+    Passing(Answer, usize),
     /// The statement in front, if it is still the one that was asked for, may be sent.
     Answered(Answer),
     /// A `ReadyForQuery` waits for the answer.
@@ -73,6 +75,8 @@ pub(super) enum Held {
 pub(super) struct Listening {
     pub(super) channels: Channels,
     pub(super) hearing: Option<Hearing>,
+    /// The one before, of another encoding, until this one listens.
+    pub(super) former: Option<Hearing>,
     /// What the shared listener hears for the session.
     pub(super) subscribed: BTreeSet<Name>,
     /// What the backend may listen on that it shall forget.
@@ -184,7 +188,7 @@ impl Session {
             listening.held.is_some()
                 || matches!(
                     listening.asked,
-                    Asked::ForStatement | Asked::ForMove | Asked::ForReady
+                    Asked::ForStatement | Asked::ForMove | Asked::ForReady | Asked::Passing(..)
                 )
         })
     }
@@ -366,7 +370,8 @@ impl Session {
     /// shared listener. In the first case the server is asked for it.
     pub(super) fn gate_step(&mut self, frame: Frame<'_>, gather: &mut Gather) -> bool {
         if self.listening.is_none() || !matches!(frame.tag, f::EXECUTE | f::SYNC) {
-            let is_tracked = |it: &Listening| it.under_way.is_some();
+            // A query behind it without a Sync would be credited with what completes it.
+            let is_tracked = |it: &Listening| it.under_way.is_some() || frame.tag == f::QUERY;
             let waits = self.listening.as_deref().is_some_and(is_tracked) && self.owes_execute();
             if waits {
                 self.hold_up(gather);

@@ -281,6 +281,40 @@ async fn a_backend_that_is_lost_while_it_forgets_is_nobodys_loss() {
     assert_eq!(ended.load(Ordering::SeqCst), 3);
 }
 
+/// Ends the connection that listens, twice, when it is to listen on something new, and then makes no more of it.
+async fn end_at_listen(mut connection: BackendConnection, ended: Arc<AtomicUsize>) {
+    let name = connection.startup.get("application_name");
+    let is_listener = name.map(String::as_str) == Some("pgweir listener");
+    while let Some(message) = connection.read_message().await {
+        let sql = message.strings().concat();
+        if is_listener && sql.contains("LISTEN \"b\"") && ended.fetch_add(1, Ordering::SeqCst) < 2 {
+            return;
+        }
+        let tag = sql.split(' ').next().unwrap_or_default();
+        let mut answer = messages::command_complete(tag);
+        answer.extend(messages::ready_for_query(b'I'));
+        connection.send(&answer).await;
+    }
+}
+
+#[tokio::test]
+async fn who_listens_while_the_listener_is_lost_waits_for_the_next_one() {
+    let ended = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&ended);
+    let backend = ScriptedBackend::start_with(move |connection| {
+        end_at_listen(connection, Arc::clone(&counted))
+    })
+    .await;
+    let pgweir = Options::in_front_of(&backend.node_url())
+        .set("pool.on_session_state", "reject")
+        .start();
+    let mut one = client(&pgweir, "scripted").await;
+    one.query("LISTEN a").await.ok();
+    one.query("LISTEN b").await.ok();
+    assert_eq!(ended.load(Ordering::SeqCst), 3);
+    assert_eq!(pinned(&pgweir).await, 0);
+}
+
 /// Lets a LISTEN run over its time; what comes behind it before the cancel request is over is cancelled, too.
 async fn run_over(mut connection: BackendConnection, early: Arc<AtomicUsize>) {
     let name = connection.startup.get("application_name");

@@ -176,6 +176,11 @@ impl Ear {
         });
     }
 
+    /// What was asked last, if anything, is answered by nobody else.
+    pub(super) fn give_up(&self) {
+        self.tell(|heard| heard.answer = Some((Answer::Unavailable, heard.items.len())));
+    }
+
     /// Whether something came since the last look.
     pub fn has_news(&self) -> bool {
         self.has_news.swap(false, Ordering::Acquire)
