@@ -392,4 +392,11 @@ impl Session {
         let sent = backend.outbox.send(&mut backend.stream, cx, gather, input);
         self.note_written(sent.is_ok() || !may_be_refused);
     }
+
+    /// Goes on without a backend that is lost, and nothing of the session with it.
+    pub(super) fn release_lost(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        self.left_with_backend();
+        self.release();
+        self.process_inbox(cx)
+    }
 }

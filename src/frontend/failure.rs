@@ -207,6 +207,7 @@ impl Session {
             && backend.unsent_of_frame == 0;
         is_done
             && self.phase == Phase::Active
+            && !self.is_hidden()
             && !self.keeps_backend()
             && !self.settings.is_touched()
     }
@@ -322,9 +323,7 @@ impl Session {
         );
         if is_end && let Some(lease) = self.lease.as_ref().filter(|it| self.is_done_with(it)) {
             lease.identity.lose();
-            self.left_with_backend();
-            self.release();
-            return self.process_inbox(cx);
+            return self.release_lost(cx);
         }
         match self.judge_loss() {
             Ok(failure) => self.run_again(failure, true, cx),

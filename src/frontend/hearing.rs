@@ -9,6 +9,7 @@ use crate::error::{Report, Severity, SqlState};
 use crate::net::buffer::Outbox;
 use crate::pool::listener::{Answer, Ask, EAR_BYTES_MAX, Hearing, Item};
 use crate::session::channels::{Channels, PENDING_MAX};
+use crate::wire::frame;
 use crate::wire::limits::OUTBOX_MAX;
 
 impl Session {
@@ -22,7 +23,7 @@ impl Session {
         if is_amid_message {
             return Ok(false);
         }
-        if listening.channels.is_overfull() {
+        if listening.channels.is_overfull() || listening.portals.len() > PENDING_MAX {
             return Err(too_many_statements());
         }
         let has_news = listening
@@ -37,7 +38,7 @@ impl Session {
             }
             if let Some((answer, before)) = listening.take_answer() {
                 moved = true;
-                self.hear(answer, before)?;
+                self.hear(answer, before);
             }
         }
         moved |= self.pass_notifications(cx)?;
@@ -51,19 +52,19 @@ impl Session {
     }
 
     /// `before` notifications came before the answer.
-    fn hear(&mut self, answer: Answer, before: usize) -> Result<(), End> {
+    fn hear(&mut self, answer: Answer, before: usize) {
         let is_outside = self.is_outside();
         let Some(listening) = self.listening.as_deref_mut() else {
-            return Ok(());
+            return;
         };
         match std::mem::take(&mut listening.asked) {
             Asked::ForStatement => {
                 let subscribes = listening.asked_for.subscribes;
+                listening.asked = Asked::Answered(answer);
                 if let Some(hearing) = &listening.hearing {
-                    if is_outside {
-                        let items = hearing.ear.take(before, usize::MAX);
-                        pass(&listening.channels, items, &mut self.outbox);
-                    } else if subscribes {
+                    if is_outside && before > 0 {
+                        listening.asked = Asked::Passing(answer, before);
+                    } else if subscribes && !is_outside {
                         // A text that ended one transaction and listened in the next has subscribed before.
                         let committed = &listening.channels;
                         let keeps = |channel: &[u8]| committed.listens_on(channel);
@@ -75,18 +76,19 @@ impl Session {
                     listening.on_backend.extend(channels.iter().cloned());
                     listening.subscribed.extend(channels.iter().cloned());
                 }
-                listening.asked = Asked::Answered(answer);
             }
             Asked::ForReady => {
-                listening.held = Some(Held::Passing(before));
+                let due = listening.leave_gone(before);
+                listening.held = Some(Held::Passing(due));
             }
             Asked::ForMove if answer == Answer::Done => {
+                listening.former = None;
                 reply::report(&mut self.outbox, &missed());
             }
-            Asked::ForMove => return Err(nowhere_to_listen()),
-            Asked::Nothing | Asked::Answered(_) => {}
+            // The next time that the client is ready it is tried again.
+            Asked::ForMove => listening.hearing = listening.former.take(),
+            Asked::Nothing | Asked::Answered(_) | Asked::Passing(..) => {}
         }
-        Ok(())
     }
 
     /// Whether the client is where the server would send it notifications.
@@ -106,11 +108,10 @@ impl Session {
         let Some(hearing) = &listening.hearing else {
             return Ok(false);
         };
-        let mut due = match listening.held {
-            Some(Held::Asking) => return Ok(false),
-            Some(Held::Passing(due)) => due,
-            None if is_idle && listening.asked == Asked::Nothing => hearing.ear.len(),
-            None => return Ok(false),
+        let mut due = match (listening.held, listening.asked) {
+            (Some(Held::Passing(due)), _) | (None, Asked::Passing(_, due)) => due,
+            (None, Asked::Nothing) if is_idle => hearing.ear.len(),
+            _ => return Ok(false),
         };
         if self.outbox.len() >= OUTBOX_MAX || (due == 0 && listening.held.is_none()) {
             return Ok(false);
@@ -118,7 +119,17 @@ impl Session {
         let room = OUTBOX_MAX - self.outbox.len();
         let items = hearing.ear.take(due, room);
         due -= items.len();
-        pass(&listening.channels, items, &mut self.outbox);
+        // Before a `ReadyForQuery` they are those chosen at the end of the transaction.
+        let channels = listening.held.is_none().then_some(&listening.channels);
+        let encoding = self.told.get(b"client_encoding").unwrap_or_default();
+        let is_foreign = hearing.encoding() != encoding;
+        pass(channels, items, is_foreign, &mut self.outbox);
+        if let Asked::Passing(answer, _) = listening.asked {
+            listening.asked = match due {
+                0 => Asked::Answered(answer),
+                _ => Asked::Passing(answer, due),
+            };
+        }
         if listening.held.is_some() {
             listening.held = Some(Held::Passing(due));
             if due == 0 {
@@ -151,7 +162,7 @@ impl Session {
             return;
         }
         listening.asked = Asked::ForMove;
-        listening.hearing = None;
+        listening.former = listening.hearing.take();
         let channels = listening.subscribed.clone();
         self.join_listener();
         if let Some(hearing) = self.listening.as_ref().and_then(|it| it.hearing.as_ref()) {
@@ -182,15 +193,19 @@ impl Session {
     }
 }
 
-/// Sends the client what is for it.
-fn pass(channels: &Channels, items: Vec<Item>, outbox: &mut Outbox) {
+/// Sends the client what is for it: all, or what `channels` listen on. What is in a foreign encoding it can't read.
+fn pass(channels: Option<&Channels>, items: Vec<Item>, is_foreign: bool, outbox: &mut Outbox) {
+    let is_heard = |channel: &[u8]| channels.is_none_or(|it| it.listens_on(channel));
+    // Behind the sender's process id.
+    let is_ascii = |frame: &[u8]| frame.get(frame::HEADER + 4..).is_some_and(<[u8]>::is_ascii);
     for item in items {
         match item {
-            Item::Notification(heard) if channels.listens_on(&heard.channel) => {
+            Item::Notification(heard) if !is_heard(&heard.channel) => {}
+            Item::Notification(heard) if !is_foreign || is_ascii(&heard.frame) => {
                 outbox.push(&heard.frame);
             }
-            Item::Notification(_) => {}
-            Item::Missed => reply::report(outbox, &missed()),
+            Item::Begun => {}
+            Item::Notification(_) | Item::Missed => reply::report(outbox, &missed()),
         }
     }
 }
@@ -222,13 +237,5 @@ fn too_many_statements() -> End {
         "too many LISTEN, UNLISTEN and SAVEPOINT in one transaction",
     )
     .detail(format!("The limit is {PENDING_MAX}."));
-    End::Fatal(Box::new(report))
-}
-
-fn nowhere_to_listen() -> End {
-    let report = Report::fatal(
-        SqlState::CONNECTION_FAILURE,
-        "could not listen with the new client_encoding",
-    );
     End::Fatal(Box::new(report))
 }

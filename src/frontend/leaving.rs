@@ -50,6 +50,10 @@ impl Session {
             return;
         }
         self.part_with_channels();
+        if self.pins.contains(PinReason::Listen) {
+            // Asked for leftovers behind an attempt that was cancelled, the backend has shown what is gone now.
+            self.settings.ask_leftovers();
+        }
         if answer.refused {
             // It goes to nobody else.
             self.set_pins(self.pins.union(PinReason::Listen.into()));

@@ -11,6 +11,8 @@
 //! - The client gets notifications only where the server could send them: ahead of a `ReadyForQuery` outside a
 //!   transaction, and while it is idle.
 //! - That `ReadyForQuery` is held until every notification committed before it is there, the session's own included.
+//! - What was committed before a transaction began that stops listening is the client's: the listener is asked at its
+//!   beginning, and nobody waits for that. (Not before an exchange without `BEGIN` that does so behind other statements.)
 //! - What the backend itself says of a carried channel is dropped: the shared listener says it, too.
 //! - While the session listens, an exchange is sent only once the one before is answered: each statement's outcome is
 //!   known, and what stands behind a `ReadyForQuery` that is held waits with it.
@@ -40,6 +42,8 @@ pub(super) enum Asked {
     Nothing,
     /// A statement waits for the answer.
     ForStatement,
+    /// The same, behind this many items that the client gets first.
+    Passing(Answer, usize),
     /// The statement in front, if it is still the one that was asked for, may be sent.
     Answered(Answer),
     /// A `ReadyForQuery` waits for the answer.
@@ -71,6 +75,8 @@ pub(super) enum Held {
 pub(super) struct Listening {
     pub(super) channels: Channels,
     pub(super) hearing: Option<Hearing>,
+    /// The one before, of another encoding, until this one listens.
+    pub(super) former: Option<Hearing>,
     /// What the shared listener hears for the session.
     pub(super) subscribed: BTreeSet<Name>,
     /// What the backend may listen on that it shall forget.
@@ -103,11 +109,11 @@ fn listens(known: &Known) -> impl Iterator<Item = &Name> {
     })
 }
 
-/// Whether the server takes `name` for a channel, as it is and in any encoding that the session may have.
-fn is_channel(name: &Name, is_utf8: bool) -> bool {
+/// Whether the server takes `name` for a channel, as it is and in any encoding that the session may have. The client may
+/// change its encoding before the backend is told to forget: with other bytes that would be another channel.
+fn is_channel(name: &Name) -> bool {
     let bytes = name.as_bytes();
-    let is_text = bytes.is_ascii() || (is_utf8 && name.as_str().is_some());
-    is_text && !bytes.is_empty() && !bytes.contains(&0)
+    bytes.is_ascii() && !bytes.is_empty() && !bytes.contains(&0)
 }
 
 /// Whether `known` may have the session listen on less.
@@ -147,6 +153,20 @@ impl Listening {
         self.hearing.as_ref()?.ear.take_answer()
     }
 
+    /// A transaction has ended: hears no more what the session does not listen on any more. Of the first `count` items,
+    /// tells how many are the client's.
+    pub(super) fn leave_gone(&mut self, count: usize) -> usize {
+        let (Some(hearing), channels) = (&self.hearing, &self.channels) else {
+            return 0;
+        };
+        let gone = self.subscribed.difference(channels.committed());
+        hearing.leave(gone);
+        self.subscribed
+            .retain(|name| channels.committed().contains(name));
+        let is_heard = |channel: &[u8]| channels.listens_on(channel);
+        hearing.ear.end_transaction(count, is_heard)
+    }
+
     /// What was asked for a statement is wanted no more.
     pub(super) fn forget_asked(&mut self) {
         if self.asked == Asked::ForMove || self.held.is_some() {
@@ -168,7 +188,7 @@ impl Session {
             listening.held.is_some()
                 || matches!(
                     listening.asked,
-                    Asked::ForStatement | Asked::ForMove | Asked::ForReady
+                    Asked::ForStatement | Asked::ForMove | Asked::ForReady | Asked::Passing(..)
                 )
         })
     }
@@ -183,7 +203,7 @@ impl Session {
                         matches!(
                             owed.request,
                             Request::Query | Request::Sync | Request::FunctionCall
-                        ) && matches!(owed.to, For::Client | For::Refusal)
+                        ) && matches!(owed.to, For::Client | For::Refusal | For::Answered)
                     })
             })
     }
@@ -195,17 +215,13 @@ impl Session {
             .listening
             .as_ref()
             .map_or(0, |listening| listening.channels.prospective().len());
-        // Folded and cut by the server, a name is known for certain only where no encoding matters.
-        let is_utf8 = [&b"client_encoding"[..], b"server_encoding"]
-            .iter()
-            .all(|name| self.told.get(name) == Some(b"UTF8"));
         pool.shared_listener
             && pool.pool_mode != PoolMode::Session
             && !self.is_on_replica()
             // Its backend listens already: what comes from two connections comes in no certain order.
             && !self.pins.contains(PinReason::Listen)
             && !known.class.is_unclassifiable()
-            && listens(known).all(|name| is_channel(name, is_utf8))
+            && listens(known).all(is_channel)
             && carried + listens(known).count() <= CHANNELS_MAX
     }
 
@@ -236,6 +252,9 @@ impl Session {
             None => return Gate::Shut,
             Some(Answer::Done) if carries => pins.remove(PinReason::Listen),
             Some(_) => {}
+        }
+        if transaction.begins() && self.is_outside() {
+            self.mark_beginning();
         }
         let Some(listening) = &mut self.listening else {
             return Gate::Open(pins);
@@ -312,6 +331,26 @@ impl Session {
         None
     }
 
+    /// A transaction begins. What was committed before is the client's, whatever the transaction leaves.
+    fn mark_beginning(&mut self) {
+        let Some(Listening {
+            channels,
+            hearing: Some(hearing),
+            subscribed,
+            ..
+        }) = self.listening.as_deref()
+        else {
+            return;
+        };
+        if !subscribed.is_empty() {
+            let here = hearing.ear.len();
+            hearing
+                .ear
+                .end_transaction(here, |channel| channels.listens_on(channel));
+            hearing.ask(Ask::Mark);
+        }
+    }
+
     pub(super) fn join_listener(&mut self) {
         let key = Key {
             database: Arc::clone(&self.pool.key.database),
@@ -331,7 +370,8 @@ impl Session {
     /// shared listener. In the first case the server is asked for it.
     pub(super) fn gate_step(&mut self, frame: Frame<'_>, gather: &mut Gather) -> bool {
         if self.listening.is_none() || !matches!(frame.tag, f::EXECUTE | f::SYNC) {
-            let is_tracked = |it: &Listening| it.under_way.is_some();
+            // A query behind it without a Sync would be credited with what completes it.
+            let is_tracked = |it: &Listening| it.under_way.is_some() || frame.tag == f::QUERY;
             let waits = self.listening.as_deref().is_some_and(is_tracked) && self.owes_execute();
             if waits {
                 self.hold_up(gather);
@@ -439,17 +479,6 @@ impl Session {
         listening.portals = Vec::new();
         let committed = listening.channels.committed();
         let own = !committed.is_subset(&listening.subscribed);
-        let gone: BTreeSet<Name> = listening
-            .subscribed
-            .difference(committed)
-            .cloned()
-            .collect();
-        if !gone.is_empty()
-            && let Some(hearing) = &listening.hearing
-        {
-            hearing.leave(gone.iter());
-            listening.subscribed.retain(|name| !gone.contains(name));
-        }
         // What could not be carried is the backend's, which the session keeps.
         listening.channels.keep_only(&listening.subscribed);
         if !listening.subscribed.is_empty()

@@ -24,19 +24,26 @@
 //! Bound: [`EAR_BYTES_MAX`] bytes for each session that listens; one connection for each database and encoding with such a
 //! session.
 
+mod again;
 pub mod ear;
 pub mod task;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::pool::Pool;
 use super::pools::Pools;
 use crate::sql::name::Name;
-use crate::tasks;
 pub use ear::{Answer, EAR_BYTES_MAX, Ear, Item, Notification, Ticket};
+
+/// How long one who wants to listen waits for a connection that is lost, held or refused for the time being. An attempt
+/// under way is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Whose notifications a listener hears, and in which encoding.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -54,6 +61,8 @@ pub enum Ask {
     Fence,
     /// The same, and that these channels, if any, are heard from there on: there must be a connection.
     Subscribe(BTreeSet<Name>),
+    /// That the place is marked, of which that is true. Nobody waits for it.
+    Mark,
 }
 
 /// A question on its way to the server.
@@ -62,18 +71,29 @@ struct Question {
     ear: Arc<Ear>,
     ticket: Ticket,
     ask: Ask,
+    at: Instant,
 }
 
 impl Question {
+    /// Whether it waits for another connection. Who asks what was said by one that is gone is told at once.
+    fn waits(&self) -> bool {
+        matches!(self.ask, Ask::Subscribe(_))
+            && self.at.elapsed() < PATIENCE
+            && self.ear.awaits(self.ticket)
+    }
+
     fn answer(&self, answer: Answer) {
-        self.ear.answer(self.ticket, answer);
+        match self.ask {
+            Ask::Mark => self.ear.mark(),
+            Ask::Fence | Ask::Subscribe(_) => self.ear.answer(self.ticket, answer),
+        }
     }
 
     /// The channels to be heard for it.
     fn channels(&self) -> impl Iterator<Item = &[u8]> {
         let names = match &self.ask {
             Ask::Subscribe(names) => Some(names),
-            Ask::Fence => None,
+            Ask::Fence | Ask::Mark => None,
         };
         names.into_iter().flatten().map(Name::as_bytes)
     }
@@ -87,8 +107,16 @@ enum Phase {
     Opening,
     Up,
     /// The connection is gone, or could not be opened, and another one is tried for. Who only asks what was said waits
-    /// for none; who wants to listen waits for the next attempt, which does not let him wait.
+    /// for none; who wants to listen waits for [`PATIENCE`], unless it is known sooner that there can be none.
     Down,
+}
+
+/// What is known of the next connection when there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hope {
+    Passing,
+    /// None of the pools can have one.
+    None,
 }
 
 /// A session with what it hears of.
@@ -155,8 +183,7 @@ impl Listeners {
         let ear = listener.lock().add(pool, wake);
         if is_new {
             listeners.insert(key, Arc::clone(&listener));
-            let task = task::run(Arc::clone(pools), Arc::clone(&listener));
-            tasks::spawn("listener", task);
+            again::start(Arc::clone(pools), Arc::clone(&listener), None);
         }
         Hearing { listener, ear }
     }
@@ -326,28 +353,47 @@ impl Listener {
         }
     }
 
-    /// There is no connection: nobody waits for what `asked` and what was asked since.
-    fn go_down(&self, asked: impl Iterator<Item = Question>) {
+    /// There is no connection for what `asked` and what was asked since.
+    fn go_down(&self, asked: impl Iterator<Item = Question>, hope: Hope) {
         let mut state = self.lock();
         state.phase = Phase::Down;
         let later = std::mem::take(&mut state.asked);
         for question in asked.chain(later) {
-            question.answer(Answer::Unavailable);
+            if hope == Hope::Passing && question.waits() {
+                state.asked.push(question);
+            } else {
+                question.answer(Answer::Unavailable);
+            }
+        }
+    }
+}
+
+impl Listener {
+    /// What was asked is lost, whatever it was.
+    fn give_up(&self) {
+        self.go_down(std::iter::empty(), Hope::None);
+        for place in self.lock().ears.values() {
+            place.ear.give_up();
         }
     }
 }
 
 impl Hearing {
-    /// Asks the listener; the answer comes to the ear. One thing at a time.
+    /// Asks the listener; the answer comes to the ear. One thing at a time, besides marks.
     pub fn ask(&self, ask: Ask) {
         let mut state = self.listener.lock();
+        let ticket = if ask == Ask::Mark {
+            Ticket::default()
+        } else {
+            self.ear.ask()
+        };
         let question = Question {
             ear: Arc::clone(&self.ear),
-            ticket: self.ear.ask(),
+            ticket,
             ask,
+            at: Instant::now(),
         };
-        // Another connection is tried for at once where somebody wants to listen.
-        if state.phase == Phase::Down && question.ask == Ask::Fence {
+        if state.phase == Phase::Down && !matches!(question.ask, Ask::Subscribe(_)) {
             question.answer(Answer::Unavailable);
             return;
         }

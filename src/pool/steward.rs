@@ -126,7 +126,10 @@ fn open_for(pools: &Arc<Pools>, pool: &Arc<Pool>, since: Instant) -> Option<Cap>
             Ok(slot) => start_opening(pools, pool, slot, opening),
             Err(cap) => {
                 drop(opening);
-                if !evict_longest_idle(pools, pool, cap) {
+                let may_lose = |other: &Arc<Pool>, at| {
+                    !Arc::ptr_eq(other, pool) && other.may_lose_idle(at, pool)
+                };
+                if !close_longest_idle(pools, pool, cap, may_lose) {
                     return Some(cap);
                 }
             }
@@ -151,19 +154,35 @@ fn start_opening(pools: &Arc<Pools>, pool: &Arc<Pool>, slot: Slot, opening: Open
     );
 }
 
-/// Closes the longest-idle connection of another pool that counts under `cap`; false if there is none.
-fn evict_longest_idle(pools: &Pools, needy: &Arc<Pool>, cap: Cap) -> bool {
-    let counts = |other: &Arc<Pool>| cap.is_shared_by(&needy.key, &other.key);
+/// Whether connections of these pools count together under `cap`.
+fn count_together(cap: Cap, a: &Pool, b: &Pool) -> bool {
+    match cap {
+        Cap::Node => {
+            let address = |pool: &Pool| pool.effective.load().primary.address();
+            address(a) == address(b)
+        }
+        _ => cap.is_shared_by(&a.key, &b.key),
+    }
+}
+
+/// Closes the longest-idle connection that counts under `cap` with those of `needy`, of the pools that may lose one idle
+/// since then; false if there is none.
+pub(super) fn close_longest_idle(
+    pools: &Pools,
+    needy: &Arc<Pool>,
+    cap: Cap,
+    may_lose: impl Fn(&Arc<Pool>, Instant) -> bool,
+) -> bool {
     let others = pools
         .all()
         .into_iter()
-        .filter(|other| !Arc::ptr_eq(other, needy) && counts(other));
+        .filter(|other| count_together(cap, needy, other));
     let oldest = others
         .filter_map(|other| {
             let mut released = None;
             other.retain_idle(|pooled| {
                 let at = pooled.backend.released;
-                if !other.may_lose_idle(at, needy) {
+                if !may_lose(&other, at) {
                     return true;
                 }
                 released = Some(released.map_or(at, |oldest: Instant| oldest.min(at)));

@@ -20,8 +20,9 @@ use crate::wire::backend::TransactionStatus;
 /// Channels that one session may have carried for it; with more, it keeps its server connection.
 pub const CHANNELS_MAX: usize = 1000;
 
-/// Statements noted of one transaction; a session that runs more is ended.
-pub const PENDING_MAX: usize = 100_000;
+/// Statements noted of one transaction; a session that runs more is ended. Each statement of a session that listens looks
+/// through all of them.
+pub const PENDING_MAX: usize = 5_000;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {

@@ -119,8 +119,12 @@ impl Known {
             // Carried, where it is a simple query.
             pins.remove(PinReason::SqlPrepare);
         }
+        // Settings and rights of a database change while it is in use.
+        let moves = || mentions(text, options, &[b"rename", b"tablespace"]);
+        let mut statements = class.statements.iter();
+        let empties_database = statements.any(|it| empties_database(it, moves));
         let is_plain = pins.is_empty()
-            && !class.statements.iter().any(empties_database)
+            && !empties_database
             && !copies_in
             && !transaction.begins()
             && !transaction.ends()
@@ -147,7 +151,7 @@ impl Known {
             prepared,
             rereads: Rereads::of(&class),
             listens,
-            empties_database: class.statements.iter().any(empties_database),
+            empties_database,
             reads_channels: mentions(text, options, &[b"pg_listening_channels"]),
             copies_in,
             changes_functions: class.statements.iter().any(changes_functions),
@@ -199,14 +203,16 @@ fn changes_functions(statement: &Statement) -> bool {
     matches!(&statement.kind, StatementKind::Ddl { object, .. } if OBJECTS.contains(object))
 }
 
-fn empties_database(statement: &Statement) -> bool {
-    matches!(
-        &statement.kind,
+/// Whether `statement`, of a text that `moves` something or does not, needs a database that nobody is connected to.
+fn empties_database(statement: &Statement, moves: impl Fn() -> bool) -> bool {
+    match &statement.kind {
         StatementKind::Ddl {
+            verb,
             object: "database",
             ..
-        }
-    )
+        } => *verb != DdlVerb::Alter || moves(),
+        _ => false,
+    }
 }
 
 fn may_unpin(statement: &Statement) -> bool {

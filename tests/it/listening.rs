@@ -154,7 +154,7 @@ enum Step {
 }
 
 fn text(random: &mut StdRng, next: &mut u32) -> String {
-    let channel = ["a", "b", "\"C d\"\"\"", "É"][random.random_range(0..4usize)];
+    let channel = ["a", "b", "\"C d\"\"\"", "d"][random.random_range(0..4usize)];
     let name = ["s", "t"][random.random_range(0..2usize)];
     *next += 1;
     match random.random_range(0..26) {

@@ -78,6 +78,27 @@ async fn a_name_that_is_no_channel_takes_the_listener_from_nobody() {
 }
 
 #[tokio::test]
+async fn a_name_outside_ascii_is_left_to_nobody_whatever_the_encoding_becomes() {
+    let database = database("listening_outside_ascii").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let mut one = client(&pgweir, &database).await;
+    one.query("BEGIN").await.ok();
+    one.query("LISTEN \"\u{e9}\"").await.ok();
+    one.query("SET client_encoding = latin1").await.ok();
+    one.query("COMMIT").await.ok();
+    assert_eq!(pinned(&pgweir).await, 1);
+    one.terminate().await;
+    // On the same server connection, if it was kept.
+    let mut two = client(&pgweir, &database).await;
+    let channels = two.query("SELECT pg_listening_channels()").await.ok();
+    assert!(channels.rows.is_empty(), "{channels:?}");
+    two.query("NOTIFY \"\u{e9}\"").await.ok();
+    assert_eq!(heard(&mut two), []);
+}
+
+#[tokio::test]
 async fn a_listen_behind_a_statement_that_failed_for_another_one_is_heard() {
     let database = database("listening_answered").await;
     let pgweir = Options::new(shared::server())
@@ -173,6 +194,52 @@ async fn a_backend_that_was_kept_from_forgetting_is_told_again() {
     assert_eq!(pinned(&pgweir).await, 0);
 }
 
+/// Answers every query. What was committed before the client's transaction reaches the listener late: with what it is
+/// asked `after` so many queries.
+async fn tell_late(mut connection: BackendConnection, asked: Arc<AtomicUsize>, after: usize) {
+    let name = connection.startup.get("application_name");
+    let is_listener = name.map(String::as_str) == Some("pgweir listener");
+    let mut status = b'I';
+    while let Some(message) = connection.read_message().await {
+        let sql = message.strings().concat();
+        let mut answer = Vec::new();
+        if is_listener && asked.fetch_add(1, Ordering::SeqCst) == after {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            answer.extend(frame(b'A', b"\0\0\0\x07a\0older\0"));
+        }
+        let (tag, next) = match &*sql {
+            "BEGIN" => ("BEGIN", b'T'),
+            "COMMIT" => ("COMMIT", b'I'),
+            "UNLISTEN *" => ("UNLISTEN", status),
+            _ => ("LISTEN", status),
+        };
+        status = next;
+        answer.extend(messages::command_complete(tag));
+        answer.extend(messages::ready_for_query(status));
+        connection.send(&answer).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_older_than_the_transaction_that_ends_listening_is_heard() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    // It has been asked for its settings, to listen, and what came before the client was ready.
+    let backend = ScriptedBackend::start_with(move |connection| {
+        tell_late(connection, Arc::clone(&counted), 3)
+    })
+    .await;
+    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let mut one = client(&pgweir, "scripted").await;
+    one.query("LISTEN a").await.ok();
+    assert_eq!(asked.load(Ordering::SeqCst), 3);
+    one.query("BEGIN").await.ok();
+    one.query("UNLISTEN *").await.ok();
+    assert_eq!(heard(&mut one), []);
+    one.query("COMMIT").await.ok();
+    assert_eq!(heard(&mut one), [note("a", "older")]);
+}
+
 /// Ends the first connections when they are told to forget, the first one with the server's last words.
 async fn end_at_unlisten(mut connection: BackendConnection, ended: Arc<AtomicUsize>) {
     while let Some(message) = connection.read_message().await {
@@ -212,6 +279,40 @@ async fn a_backend_that_is_lost_while_it_forgets_is_nobodys_loss() {
         one.query("SELECT 1").await.ok();
     }
     assert_eq!(ended.load(Ordering::SeqCst), 3);
+}
+
+/// Ends the connection that listens, twice, when it is to listen on something new, and then makes no more of it.
+async fn end_at_listen(mut connection: BackendConnection, ended: Arc<AtomicUsize>) {
+    let name = connection.startup.get("application_name");
+    let is_listener = name.map(String::as_str) == Some("pgweir listener");
+    while let Some(message) = connection.read_message().await {
+        let sql = message.strings().concat();
+        if is_listener && sql.contains("LISTEN \"b\"") && ended.fetch_add(1, Ordering::SeqCst) < 2 {
+            return;
+        }
+        let tag = sql.split(' ').next().unwrap_or_default();
+        let mut answer = messages::command_complete(tag);
+        answer.extend(messages::ready_for_query(b'I'));
+        connection.send(&answer).await;
+    }
+}
+
+#[tokio::test]
+async fn who_listens_while_the_listener_is_lost_waits_for_the_next_one() {
+    let ended = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&ended);
+    let backend = ScriptedBackend::start_with(move |connection| {
+        end_at_listen(connection, Arc::clone(&counted))
+    })
+    .await;
+    let pgweir = Options::in_front_of(&backend.node_url())
+        .set("pool.on_session_state", "reject")
+        .start();
+    let mut one = client(&pgweir, "scripted").await;
+    one.query("LISTEN a").await.ok();
+    one.query("LISTEN b").await.ok();
+    assert_eq!(ended.load(Ordering::SeqCst), 3);
+    assert_eq!(pinned(&pgweir).await, 0);
 }
 
 /// Lets a LISTEN run over its time; what comes behind it before the cancel request is over is cancelled, too.

@@ -30,13 +30,15 @@ pub enum Item {
     Notification(Arc<Notification>),
     /// There may have been others that nobody heard.
     Missed,
+    /// What stands before it was committed before the client's transaction began.
+    Begun,
 }
 
 impl Item {
     fn len(&self) -> usize {
         match self {
             Self::Notification(one) => ITEM_BYTES + one.channel.len() + one.frame.len(),
-            Self::Missed => ITEM_BYTES,
+            Self::Missed | Self::Begun => ITEM_BYTES,
         }
     }
 }
@@ -65,6 +67,32 @@ struct Heard {
 }
 
 impl Heard {
+    /// See [`Ear::drop_first`] and [`Ear::end_transaction`].
+    fn sift(&mut self, count: usize, ends: bool, keeps: impl Fn(&[u8]) -> bool) -> usize {
+        let count = count.min(self.items.len());
+        let begun = self
+            .items
+            .iter()
+            .take(count)
+            .rposition(|it| *it == Item::Begun);
+        let (mut at, mut dropped) = (0, 0);
+        let before = self.items.len();
+        self.items.retain(|item| {
+            let is_older = begun.is_some_and(|begun| at < begun);
+            let is_asked = at < count;
+            at += 1;
+            let is_kept = match item {
+                Item::Notification(one) => !is_asked || is_older || keeps(&one.channel),
+                Item::Missed => true,
+                Item::Begun => !is_asked || !ends,
+            };
+            dropped += if is_kept { 0 } else { item.len() };
+            is_kept
+        });
+        self.bytes -= dropped;
+        count - (before - self.items.len())
+    }
+
     fn push(&mut self, item: Item) {
         // To be told once is enough.
         if self.overflowed || (item == Item::Missed && self.items.back() == Some(&item)) {
@@ -148,6 +176,11 @@ impl Ear {
         });
     }
 
+    /// What was asked last, if anything, is answered by nobody else.
+    pub(super) fn give_up(&self) {
+        self.tell(|heard| heard.answer = Some((Answer::Unavailable, heard.items.len())));
+    }
+
     /// Whether something came since the last look.
     pub fn has_news(&self) -> bool {
         self.has_news.swap(false, Ordering::Acquire)
@@ -158,20 +191,20 @@ impl Ear {
         self.lock().answer.take()
     }
 
-    /// Drops, of the first `count` items, the notifications of channels that `keeps` does not want.
+    /// What is here was committed before the client's transaction began.
+    pub(super) fn mark(&self) {
+        self.lock().push(Item::Begun);
+    }
+
+    /// Drops, of the first `count` items, the notifications of channels that `keeps` does not want, except for what was
+    /// committed before the client's transaction began.
     pub fn drop_first(&self, count: usize, keeps: impl Fn(&[u8]) -> bool) {
-        let mut heard = self.lock();
-        let (mut at, mut dropped) = (0, 0);
-        heard.items.retain(|item| {
-            at += 1;
-            let is_wanted = match item {
-                Item::Notification(one) => at > count || keeps(&one.channel),
-                Item::Missed => true,
-            };
-            dropped += if is_wanted { 0 } else { item.len() };
-            is_wanted
-        });
-        heard.bytes -= dropped;
+        self.lock().sift(count, false, keeps);
+    }
+
+    /// The same at the end of that transaction. Tells how many of the items are left.
+    pub fn end_transaction(&self, count: usize, keeps: impl Fn(&[u8]) -> bool) -> usize {
+        self.lock().sift(count, true, keeps)
     }
 
     /// More came than is kept: what the session has heard is not whole any more.
@@ -225,6 +258,27 @@ mod tests {
         }
         assert!(count * ITEM_BYTES <= EAR_BYTES_MAX + ITEM_BYTES, "{count}");
         assert!(heard.items.is_empty());
+    }
+
+    #[test]
+    fn what_is_older_than_a_transaction_is_kept_whatever_that_leaves() {
+        let note = |channel: &[u8]| {
+            Item::Notification(Arc::new(Notification {
+                channel: channel.into(),
+                frame: Box::default(),
+            }))
+        };
+        let mut heard = Heard::default();
+        for item in [note(b"a"), Item::Begun, note(b"a"), note(b"b"), note(b"a")] {
+            heard.push(item);
+        }
+        // The last one is none of those asked for.
+        assert_eq!(heard.sift(4, true, |channel| channel == b"b"), 2);
+        assert_eq!(heard.items, [note(b"a"), note(b"b"), note(b"a")]);
+        assert_eq!(
+            heard.bytes,
+            heard.items.iter().map(Item::len).sum::<usize>()
+        );
     }
 
     #[test]

@@ -10,14 +10,15 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::{Answer, Listener, Notification, Question};
+use super::turns::Turns;
+use super::{Answer, Hope, Listener, Notification, Question};
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
 use crate::pool::effective::Effective;
 use crate::pool::limits::{Cap, Slot};
 use crate::pool::live::Listed;
 use crate::pool::open::{self, OpenError};
-use crate::pool::{Pool, Pools};
+use crate::pool::{Pool, Pools, steward};
 use crate::session::channels::put_statement;
 use crate::wire::backend as b;
 use crate::wire::expect::{For, Owed, Received, Request};
@@ -87,44 +88,62 @@ struct Batch {
     listened: Vec<Box<[u8]>>,
     left: Vec<Box<[u8]>>,
     sent: Instant,
+    /// Statements that the server has not completed.
+    remaining: usize,
     /// What the server said if it has refused.
     refused: Option<String>,
 }
 
-/// Serves `listener` until no session wants it.
-pub(super) async fn run(pools: Arc<Pools>, listener: Arc<Listener>) {
-    let mut attempts = 0;
-    let mut was_up = false;
+impl Trouble {
+    /// Whether it is over by itself, or may be with another attempt; a pool with one that is not has no connection to
+    /// give.
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Open(error) => error.is_passing(),
+            Self::Cap(_) => false,
+            _ => true,
+        }
+    }
+}
+
+/// Serves `listener`, which `was_up` before or not, until no session wants it.
+pub(super) async fn run(pools: Arc<Pools>, listener: Arc<Listener>, mut was_up: bool) {
+    let mut turns = Turns::default();
     let mut pause = RETRY_FIRST;
     loop {
         if !listener.is_wanted() && pools.listeners.retire(&listener) {
             return;
         }
         let candidates = listener.pools();
-        let Some(pool) = candidates.get(attempts % candidates.len().max(1)) else {
+        let Some(pool) = turns.next(&candidates) else {
             continue;
         };
-        attempts += 1;
         let began = Instant::now();
-        let trouble = match Link::open(&pools, pool, &listener).await {
+        let (trouble, asked) = match Link::open(&pools, pool, &listener).await {
             Ok(mut link) => {
                 let trouble = link.serve(&pools, &listener, &mut was_up).await;
-                let asked = link.under_way.take().map(|batch| batch.asked);
-                let apart = std::mem::take(&mut link.apart);
-                listener.go_down(asked.into_iter().flatten().chain(apart));
-                trouble
+                (trouble, link.take_asked())
             }
-            Err(trouble) => {
-                listener.go_down(std::iter::empty());
-                trouble
-            }
+            Err(trouble) => (trouble, Vec::new()),
         };
+        let is_passing = trouble.is_passing();
+        let hope = turns.note(pool, &listener.pools(), is_passing);
+        listener.go_down(asked.into_iter(), hope);
+        let is_held = matches!(trouble, Trouble::Held);
         match trouble {
             Trouble::Retired => return,
             Trouble::Held | Trouble::Replaced => {}
             trouble => {
                 tracing::warn!(database = %listener.key.database, pool = %pool.key, error = %trouble, "no connection to listen on");
             }
+        }
+        // Somebody waits to be told whether another pool can.
+        if !is_passing && hope == Hope::Passing && listener.is_asked() {
+            continue;
+        }
+        if is_held {
+            rest_held(&listener, pool).await;
+            continue;
         }
         if began.elapsed() > RETRY_LONGEST {
             pause = RETRY_FIRST;
@@ -156,26 +175,28 @@ async fn rest(listener: &Listener, began: Instant, pause: Duration) {
     }
 }
 
-/// Takes a place under the caps, closing an idle connection that counts under the one that is reached.
+/// The same while `pool` is held: until it is not, as the listener is then had look, or it is time for another.
+async fn rest_held(listener: &Listener, pool: &Pool) {
+    let until = Instant::now() + RETRY_ASKED;
+    while listener.is_wanted() && pool.is_held() {
+        if tokio::time::timeout_at(until, listener.woken.notified())
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Takes a place under the caps, closing the longest-idle connection that counts under the one that is reached.
 fn reserve(pools: &Pools, pool: &Arc<Pool>, effective: &Effective) -> Result<Slot, Cap> {
     loop {
         let limits = pools.limits();
         let (node, settings) = (&effective.primary, &effective.pool);
         match limits.reserve(&pool.key, node, &pool.listening, settings) {
             Ok(slot) => return Ok(slot),
-            Err(cap) => {
-                let closed = pools
-                    .all()
-                    .iter()
-                    .filter(|other| cap.is_shared_by(&pool.key, &other.key))
-                    .any(|other| {
-                        let mut is_first = true;
-                        other.retain_idle(|_| !std::mem::take(&mut is_first)) > 0
-                    });
-                if !closed {
-                    return Err(cap);
-                }
-            }
+            Err(cap) if steward::close_longest_idle(pools, pool, cap, |_, _| true) => {}
+            Err(cap) => return Err(cap),
         }
     }
 }
@@ -220,6 +241,14 @@ impl Link {
             answered: now,
             unwanted_since: None,
         })
+    }
+
+    /// What was asked and not answered.
+    fn take_asked(&mut self) -> Vec<Question> {
+        let under_way = self.under_way.take().map(|batch| batch.asked);
+        let mut asked = under_way.unwrap_or_default();
+        asked.extend(std::mem::take(&mut self.apart));
+        asked
     }
 
     /// Listens until the connection is lost, must go, or is wanted by nobody.
@@ -330,6 +359,7 @@ impl Link {
         listened: Vec<Box<[u8]>>,
         left: Vec<Box<[u8]>>,
     ) {
+        let remaining = listened.len() + left.len();
         let mut query = Vec::with_capacity(text.len() + 6);
         frontend::put_query(&mut query, text);
         self.backend.outbox.push(&query);
@@ -341,6 +371,7 @@ impl Link {
             listened,
             left,
             sent: Instant::now(),
+            remaining,
             refused: None,
         });
     }
@@ -400,6 +431,13 @@ impl Drop for Link {
     }
 }
 
+impl Batch {
+    /// Whether the server has completed all of it, if it had anything to complete.
+    fn is_completed(&self) -> bool {
+        self.remaining == 0
+    }
+}
+
 /// Takes what the server says as it comes.
 struct Heard<'a> {
     listener: &'a Listener,
@@ -429,8 +467,16 @@ impl Receiver for Heard<'_> {
                 let words = b::error_field(payload, b'M').unwrap_or_default();
                 let words = Some(String::from_utf8_lossy(words).into_owned());
                 match self.under_way {
-                    Some(batch) if !b::is_fatal(payload) => batch.refused = words,
+                    Some(batch) if !b::is_fatal(payload) && !batch.is_completed() => {
+                        batch.refused = words;
+                    }
+                    // Behind all statements it is a notification that the server can't send, and there may be others.
                     _ => self.last_words = words,
+                }
+            }
+            b::COMMAND_COMPLETE => {
+                if let Some(batch) = self.under_way {
+                    batch.remaining = batch.remaining.saturating_sub(1);
                 }
             }
             // What stands behind it in the same read is heard by those who asked.
