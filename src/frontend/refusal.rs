@@ -171,7 +171,12 @@ impl Session {
             // A session at rest holds no buffer.
             self.refusals = std::collections::VecDeque::new();
         }
-        let is_checked_first = matches!(refusal, Refusal::Miscounted { .. });
+        let is_checked_first = match refusal {
+            Refusal::Miscounted { .. } => true,
+            // A text that may run in a failed transaction was parsed ahead of this.
+            Refusal::NameTaken(_) => code == Some(SqlState::IN_FAILED_SQL_TRANSACTION),
+            _ => false,
+        };
         if code != Some(FAILURE) && !is_checked_first {
             return None;
         }

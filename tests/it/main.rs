@@ -34,6 +34,7 @@ mod faults;
 mod http;
 mod lanes;
 mod lanes_scripted;
+mod model;
 mod overload;
 mod page;
 mod page_access;
