@@ -111,8 +111,9 @@ conformance: build packages ## PostgreSQL's regression suite through pgweir, com
 
 # --- What an issue asks to be shown ---
 
-soak: rust packages ## Random dialogues compared with PostgreSQL's own answers, with a new seed
+soak: rust packages ## Random dialogues and sessions compared with PostgreSQL's own, with a new seed
 	PGWEIR_SEED=random PGWEIR_CASES=$${PGWEIR_CASES:-2000} cargo test --test it differential -- --nocapture
+	PGWEIR_SEED=random PGWEIR_CASES=$${PGWEIR_CASES:-2000} cargo test --test it model -- --nocapture
 
 chaos: rust packages ## Clients of every kind while servers die and pgweir is reloaded, paused and killed; CHAOS_SECONDS (120), CHAOS_SEED
 	PGWEIR_CHAOS_SECONDS=$(or $(CHAOS_SECONDS),120) PGWEIR_SEED=$(or $(CHAOS_SEED),random) \

@@ -17,7 +17,7 @@
 //!
 //! # What is left
 //! Code that deallocates the client's statements takes away only what it was lent. Code finds no statement whose name it
-//! has from elsewhere than its caller's text, nor one of the protocol. Inside a transaction a listed statement whose table
+//! has from elsewhere than its caller's text. Inside a transaction a listed statement whose table
 //! is gone fails the list.
 
 use super::refusal::Refusal;
@@ -65,9 +65,9 @@ impl Session {
         self.prepared.lent.is_some() || self.names.iter().any(|(_, named)| is_own(named))
     }
 
-    /// Whether code that `text` calls may execute, by name, what the client has prepared by SQL.
+    /// Whether code that `text` calls may execute, by name, what the client has prepared.
     pub(super) fn may_run_by_name(&self, text: &[u8], known: &Known) -> bool {
-        self.names.has_sql()
+        !self.names.is_empty()
             && !known.copies_in
             && known.class.effects().any(|it| *it == Effect::OpaqueCode)
             && executed_in(text).any(|name| self.names.get(&name).is_some())
@@ -85,10 +85,25 @@ impl Session {
         }
         let names = executed_in(text).filter_map(|name| {
             let named = self.names.get(&name)?;
-            (named.spelled.is_some() && !self.is_own(named)).then(|| (name.into(), named.clone()))
+            (!self.is_own(named)).then(|| (name.into(), named.clone()))
         });
         let missing: Missing = names.collect();
+        for (_, named) in &missing {
+            self.note_resets(&named.statement.known);
+        }
         self.lend(missing, alone, gather)
+    }
+
+    /// Code may run a statement that is `known`: what that resets is the server's own then, not what the client started
+    /// with.
+    fn note_resets(&mut self, known: &Known) {
+        for effect in known.class.effects() {
+            match effect {
+                Effect::ResetAll => self.settings.reset_known(),
+                Effect::ResetSetting(name) => self.settings.reset(name.as_bytes()),
+                _ => {}
+            }
+        }
     }
 
     /// Whether what is sent now is an exchange of its own, outside a transaction.

@@ -189,7 +189,12 @@ impl Session {
         } else {
             self.refusals.as_ref()?.front()?.clone()
         };
-        let is_checked_first = matches!(refusal, Refusal::Miscounted { .. });
+        let is_checked_first = match refusal {
+            Refusal::Miscounted { .. } => true,
+            // A text that may run in a failed transaction was parsed ahead of this.
+            Refusal::NameTaken(_) => code == Some(SqlState::IN_FAILED_SQL_TRANSACTION),
+            _ => false,
+        };
         if code != Some(FAILURE) && !is_checked_first {
             return None;
         }

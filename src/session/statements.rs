@@ -227,8 +227,6 @@ pub struct Names<T> {
     exchange: u64,
     /// See [`Self::own_for_good`].
     is_own: bool,
-    /// SQL has prepared some since all were forgotten.
-    has_sql: bool,
 }
 
 #[derive(Debug)]
@@ -247,7 +245,6 @@ impl<T> Default for Names<T> {
             unconfirmed: VecDeque::new(),
             exchange: 0,
             is_own: false,
-            has_sql: false,
         }
     }
 }
@@ -304,11 +301,6 @@ impl<T> Names<T> {
         self.is_own
     }
 
-    /// Whether any of them may have been prepared by SQL.
-    pub fn has_sql(&self) -> bool {
-        self.has_sql
-    }
-
     /// How many that SQL has prepared the backend with number `id` knows by their own names.
     pub fn own_sql(&self, id: u64) -> usize {
         let is_it = |named: &Named<T>| named.spelled.is_some() && named.own_on == id;
@@ -339,7 +331,6 @@ impl<T> Names<T> {
         if name.is_empty() {
             return std::mem::replace(&mut self.unnamed, statement);
         }
-        self.has_sql |= statement.as_ref().is_some_and(|it| it.spelled.is_some());
         match statement {
             Some(statement) => self
                 .named
@@ -477,7 +468,6 @@ impl<T> Names<T> {
     /// `DEALLOCATE ALL` or `DISCARD ALL` succeeded: the named ones are gone, save those parsed behind it.
     pub fn forget_all(&mut self) {
         self.is_own = false;
-        self.has_sql = false;
         self.retired.clone_from(&self.named);
         let mut named = NameMap::default();
         for change in &mut self.unconfirmed {

@@ -325,7 +325,7 @@ async fn compare(pgweir: &Pgweir, steps: &[Step]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     match std::env::var("PGWEIR_SEED").as_deref() {
         Ok("random") => rand::random(),
         Ok(seed) => seed.parse().expect("a number, or random"),

@@ -40,6 +40,7 @@ mod like_pgbouncer;
 mod listening;
 mod listening_failures;
 mod listening_show;
+mod model;
 mod overload;
 mod page;
 mod page_access;
