@@ -16,6 +16,7 @@ use crate::config::model::{self, Consistency};
 use crate::error::SqlState;
 use crate::pool::Pool;
 use crate::pool::catalogue::{Catalogue, Found};
+use crate::retry::policy::Doubt;
 use crate::routing::proof::{Calls, Defaults};
 use crate::routing::reason::Reason;
 use crate::session::mirror::Reported;
@@ -183,7 +184,7 @@ impl Routes {
         }
     }
 
-    /// Whether a statement may write, for all that is known.
+    /// Whether a statement may write, for all that its text shows.
     fn may_write(&self, known: &Known, pool: &Arc<Pool>, now: Instant) -> bool {
         let class = &known.class;
         known.is_refused()
@@ -192,7 +193,6 @@ impl Routes {
                 .functions
                 .iter()
                 .any(|function| self.calls(function, pool, now) != Calls::Reads)
-            || self.may_hide_write(known, pool, now)
     }
 
     /// Whether a statement is known to name what may write when it is read.
@@ -378,18 +378,23 @@ impl Session {
             return;
         };
         routes.ask(self.now);
-        match known {
-            None => routes.wrote = true,
-            Some(known) => {
-                if routes.reading.is_none() && !routes.wrote {
-                    routes.wrote = routes.may_write(known, &self.pool, self.now);
-                }
-                routes.follow(known);
-                if known.changes_functions {
-                    routes.redefines = true;
-                    routes.catalogue.forget();
-                }
-            }
+        let Some(known) = known else {
+            routes.wrote = true;
+            return;
+        };
+        let is_on_primary = routes.reading.is_none();
+        let hides = is_on_primary && routes.may_hide_write(known, &self.pool, self.now);
+        if is_on_primary && !routes.wrote {
+            routes.wrote = hides || routes.may_write(known, &self.pool, self.now);
+        }
+        routes.follow(known);
+        if known.changes_functions {
+            routes.redefines = true;
+            routes.catalogue.forget();
+        }
+        if hides && known.doubt == Doubt::Read {
+            // What a text hides is not run again where it may have been done.
+            self.rerun_mut().journal.worsen(Doubt::Write);
         }
     }
 

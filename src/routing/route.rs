@@ -315,7 +315,7 @@ mod tests {
                 let load = &topology.nodes[place + 1].node.load;
                 load.outstanding.store(count, Ordering::Relaxed);
             }
-            choose(&request, &topology, |total| drawn % total)
+            choose(&request, &topology, |total| drawn * 100 % total)
         };
         for drawn in 0..4 {
             assert_eq!(chosen(5, 2, drawn), Choice::Replica(1));

@@ -3,7 +3,7 @@
 
 use pgweir::demo::cluster::{Cluster, StopMode};
 
-use super::failover::quick;
+use super::failover::{quick, until_node};
 use crate::support::client::Client;
 use crate::support::link::Link;
 use crate::support::messages::{self, ServerError};
@@ -29,7 +29,9 @@ struct Stage {
 impl Stage {
     async fn new(change: impl FnOnce(Options) -> Options) -> Self {
         let cluster = Cluster::start(1).unwrap();
-        let sql = "CREATE TABLE t (who text)";
+        let sql = "CREATE TABLE t (who text);
+            CREATE FUNCTION enter(text) RETURNS text LANGUAGE sql AS 'INSERT INTO t VALUES ($1) RETURNING who';
+            CREATE VIEW entering AS SELECT enter('hidden') AS who";
         cluster.primary.sql("postgres", sql).unwrap();
         cluster.wait_until_caught_up().unwrap();
         let link = Link::to(cluster.primary.address()).await;
@@ -90,7 +92,7 @@ async fn end(client: &mut Client) -> ServerError {
 }
 
 /// Loses the primary while one client thinks in its transaction, one has a statement running, one's COMMIT waits for a
-/// standby that never comes, and so does one's statement outside a transaction.
+/// standby that never comes, and so do two statements outside transactions, one of which looks like a read.
 async fn clients_are_told(fault: Fault) {
     let mut stage = Stage::new(|options| options).await;
     let primary = &stage.cluster.primary;
@@ -103,7 +105,10 @@ async fn clients_are_told(fault: Fault) {
     let mut outside = stage.pgweir.client().await;
     let sql = "INSERT INTO t VALUES ('outside')";
     outside.send(&messages::query(sql)).await;
-    stage.waits("SyncRep", 2).await;
+    let mut hidden = stage.pgweir.client().await;
+    let sql = "/* pgweir: primary */ SELECT who FROM entering";
+    hidden.send(&messages::query(sql)).await;
+    stage.waits("SyncRep", 3).await;
     stage.waits("PgSleep", 1).await;
     stage.cluster.wait_until_caught_up().unwrap();
     stage.lose_primary(fault);
@@ -119,14 +124,14 @@ async fn clients_are_told(fault: Fault) {
             assert!(hint.contains("rolled back"), "{fault:?}: {hint}");
         }
     }
-    for client in [&mut committing, &mut outside] {
+    for client in [&mut committing, &mut outside, &mut hidden] {
         let error = end(client).await;
         assert_eq!(error.code, "08007", "{fault:?}");
         let hint = error.hint.unwrap();
         assert!(hint.contains("Look in the database"), "{fault:?}: {hint}");
     }
-    // Both were in the log that the replica had, and neither was run again.
-    assert_eq!(stage.written(), "committing outside");
+    // All were in the log that the replica had, and none was run again.
+    assert_eq!(stage.written(), "committing hidden outside");
     let mut client = stage.pgweir.client().await;
     client.query("INSERT INTO t VALUES ('next')").await.ok();
 }
@@ -149,6 +154,27 @@ async fn transactions_under_way_on_a_primary_that_is_frozen_are_told() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_under_way_on_a_primary_that_is_cut_off_are_told() {
     clients_are_told(Fault::Cut).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_did_not_reach_the_old_primary_never_does() {
+    let mut stage = Stage::new(|options| options).await;
+    let mut client = stage.inside("late").await;
+    stage.link.cut();
+    client.send(&messages::query("COMMIT")).await;
+    let old = stage.link.address().to_string();
+    until_node(&stage.pgweir, &old, "state", "down").await;
+    stage.lose_primary(Fault::Cut);
+    assert_eq!(end(&mut client).await.code, "08007");
+    stage.link.mend();
+    until_node(&stage.pgweir, &old, "state", "fenced").await;
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'";
+    eventually("the old primary to end the transaction", async || {
+        stage.cluster.primary.sql("postgres", sql).unwrap() == "0"
+    })
+    .await;
+    let count = "SELECT count(*) FROM t";
+    assert_eq!(stage.cluster.primary.sql("postgres", count).unwrap(), "0");
 }
 
 /// With `retry.replay`, of two clients amid their transactions neither notices that the primary is another one.

@@ -7,7 +7,7 @@ use crate::support::pgweir::Options;
 use crate::support::wait::eventually;
 
 /// A cluster of two replicas whose URLs end in these.
-async fn stage_of(endings: [&str; 2], change: impl FnOnce(Options) -> Options) -> Stage {
+fn stage_of(endings: [&str; 2], change: impl FnOnce(Options) -> Options) -> Stage {
     let cluster = cluster(2);
     let mut options = options(&cluster.primary);
     for (replica, ending) in cluster.replicas.iter().zip(endings) {
@@ -22,8 +22,7 @@ async fn stage_of(endings: [&str; 2], change: impl FnOnce(Options) -> Options) -
 async fn replicas_of_the_own_zone_serve_while_there_are_any() {
     let stage = stage_of(["zone=far", "zone=near"], |options| {
         options.set("cluster.zone", "near")
-    })
-    .await;
+    });
     let [far, near] = &stage.cluster.replicas[..] else {
         panic!("two replicas")
     };
@@ -52,7 +51,7 @@ async fn replicas_of_the_own_zone_serve_while_there_are_any() {
 
 #[tokio::test]
 async fn a_replica_of_three_times_the_weight_gets_three_times_the_reads() {
-    let stage = stage_of(["weight=3", "weight=1"], |options| options).await;
+    let stage = stage_of(["weight=3", "weight=1"], |options| options);
     let mut clients = Vec::new();
     for _ in 0..16 {
         clients.push(stage.pgweir.client().await);
