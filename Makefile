@@ -137,8 +137,9 @@ show-stampede: rust packages ## 5,000 clients that want a server back after an o
 	PGWEIR_STAMPEDE=$${PGWEIR_STAMPEDE:-5000} \
 		cargo test --release --test it overload::a_stampede_after_an_outage -- --nocapture
 
-show-network: build packages ## A server behind a link that is slow, lossy and dead (needs root, ip and tc)
+show-network: build packages ## Servers behind links that are slow, lossy and dead, one of them a primary (needs root, ip and tc)
 	$(SUDO) tests/network.sh
+	$(SUDO) tests/partition.sh
 
 show-page: build packages ## Pictures of the live page under the demo's load, into docs/screenshots
 	tests/show.sh page
@@ -203,16 +204,17 @@ show-kills: rust packages ## Transfers while the server is killed with SIGKILL e
 		cargo test --release --test it bank::a_server_killed -- --nocapture
 
 .PHONY: show-routing
-show-routing: rust packages ## 100,000 random reads and writes, replicas up to 5 s behind, a failover in the middle: no stale read
+show-routing: rust packages ## 100,000 random reads and writes, replicas up to 5 s behind, four failovers: no stale read
 	PGWEIR_OPERATIONS=$${PGWEIR_OPERATIONS:-100000} PGWEIR_LAG_MS=$${PGWEIR_LAG_MS:-5000} PGWEIR_SEED=$${PGWEIR_SEED:-1} \
-		cargo test --release --test it consistency:: -- --nocapture
+		cargo test --release --test it consistency:: -- --nocapture --test-threads 1
 
 .PHONY: show-failover show-reads
-show-failover: build packages ## pgbench while the primary is stopped and a replica is promoted: no statement fails; beside PgBouncer
+show-failover: build bouncer ## pgbench while the primary is stopped and a replica is promoted: no statement fails; beside PgBouncer
 	$(PYTHON) benches/replicas.py failover $(FAILOVER)
 
+# As root where the machine has the cpu controller: then each server gets a share of the processors of its own.
 show-reads: build packages ## Reads through pgweir with two replicas, against the primary alone
-	$(PYTHON) benches/replicas.py reads
+	$(SUDO) $(PYTHON) benches/replicas.py reads $(READS)
 
 .PHONY: show-listen
 show-listen: rust packages ## 5,000 clients that listen on one server connection: nothing lost, nothing doubled, all in order

@@ -609,6 +609,31 @@ fn functions_for_tests_are_named_as_sentences() {
     assert!(found.is_empty(), "names with a prefix: {found:?}");
 }
 
+/// Clocks that are set jump; what decides about servers, reads and connections goes by time that only passes.
+#[test]
+fn decisions_ask_no_clock_that_can_be_set() {
+    const FOLDERS: [&str; 5] = [
+        "src/cluster",
+        "src/routing",
+        "src/pool",
+        "src/retry",
+        "src/session",
+    ];
+    let clocks = [concat!("System", "Time"), concat!("UNIX_", "EPOCH")];
+    let found: Vec<PathBuf> = FOLDERS
+        .into_iter()
+        .flat_map(rust_files)
+        .filter(|path| {
+            let code = blank_out(&read(path));
+            clocks.iter().any(|clock| code.contains(clock))
+        })
+        .collect();
+    assert!(
+        found.is_empty(),
+        "they ask a clock that can be set: {found:?}"
+    );
+}
+
 mod of_its_own {
     use super::*;
 

@@ -42,6 +42,8 @@ pub struct Identity {
     is_in_doubt: AtomicBool,
     /// The server is not what it was: nothing it says on this connection counts any more.
     is_lost: AtomicBool,
+    /// It is another's place that the server had: it is to carry out nothing more.
+    is_disowned: AtomicBool,
 }
 
 impl Identity {
@@ -58,6 +60,7 @@ impl Identity {
             cancels_done: Notify::new(),
             is_in_doubt: AtomicBool::new(false),
             is_lost: AtomicBool::new(false),
+            is_disowned: AtomicBool::new(false),
         }
     }
 
@@ -99,6 +102,14 @@ impl Identity {
     /// The connection is given up by whoever uses it.
     pub fn lose(&self) {
         self.is_lost.store(true, Ordering::SeqCst);
+    }
+
+    /// The connection is lost, and its server is not to carry out what it has not received yet. An orderly end would have
+    /// the kernel go on sending that to a server that is cut off: a COMMIT, which a primary of yesterday would carry out
+    /// when it is back.
+    pub fn disown(&self) {
+        self.is_disowned.store(true, Ordering::SeqCst);
+        self.lose();
     }
 
     pub fn is_lost(&self) -> bool {
@@ -184,6 +195,15 @@ pub struct Backend {
     pub id: u64,
     /// Which server it is on, if that was asked: when, and what it said.
     pub incarnation: Option<(Instant, Option<Incarnation>)>,
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        // Where nothing is owed everything was received, and an orderly end tells even a server that is cut off.
+        if self.identity.is_disowned.load(Ordering::SeqCst) && !self.expect.is_at_rest() {
+            self.stream.discard_unsent();
+        }
+    }
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);

@@ -255,6 +255,7 @@ impl Look<'_> {
             class: &known.class,
             hint: route_hint(text, session.lex_options()),
             refused: known.is_refused(),
+            hides_write: routes.hides_write(&known.class, &session.pool, session.now),
         };
         self.proof.add(text, |function| {
             routes.calls(function, &session.pool, session.now)

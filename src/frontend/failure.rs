@@ -336,7 +336,15 @@ impl Session {
     fn server_gone(&mut self, error: &ReceiveError, report: Option<Report>) -> End {
         self.drop_backend();
         self.since = self.now;
-        let lost = || Report::fatal(SqlState::CONNECTION_FAILURE, error.to_string());
+        let lost = || {
+            let lost = Report::fatal(SqlState::CONNECTION_FAILURE, error.to_string());
+            // Whatever may have been committed has a report of its own.
+            if self.in_transaction {
+                lost.hint("The transaction is rolled back. Connect and run it again.")
+            } else {
+                lost
+            }
+        };
         End::Fatal(Box::new(report.unwrap_or_else(lost)))
     }
 

@@ -2,6 +2,7 @@
 //!
 //! A session in front of a single server has none of this.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -15,13 +16,15 @@ use crate::config::model::{self, Consistency};
 use crate::error::SqlState;
 use crate::pool::Pool;
 use crate::pool::catalogue::{Catalogue, Found};
+use crate::retry::policy::Doubt;
 use crate::routing::proof::{Calls, Defaults};
 use crate::routing::reason::Reason;
 use crate::session::mirror::Reported;
 use crate::session::settings::Settings;
-use crate::sql::classify::{Reads, Statement, StatementKind, TransactionModes};
+use crate::sql::classify::{Class, Reads, Statement, StatementKind, TransactionModes};
 use crate::sql::functions::{Behaviour, FunctionName};
 use crate::sql::known::Known;
+use crate::sql::tables::Tables;
 
 /// The setting by which a session chooses what its reads must see. The server takes it for a placeholder.
 const CONSISTENCY: &[u8] = b"pgweir.consistency";
@@ -181,7 +184,7 @@ impl Routes {
         }
     }
 
-    /// Whether a statement may write, for all that is known.
+    /// Whether a statement may write, for all that its text shows.
     fn may_write(&self, known: &Known, pool: &Arc<Pool>, now: Instant) -> bool {
         let class = &known.class;
         known.is_refused()
@@ -190,7 +193,12 @@ impl Routes {
                 .functions
                 .iter()
                 .any(|function| self.calls(function, pool, now) != Calls::Reads)
-            || self.may_hide_write(known, pool, now)
+    }
+
+    /// Whether a statement is known to name what may write when it is read.
+    pub(super) fn hides_write(&self, class: &Class, pool: &Arc<Pool>, now: Instant) -> bool {
+        let hidden = self.catalogue.hidden(pool, now);
+        hidden.is_some_and(|hidden| names_one_of(&class.tables, &hidden.relations))
     }
 
     /// Whether a statement may write by what its text does not show: a view, a policy, an operator.
@@ -207,13 +215,9 @@ impl Routes {
             return true;
         };
         let tables = &class.tables;
-        let is_hidden = |name: &[u8]| hidden.relations.contains(name);
         hidden.anywhere
             || (!tables.is_complete() && !hidden.relations.is_empty())
-            || tables
-                .list()
-                .iter()
-                .any(|table| is_hidden(table.name.as_bytes()))
+            || names_one_of(tables, &hidden.relations)
             || hidden
                 .attributes
                 .iter()
@@ -270,6 +274,11 @@ impl Routes {
             !opened.modes.snapshot && (!opened.has_run || (opened.only_reads && is_read_committed))
         })
     }
+}
+
+fn names_one_of(tables: &Tables, relations: &HashSet<Box<[u8]>>) -> bool {
+    let mut tables = tables.list().iter();
+    !relations.is_empty() && tables.any(|table| relations.contains(table.name.as_bytes()))
 }
 
 /// Whether a statement changes no data, though it is no read: it is about the session or the transaction. What a cursor
@@ -369,18 +378,23 @@ impl Session {
             return;
         };
         routes.ask(self.now);
-        match known {
-            None => routes.wrote = true,
-            Some(known) => {
-                if routes.reading.is_none() && !routes.wrote {
-                    routes.wrote = routes.may_write(known, &self.pool, self.now);
-                }
-                routes.follow(known);
-                if known.changes_functions {
-                    routes.redefines = true;
-                    routes.catalogue.forget();
-                }
-            }
+        let Some(known) = known else {
+            routes.wrote = true;
+            return;
+        };
+        let is_on_primary = routes.reading.is_none();
+        let hides = is_on_primary && routes.may_hide_write(known, &self.pool, self.now);
+        if is_on_primary && !routes.wrote {
+            routes.wrote = hides || routes.may_write(known, &self.pool, self.now);
+        }
+        routes.follow(known);
+        if known.changes_functions {
+            routes.redefines = true;
+            routes.catalogue.forget();
+        }
+        if hides && known.doubt == Doubt::Read {
+            // What a text hides is not run again where it may have been done.
+            self.rerun_mut().journal.worsen(Doubt::Write);
         }
     }
 

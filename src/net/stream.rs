@@ -7,8 +7,10 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -114,6 +116,14 @@ impl Stream {
     /// Address and port of the other end; `None` on a Unix socket.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         self.tcp()?.peer_addr().ok()
+    }
+
+    /// When it is closed, what the peer has not received is forgotten, and the peer is told by a reset.
+    pub fn discard_unsent(&self) {
+        if let Some(tcp) = self.tcp() {
+            // Where it fails the connection is gone already.
+            let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        }
     }
 
     fn tcp(&self) -> Option<&TcpStream> {

@@ -347,7 +347,12 @@ impl Pool {
     pub(super) fn abandon(&self, is_gone: impl Fn(&Node) -> bool) {
         for backend in self.live.all() {
             if is_gone(&backend.identity.node) {
-                backend.identity.lose();
+                // A read that a replica carries out all the same does no harm.
+                if self.is_of_replica() {
+                    backend.identity.lose();
+                } else {
+                    backend.identity.disown();
+                }
             }
         }
         self.lanes.wake();

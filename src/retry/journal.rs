@@ -103,6 +103,11 @@ impl Journal {
         };
     }
 
+    /// The statement that was noted last may do more than its text shows.
+    pub fn worsen(&mut self, doubt: Doubt) {
+        self.doubt = self.doubt.max(Some(doubt));
+    }
+
     /// A statement gets this name by a Parse.
     pub fn note_name(&mut self, name: &[u8]) {
         if self.stage == Stage::Kept {

@@ -27,6 +27,8 @@ pub struct Text<'a> {
     pub hint: Option<RouteHint>,
     /// A replica has refused it before.
     pub refused: bool,
+    /// It reads what the catalogue says may write: a view, a table with a policy.
+    pub hides_write: bool,
 }
 
 /// What the session's settings mean for a transaction that says nothing else.
@@ -132,7 +134,11 @@ impl Proof {
         if text.refused {
             return Some(Reason::Refused);
         }
-        read(class, text.hint == Some(RouteHint::Replica), calls)
+        let is_asked_for = text.hint == Some(RouteHint::Replica);
+        if text.hides_write && !is_asked_for {
+            return Some(Reason::Function);
+        }
+        read(class, is_asked_for, calls)
     }
 
     fn begin(&mut self, modes: TransactionModes) -> Option<Reason> {

@@ -1,7 +1,7 @@
 //! Which replica a read goes to, or why none.
 //!
-//! Of the replicas that have what the read must see, two are drawn by their shares, and the one with less to do is
-//! taken: that spreads load nearly as well as knowing everything, without all sessions choosing the same one at the same
+//! Of the replicas that have what the read must see, two are drawn by their shares, and the one with less to do for its share
+//! is taken: that spreads load nearly as well as knowing everything, without all sessions choosing the same one at the same
 //! moment. Replicas of pgweir's own zone come first.
 
 use std::time::Duration;
@@ -152,10 +152,13 @@ pub fn runs_elsewhere(code: SqlState) -> bool {
     ) || matches!(&code.0[..2], b"08" | b"3F" | b"42" | b"53" | b"58" | b"XX")
 }
 
-/// How long a read would take there, roughly.
+/// How long a read would take there, roughly; a server of twice the weight is taken to do twice as much at a time. Of two
+/// that have nothing to do and are as fast, the one drawn first, by its share, is taken.
 fn load(view: &NodeView, now: Instant) -> u128 {
     let load = &view.node.load;
-    let ahead = load.outstanding.load(std::sync::atomic::Ordering::Relaxed) as u128 + 1;
+    let outstanding = load.outstanding.load(std::sync::atomic::Ordering::Relaxed) as u128;
+    // In thousandths of a read.
+    let ahead = outstanding * 100_000 / u128::from(view.share(now)).max(1) + 1000;
     ahead * load.expected(now).max(LATENCY_MIN).as_micros()
 }
 
@@ -293,6 +296,35 @@ mod tests {
                 .answered(Duration::from_secs(1), now);
         }
         assert_eq!(choose(&request, &topology, |_| 0), Choice::Replica(1));
+    }
+
+    #[test]
+    fn a_server_of_more_weight_bears_more_at_a_time() {
+        let begun = Instant::now();
+        let now = begun + Duration::from_secs(60);
+        let mut topology = topology(&[Some(5), Some(5)], begun);
+        let server = model::Node {
+            weight: Some(3),
+            ..model::Node::at("db9", 1)
+        };
+        topology.nodes[1] = view(1, &server, Some(5), begun);
+        let request = request(Consistency::Session, 0, 0, now);
+        let chosen = |heavy: usize, light: usize, drawn: u64| {
+            let outstanding = [heavy, light];
+            for (place, count) in outstanding.into_iter().enumerate() {
+                let load = &topology.nodes[place + 1].node.load;
+                load.outstanding.store(count, Ordering::Relaxed);
+            }
+            choose(&request, &topology, |total| drawn * 100 % total)
+        };
+        for drawn in 0..4 {
+            assert_eq!(chosen(5, 2, drawn), Choice::Replica(1));
+            assert_eq!(chosen(7, 2, drawn), Choice::Replica(2));
+            // With nothing to do, by shares.
+            let first = if drawn < 3 { 1 } else { 2 };
+            assert_eq!(chosen(0, 0, drawn), Choice::Replica(first));
+            assert_eq!(chosen(6, 2, drawn), Choice::Replica(first));
+        }
     }
 
     #[test]

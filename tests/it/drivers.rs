@@ -15,12 +15,12 @@ const JDBC_JAR: &str = "/usr/share/java/postgresql.jar";
 /// Where Debian's golang-github-lib-pq-dev puts the driver: `src/github.com/lib/pq` in here.
 const GO_PATH: &str = "/usr/share/gocode";
 
-fn tests_folder() -> PathBuf {
+pub(super) fn tests_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
 }
 
 /// Whether `program` can be started at all.
-fn runs(program: &Path, argument: &str) -> bool {
+pub(super) fn runs(program: &Path, argument: &str) -> bool {
     Command::new(program)
         .arg(argument)
         .stdin(Stdio::null())
@@ -31,12 +31,12 @@ fn runs(program: &Path, argument: &str) -> bool {
 }
 
 /// Prints past the capture of test output, which hides what passing tests print.
-fn tell(line: &str) {
+pub(super) fn tell(line: &str) {
     let line = format!("{line}\n");
     std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
-fn skip(program: &str, reason: &str) {
+pub(super) fn skip(program: &str, reason: &str) {
     tell(&format!("skipped {program}: {reason}"));
 }
 

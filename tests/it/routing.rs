@@ -10,16 +10,16 @@ use crate::support::pgweir::{Options, Pgweir};
 use crate::support::wait::eventually;
 
 /// Tells the port of the server that is asked; no function is called by name.
-const PLACE: &str = "SELECT port FROM place";
+pub(super) const PLACE: &str = "SELECT port FROM place";
 
 /// A cluster with its pgweir.
-struct Stage {
-    cluster: Cluster,
-    pgweir: Pgweir,
+pub(super) struct Stage {
+    pub cluster: Cluster,
+    pub pgweir: Pgweir,
 }
 
-fn options(cluster: &Cluster) -> Options {
-    Options::cluster(cluster)
+pub(super) fn options(primary: &Server) -> Options {
+    Options::new(primary)
         .set("cluster.probe_interval", "100ms")
         .set("cluster.probe_timeout", "500ms")
         .set("cluster.down_after", "2")
@@ -27,7 +27,14 @@ fn options(cluster: &Cluster) -> Options {
         .set("timeouts.server_login_retry", "50ms")
 }
 
-fn cluster(replicas: usize) -> Cluster {
+fn with_replicas(options: Options, cluster: &Cluster) -> Options {
+    let replicas = cluster.replicas.iter();
+    replicas.fold(options, |options, replica| {
+        options.flag("--replica", &replica.node_url())
+    })
+}
+
+pub(super) fn cluster(replicas: usize) -> Cluster {
     let cluster = Cluster::start(replicas).unwrap();
     let sql = "CREATE VIEW place AS SELECT inet_server_port()::text AS port;
         CREATE TABLE t (id int PRIMARY KEY, v int);
@@ -38,16 +45,28 @@ fn cluster(replicas: usize) -> Cluster {
 }
 
 impl Stage {
-    async fn new(replicas: usize, change: impl FnOnce(Options) -> Options) -> Self {
+    pub async fn new(replicas: usize, change: impl FnOnce(Options) -> Options) -> Self {
         let cluster = cluster(replicas);
-        let pgweir = change(options(&cluster)).start();
+        let options = with_replicas(options(&cluster.primary), &cluster);
+        let pgweir = change(options).start();
         let stage = Self { cluster, pgweir };
         stage.warm_up().await;
         stage
     }
 
+    /// Reads sent to each replica so far.
+    pub fn reads(&self) -> Vec<u64> {
+        let metrics = self.pgweir.http_get("/metrics").unwrap();
+        let count = |replica: &Server| {
+            let name = format!("pgweir_node_reads_total{{node=\"{}\"}} ", replica.address());
+            let line = metrics.lines().find_map(|line| line.strip_prefix(&name));
+            line.unwrap().parse().unwrap()
+        };
+        self.cluster.replicas.iter().map(count).collect()
+    }
+
     /// Waits until every replica serves reads, and the functions are known.
-    async fn warm_up(&self) {
+    pub async fn warm_up(&self) {
         let mut client = self.pgweir.client().await;
         for replica in &self.cluster.replicas {
             let port = replica.port().to_string();
@@ -59,12 +78,12 @@ impl Stage {
         self.knows_functions(&mut client).await;
     }
 
-    fn primary(&self) -> String {
+    pub fn primary(&self) -> String {
         self.cluster.primary.port().to_string()
     }
 
     /// Stops replay on all replicas, so that they miss what is written from now on.
-    fn pause_replay(&self) {
+    pub fn pause_replay(&self) {
         for replica in &self.cluster.replicas {
             replica
                 .sql("postgres", "SELECT pg_wal_replay_pause()")
@@ -80,7 +99,7 @@ impl Stage {
         }
     }
 
-    fn resume_replay(&self) {
+    pub fn resume_replay(&self) {
         for replica in &self.cluster.replicas {
             replica
                 .sql("postgres", "SELECT pg_wal_replay_resume()")
@@ -89,11 +108,11 @@ impl Stage {
     }
 
     /// Where a read of `client` goes, once the samples taken so far have come in.
-    async fn place(&self, client: &mut Client) -> String {
+    pub async fn place(&self, client: &mut Client) -> String {
         client.value(PLACE).await
     }
 
-    async fn reaches_replica(&self, client: &mut Client) {
+    pub async fn reaches_replica(&self, client: &mut Client) {
         let primary = self.primary();
         eventually("a read on a replica", async || {
             client.value(PLACE).await != primary
@@ -102,7 +121,7 @@ impl Stage {
     }
 
     /// Waits until the database's functions are known: before that nothing is sure to only read.
-    async fn knows_functions(&self, client: &mut Client) {
+    pub async fn knows_functions(&self, client: &mut Client) {
         let primary = self.primary();
         eventually("a function to be known", async || {
             client.value("SELECT lower(port) FROM place").await != primary
@@ -110,7 +129,7 @@ impl Stage {
         .await;
     }
 
-    async fn count(&self, reason: &str) -> u64 {
+    pub async fn count(&self, reason: &str) -> u64 {
         let mut console = self.pgweir.console().await;
         let reply = console.query("SHOW ROUTES").await.ok();
         let row = reply
@@ -358,6 +377,7 @@ async fn functions_are_judged_by_the_catalogue() {
         .query(
             "CREATE FUNCTION stable_place() RETURNS text STABLE LANGUAGE sql AS 'SELECT port FROM place';
              CREATE FUNCTION volatile_place() RETURNS text LANGUAGE sql AS 'SELECT port FROM place';
+             CREATE VIEW volatile_view AS SELECT volatile_place() AS port;
              CREATE FUNCTION public.upper(int) RETURNS text LANGUAGE sql AS 'SELECT port FROM place'",
         )
         .await
@@ -369,6 +389,7 @@ async fn functions_are_judged_by_the_catalogue() {
     .await;
     for text in [
         "SELECT volatile_place()",
+        "SELECT port FROM volatile_view",
         "SELECT public.upper(1)",
         "SELECT upper(1)",
         "SELECT stable_place() || volatile_place()",
@@ -389,8 +410,10 @@ async fn what_a_replica_refuses_is_run_on_the_primary_and_remembered() {
     let mut client = stage.pgweir.client().await;
     client
         .query(
+            // The catalogue is told that it only reads.
             "CREATE FUNCTION writes() RETURNS int LANGUAGE sql AS 'UPDATE t SET v = v + 1 WHERE id = 50 RETURNING v';
-             CREATE VIEW innocent AS SELECT writes() AS v, port FROM place",
+             CREATE FUNCTION reads() RETURNS int STABLE LANGUAGE sql AS 'SELECT writes()';
+             CREATE VIEW innocent AS SELECT reads() AS v, port FROM place",
         )
         .await
         .ok();
@@ -690,7 +713,7 @@ async fn reads_stay_on_the_primary_where_that_is_configured() {
 async fn a_replica_with_other_settings_is_not_used() {
     let cluster = cluster(1);
     cluster.replicas[0].set("timezone", "Asia/Tokyo").unwrap();
-    let pgweir = options(&cluster).start();
+    let pgweir = with_replicas(options(&cluster.primary), &cluster).start();
     let mut client = pgweir.client().await;
     for _ in 0..20 {
         assert_eq!(

@@ -87,7 +87,12 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut opened: watch
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let count = from.read(&mut buffer).await.unwrap_or(0);
+        let was_open = *opened.borrow();
         if opened.wait_for(|is_open| *is_open).await.is_err() {
+            return;
+        }
+        // What was under way on a connection that its sender has reset is not sent again.
+        if !was_open && !matches!(from.as_ref().take_error(), Ok(None)) {
             return;
         }
         if count == 0 || to.write_all(&buffer[..count]).await.is_err() {

@@ -30,6 +30,7 @@ fn of(texts: &[&str], defaults: Defaults) -> Intent {
             class: &class,
             hint,
             refused: false,
+            hides_write: false,
         };
         proof.add(text, calls);
     }
