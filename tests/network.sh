@@ -55,13 +55,14 @@ if grep -qE 'aborted|error:' <<<"$output"; then echo "$output"; exit 1; fi
 tc qdisc del dev "$outer" root 2>/dev/null || true
 echo "$way: $(sed -n 's/number of transactions actually processed: //p' <<<"$output") transactions, no error"
 
-# The link dies while statements run, in and outside transactions: everyone is told, nobody waits for ever.
-for text in "SELECT pg_sleep(600)" "BEGIN; SELECT pg_sleep(600)" "SELECT pg_sleep(600)"; do
+# The link dies while statements run, in and outside transactions, on all connections of the pool: everyone is told, nobody
+# waits for ever.
+for text in "SELECT pg_sleep(600)" "BEGIN; SELECT pg_sleep(600)" "SELECT pg_sleep(600)" "BEGIN; SELECT pg_sleep(600)"; do
   ( begun=$(now); answer=$(ask "$text" || true); echo "$(($(now) - begun)) ms: $(head -n 1 <<<"$answer")" ) >>"$folder/told" &
 done
 sleep 0.5
 ip -n "$space" link set "$inner" down
-while [ "$(wc -l <"$folder/told")" -lt 3 ]; do
+while [ "$(wc -l <"$folder/told")" -lt 4 ]; do
   sleep 0.1
   if [ "$((waited = ${waited:-0} + 1))" -gt 300 ]; then echo "somebody waits for ever"; exit 1; fi
 done
@@ -83,7 +84,7 @@ echo "back after $(($(now) - begun)) ms"
 # What was given up is closed on the server too, as soon as it hears of it.
 count="SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'"
 for _ in $(seq 600); do
-  backends=$("${as_server[@]}" "$bin/psql" -qAt -h "$folder" -U postgres -d postgres -c "$count")
+  backends=$("${as_server[@]}" "$bin/psql" -qAt -h "$folder" -p 5432 -U postgres -d postgres -c "$count")
   [ "$backends" -le 4 ] && break
   sleep 0.1
 done
