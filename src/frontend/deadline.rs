@@ -29,6 +29,8 @@ pub(super) enum Limit {
     IdleTransaction,
     ClientIdle,
     PinIdle,
+    /// The end of a pin for what the session's application does.
+    HabitPin,
     ClientWrite,
 }
 
@@ -79,10 +81,11 @@ impl Session {
             Phase::Planning => at(self.since, timeouts.query_timeout, Limit::Query),
             Phase::Active if self.is_awaiting_client() && !self.holds_transaction() => {
                 let limit = timeouts.pin_idle_timeout.filter(|_| !self.pins.is_empty());
-                earlier(
+                let idle = earlier(
                     at(self.since, limit, Limit::PinIdle),
                     at(self.since, timeouts.client_idle_timeout, Limit::ClientIdle),
-                )
+                );
+                earlier(at(self.since, self.habit_pin(), Limit::HabitPin), idle)
             }
             Phase::Active if self.is_awaiting_client() => earlier(
                 at(
@@ -178,6 +181,10 @@ impl Session {
                 .detail(format!("It kept it for: {}.", self.pins))
                 .hint("The limit is pgweir's timeouts.pin_idle_timeout.");
                 Err(End::Fatal(Box::new(report)))
+            }
+            Limit::HabitPin => {
+                self.end_habit_pin();
+                self.settle(cx)
             }
             Limit::ClientWrite => Self::cut(
                 SqlState::CONNECTION_FAILURE,

@@ -19,6 +19,7 @@ use crate::session::shape::Shape;
 use crate::session::statements::{DISOWNED, NAMES_MAX, Named, SERVER_NAME_PREFIX};
 use crate::shared::Prepared;
 use crate::sql::prepared::PreparedUse;
+use crate::sql::reading::Rereads;
 use crate::sql::state::PinReason;
 use crate::wire::expect::{For, Owed, Request, UNNAMED};
 use crate::wire::frame::{FrameError, HEADER};
@@ -117,7 +118,7 @@ impl Session {
             if frame.payload.first() == Some(&0) {
                 self.names.forget_unnamed();
                 if let Some(lease) = &mut self.lease {
-                    lease.mirror.unnamed = None;
+                    lease.mirror.unnamed = Some(UNNAMED);
                 }
             }
             self.expect(Request::Parse);
@@ -153,6 +154,9 @@ impl Session {
             if !self.step_prepared(parse.text, &statement.known, gather) {
                 return Ok(false);
             }
+        }
+        if self.parse_awaits_numbers(&statement.known, gather) {
+            return Ok(false);
         }
         let mut named = Named::new(Arc::clone(&statement), Arc::default());
         if parse.name.is_empty() {
@@ -246,6 +250,8 @@ impl Session {
             return;
         };
         match statement {
+            // The client's own, whose text was not read.
+            None if name.is_empty() && lease.mirror.unnamed == Some(UNNAMED) => {}
             None if name.is_empty() => {
                 lease.mirror.unnamed = None;
                 gather.own(|out| f::put_statement_target(out, f::CLOSE, b""));
@@ -325,7 +331,11 @@ impl Session {
                 return Ok(true);
             }
             self.note(&statement.known)?;
-            self.guard_sequences(&statement.known, gather);
+            self.take_numbers(Some(&statement.known));
+        } else if self.pins.contains(PinReason::Unclassifiable) {
+            // Its text was too large to be read.
+            self.rereads = Rereads::ALL;
+            self.take_numbers(None);
         }
         self.note_sent(statement.as_ref().map(|statement| &*statement.known));
         if bind.statement.is_empty() {

@@ -37,6 +37,9 @@ pub struct Rereads {
     pub reported: bool,
     /// One that it does not, until the transaction ends.
     pub unreported: bool,
+    /// Of what was reported in the transaction under way, which takes it back at its end or before.
+    lexing_told: bool,
+    reported_told: bool,
 }
 
 impl Rereads {
@@ -45,6 +48,8 @@ impl Rereads {
         lexing: true,
         reported: true,
         unreported: true,
+        lexing_told: false,
+        reported_told: false,
     };
 
     pub fn of(class: &Class) -> Self {
@@ -66,6 +71,7 @@ impl Rereads {
                     lexing: is_in(&LEXING),
                     reported: is_in(&REPORTED),
                     unreported: is_in(&UNREPORTED),
+                    ..Self::default()
                 }
             }
             Effect::ResetAll
@@ -83,8 +89,14 @@ impl Rereads {
 
     /// The server has reported what it reports.
     pub fn are_told(&mut self) {
-        self.lexing = false;
-        self.reported = false;
+        self.lexing_told |= std::mem::take(&mut self.lexing);
+        self.reported_told |= std::mem::take(&mut self.reported);
+    }
+
+    /// The transaction, or a part of it, is over once what is being sent has run.
+    pub fn may_be_taken_back(&mut self) {
+        self.lexing |= self.lexing_told;
+        self.reported |= self.reported_told;
     }
 
     pub fn add(&mut self, other: Self) {
@@ -140,6 +152,19 @@ mod tests {
         ] {
             assert_eq!(rereads(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn what_was_told_is_in_doubt_again_when_it_is_taken_back() {
+        let mut all = Rereads::default();
+        let of = |text: &str| Rereads::of(&classify(text.as_bytes(), LexOptions::default()));
+        all.add(of("SET LOCAL client_encoding TO utf8"));
+        all.are_told();
+        assert!(!all.lexing && !all.reported);
+        all.add(of("SET LOCAL datestyle TO iso"));
+        all.are_told();
+        all.may_be_taken_back();
+        assert!(all.lexing && all.reported && !all.unreported);
     }
 
     #[test]

@@ -465,17 +465,17 @@ async fn names_mean_the_same_behind_the_end_of_a_failed_transaction() {
         ("BEGIN; SAVEPOINT s", "ROLLBACK TO s; EXECUTE ended"),
         ("BEGIN; SAVEPOINT s", "ROLLBACK TO t; EXECUTE ended"),
         (
-            "BEGIN READ ONLY",
-            "COMMIT AND CHAIN; EXECUTE ended; SHOW transaction_read_only",
+            "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY",
+            "COMMIT AND CHAIN; EXECUTE ended; SHOW transaction_read_only; SHOW transaction_isolation",
         ),
         ("BEGIN", "PREPARE TRANSACTION 'ended'; EXECUTE ended"),
+        ("BEGIN", "ROLLBACK; EXECUTE pgweir_1; SELECT 1"),
         (
             "BEGIN",
             "END; DEALLOCATE ended; PREPARE ended AS SELECT 18; EXECUTE ended",
         ),
         ("BEGIN", "EXECUTE ended; ROLLBACK"),
         ("BEGIN", "ROLLBACK; EXECUTE ended"),
-        ("BEGIN", "ROLLBACK; EXECUTE pgweir_1; SELECT 1"),
     ] {
         same.check(&query(begin)).await;
         same.check(&query("SELECT 1/0")).await;
@@ -502,6 +502,14 @@ async fn nobody_runs_a_statement_of_others_behind_a_failed_transaction() {
         let text = format!("ROLLBACK; EXECUTE pgweir_{number}");
         assert_eq!(two.query(&text).await.sqlstate(), "26000");
     }
+    // Nor in a session that has names of its own there.
+    two.query("PREPARE own AS SELECT 2; SELECT 1").await.ok();
+    for number in 1..20 {
+        let text = format!("EXECUTE pgweir_{number}");
+        assert_eq!(two.query(&text).await.sqlstate(), "26000");
+        assert_eq!(two.extended(&text, &[]).await.sqlstate(), "26000");
+    }
+    assert_eq!(two.value("EXECUTE own").await, "2");
 }
 
 /// The messages that take back what was lent are not sent where the server skips them, or reads them as data.
