@@ -6,6 +6,7 @@ use std::task::Context;
 
 use super::exchange::holds_batch;
 use super::listening::Gate;
+use super::refusal::Refusal;
 use super::reply;
 use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
@@ -361,23 +362,19 @@ impl Session {
     }
 
     fn query(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
-        let known = if frame.missing > 0 {
-            None
+        let (known, text) = if frame.missing > 0 {
+            (None, None)
         } else {
             let text = f::query_text(frame.payload).map_err(protocol_violation)?;
             self.trace(text);
             let looked_up = self.looked_up.take();
-            Some(looked_up.unwrap_or_else(|| self.shared.known.lookup(text, self.lex_options())))
+            let look_up = || self.shared.known.lookup(text, self.lex_options());
+            let known = looked_up.unwrap_or_else(look_up);
+            if self.revives(&known, text, gather) {
+                return Ok(false);
+            }
+            (Some(known), Some(text))
         };
-        if let Some(known) = &known
-            && self.revives(
-                known,
-                f::query_text(frame.payload).unwrap_or_default(),
-                gather,
-            )
-        {
-            return Ok(false);
-        }
         // Of a text too large to be looked at whole nothing can be proved.
         let gate = known
             .as_ref()
@@ -388,7 +385,11 @@ impl Session {
             return Ok(false);
         };
         self.metering.sent(frame.tag, frame.len());
-        let refusal = self.pin_query(pins, known.as_deref());
+        let refusal = if self.may_escape(text) {
+            Some(Refusal::SessionState(pins))
+        } else {
+            self.pin_query(pins, known.as_deref())
+        };
         let shown = |it: &Arc<Known>| self.show_channels(it, false, gather);
         if let Some(refusal) = refusal.or_else(|| known.as_ref().and_then(shown)) {
             self.refuse_query(frame, known, refusal, gather);
@@ -399,8 +400,7 @@ impl Session {
         }
         self.note_sent(known.as_deref());
         self.note_unnamed_replaced();
-        if let Some(known) = known {
-            let text = f::query_text(frame.payload).map_err(protocol_violation)?;
+        if let (Some(known), Some(text)) = (known, text) {
             if known.prepared != PreparedUse::None
                 || self.prepared.is_revived
                 || self.may_run_by_name(text, &known)

@@ -145,7 +145,16 @@ impl Session {
 
     /// Whether a text that is `known` may read numbers, and the backend has others' now.
     pub(super) fn may_read_foreign(&self, known: &Known) -> bool {
-        (reads(known) || is_opaque(known)) && self.has_foreign_numbers()
+        let may_read = reads(known) || is_opaque(known) || known.class.is_unclassifiable();
+        may_read && self.has_foreign_numbers()
+    }
+
+    /// Whether `text`, which was not read if it is `None`, can't be kept from reading others' numbers: it may end a failed
+    /// transaction, in which the backend forgets nothing, and go on.
+    pub(super) fn may_escape(&self, text: Option<&[u8]>) -> bool {
+        self.has_foreign_numbers()
+            && self.does_nothing()
+            && text.is_none_or(|text| self.lex_options().cannot_be_sure(text))
     }
 
     /// Whether it is certain that the server does nothing of what it is sent now, unless that ends a failed transaction.
@@ -181,6 +190,7 @@ impl Session {
         gather: &mut Gather,
     ) -> bool {
         match known {
+            Some(known) if known.class.is_unclassifiable() => {}
             Some(known) if !reads(known) => return self.guard_numbers(known, is_bind, gather),
             Some(_) => {
                 self.habit().learn();
@@ -212,7 +222,8 @@ impl Session {
         }
         let known = Arc::clone(known);
         // If it may not be pinned it is refused in a moment.
-        let is_refused = reads(&known) && self.pin(known.pins, Some(&known)).is_some();
+        let pins = reads(&known) || known.class.is_unclassifiable();
+        let is_refused = pins && self.pin(known.pins, Some(&known)).is_some();
         !is_refused && self.awaits_numbers(Some(&known), true, gather)
     }
 
@@ -281,10 +292,11 @@ impl Session {
     /// Whether the session may read what it takes by a statement that is `known`; `is_opaque`: that may read it, too. It
     /// keeps its backend then, if it can.
     fn begins_to_read(&mut self, known: &Known, is_opaque: bool) -> bool {
-        let reads = self.habit().reads();
-        self.habit().count();
+        let habit = self.habit();
+        habit.count();
+        let (reads, may_have_read) = (habit.reads(), is_opaque && habit.is_hidden());
         let noted = self.sequences.noted();
-        noted.unread = if is_opaque {
+        noted.unread = if may_have_read {
             0
         } else {
             noted.unread.saturating_add(1)
@@ -312,7 +324,12 @@ impl Session {
         let routine = b::error_field(error, b'R');
         let is_missing = matches!(routine, Some(b"currval_oid" | b"lastval"));
         if is_missing && b::sqlstate(error) == Some(NO_NUMBER) {
-            self.habit().learn();
+            let is_own = self.pins.contains(PinReason::SequenceState) && self.habit_pin().is_none();
+            if is_own {
+                self.habit().learn();
+            } else {
+                self.habit().learn_hidden();
+            }
             self.sequences.noted().unread = 0;
         }
     }

@@ -128,6 +128,8 @@ pub struct Habit {
     writes: AtomicU32,
     /// It calls code behind numbers of the same transaction.
     calls: AtomicBool,
+    /// Its code reads, which its statements don't tell.
+    is_hidden: AtomicBool,
     /// Of several applications: what one does says nothing of the others.
     is_shared: bool,
 }
@@ -163,6 +165,16 @@ impl Habit {
         if !self.is_shared {
             self.writes.store(PROBATION + FADE, Ordering::Relaxed);
         }
+    }
+
+    /// Code of its was seen to read.
+    pub fn learn_hidden(&self) {
+        self.learn();
+        self.is_hidden.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_hidden(&self) -> bool {
+        self.is_hidden.load(Ordering::Relaxed)
     }
 
     /// It was seen to call code that may read what it has taken just before.

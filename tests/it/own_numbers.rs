@@ -1,12 +1,19 @@
 //! Numbers of sequences where the order of things matters: inside exchanges, behind the end of a failed transaction, ahead of
 //! what must come first or alone; and how long an application is thought to read them.
 
+use std::sync::Arc;
+
 use pgweir::session::sequences::PROBATION;
+use tokio::sync::Semaphore;
 
 use crate::shared::{self, Role};
-use crate::support::client::Client;
-use crate::support::messages::{bind, copy_data, copy_done, execute, flush, parse, query, sync};
+use crate::support::client::{Client, Login};
+use crate::support::messages::{
+    self, bind, copy_data, copy_done, execute, flush, parse, query, sync,
+};
 use crate::support::pgweir::{Options, Pgweir};
+use crate::support::scripted_backend::{BackendConnection, ScriptedBackend};
+use crate::support::wait::{eventually, within_limit};
 
 fn pgweir(pool_size: &str) -> Pgweir {
     Options::new(shared::server())
@@ -205,6 +212,27 @@ async fn behind_the_end_of_a_failed_transaction_nobody_reads_a_foreign_number() 
     assert_eq!(one.query("SELECT 1/0").await.sqlstate(), "22012");
     let reply = one.query("ROLLBACK TO nowhere; SELECT lastval()").await;
     assert_eq!((reply.sqlstate(), reply.status), ("3B001", 'E'));
+    one.query("ROLLBACK").await.ok();
+    one.query("DISCARD ALL").await.ok();
+    // Where pgweir can't tell what a text does, the server refuses it.
+    other.query("SELECT nextval('failed_numbers')").await.ok();
+    let parameters = [("client_encoding", "SJIS")];
+    let mut unread = role.client_with(&pgweir, &parameters).await;
+    unread.query("BEGIN").await.ok();
+    assert_eq!(unread.query("SELECT 1/0").await.sqlstate(), "22012");
+    let text = b"ROLLBACK; SELECT lastval() /* \x83\x5c */\0";
+    unread.send(&messages::frame(b'Q', text)).await;
+    assert_eq!(unread.reply().await.sqlstate(), "25P02");
+    unread.query("ROLLBACK").await.ok();
+    unread.send(&messages::frame(b'Q', text)).await;
+    assert_eq!(unread.reply().await.sqlstate(), "55000");
+    unread.query("DISCARD ALL").await.ok();
+    other.query("SELECT nextval('failed_numbers')").await.ok();
+    let parse = messages::frame(b'P', b"\0SELECT lastval() /* \x83\x5c */\0\0\0");
+    let batch = [parse, bind("", "", &[]), execute("", 0), sync()];
+    unread.send(&batch.concat()).await;
+    assert_eq!(unread.reply().await.sqlstate(), "55000");
+    unread.terminate().await;
     // In a pipeline.
     for batch in [
         [query("ROLLBACK"), query("SELECT lastval()")].concat(),
@@ -272,7 +300,10 @@ async fn what_must_come_first_in_its_transaction_does() {
         };
         one.send(&batch).await;
         let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'first_numbers'::regclass";
-        while shared::direct().await.value(waits).await != "1" {}
+        eventually("a lock to be waited for", async || {
+            shared::direct().await.value(waits).await == "1"
+        })
+        .await;
         other.query("COMMIT").await.ok();
         one.reply().await.ok();
         // What was committed while the lock was waited for is seen.
@@ -365,11 +396,11 @@ async fn an_application_that_reads_numbers_does_not_keep_connections_for_good() 
     assert_eq!(other.value("SELECT 1").await, "1");
     let taken = one.value("SELECT nextval('yielded_numbers')").await;
     // Where nobody needs the connection, it is found again after a while.
-    let is_listed = "SHOW PINS";
     let console = &mut pgweir.console().await;
-    while !console.query(is_listed).await.ok().rows.is_empty() {
-        tokio::task::yield_now().await;
-    }
+    eventually("the pin to end", async || {
+        console.query("SHOW PINS").await.ok().rows.is_empty()
+    })
+    .await;
     assert_eq!(one.value("SELECT lastval()").await, taken);
 }
 
@@ -422,11 +453,8 @@ async fn a_syntax_error_of_code_proves_nothing() {
         .client_with(&pgweir, &[("client_encoding", "SJIS")])
         .await;
     // Read by its bytes alone it can't be understood in this encoding.
-    let text = [&b"SELECT half_parsed() /* "[..], &[0x83, 0x5c], b" */"].concat();
-    let mut batch = vec![b'Q'];
-    batch.extend_from_slice(&u32::try_from(text.len() + 5).unwrap().to_be_bytes());
-    batch.extend_from_slice(&text);
-    batch.push(0);
+    let text = b"SELECT half_parsed() /* \x83\x5c */\0";
+    let batch = messages::frame(b'Q', text);
     one.send(&batch).await;
     assert_eq!(one.reply().await.sqlstate(), "42601");
     let pins = pgweir.console().await.query("SHOW PINS").await.ok();
@@ -436,15 +464,67 @@ async fn a_syntax_error_of_code_proves_nothing() {
     let mut one = role
         .client_with(&pgweir, &[("client_encoding", "SJIS")])
         .await;
-    let valid = [&b"SELECT 1 /* "[..], &[0x83, 0x5c], b" */"].concat();
-    let mut batch = query("SELEC 1");
-    batch.push(b'Q');
-    batch.extend_from_slice(&u32::try_from(valid.len() + 5).unwrap().to_be_bytes());
-    batch.extend_from_slice(&valid);
-    batch.push(0);
+    let valid = messages::frame(b'Q', b"SELECT 1 /* \x83\x5c */\0");
+    let batch = [query("SELEC 1"), valid].concat();
     one.send(&[batch, flush()].concat()).await;
     assert_eq!(one.reply().await.sqlstate(), "42601");
     one.reply().await.ok();
     let pins = pgweir.console().await.query("SHOW PINS").await.ok();
     assert_eq!(pins.rows.len(), 1);
+}
+
+/// A backend that is slow to forget.
+async fn forget_slowly(mut connection: BackendConnection, asked: Arc<Semaphore>) {
+    while let Some(message) = connection.read_message().await {
+        let sql = message.strings().concat();
+        let answer = if sql == "DISCARD SEQUENCES" {
+            asked.add_permits(1);
+            let forgot = Semaphore::acquire_many(&asked, 2).await.unwrap();
+            forgot.forget();
+            assert_eq!(connection.canceled(), 0);
+            [
+                messages::command_complete(&sql),
+                messages::ready_for_query(b'I'),
+            ]
+            .concat()
+        } else if sql == "SELECT unknown()" {
+            within_limit("a cancel request", async {
+                while connection.canceled() == 0 {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+            let error = "canceling statement due to user request";
+            [
+                messages::error_response("ERROR", "57014", error),
+                messages::ready_for_query(b'I'),
+            ]
+            .concat()
+        } else {
+            messages::one_value_reply("1")
+        };
+        connection.send(&answer).await;
+    }
+}
+
+#[tokio::test]
+async fn a_cancel_request_that_comes_while_numbers_are_forgotten_is_kept_for_the_statement() {
+    let asked = Arc::new(Semaphore::new(0));
+    let script = Arc::clone(&asked);
+    let backend =
+        ScriptedBackend::start_with(move |it| forget_slowly(it, Arc::clone(&script))).await;
+    let pgweir = Options::in_front_of(&backend.node_url())
+        .flag("--pool-size", "1")
+        .start();
+    let login = Login::new("scripted", "scripted");
+    let mut other = pgweir.client_as(&login).await;
+    let mut one = pgweir.client_as(&login).await;
+    other.query("SELECT nextval('s')").await.ok();
+    one.send(&query("SELECT unknown()")).await;
+    drop(asked.acquire().await.unwrap());
+    let mut cancel = Client::open(pgweir.address).await;
+    cancel.send(&messages::cancel_request(&one.key)).await;
+    cancel.expect_end().await;
+    asked.add_permits(1);
+    assert_eq!(one.reply().await.sqlstate(), "57014");
 }
