@@ -173,15 +173,7 @@ impl Session {
                 "idle-session",
                 "client_idle_timeout",
             ),
-            Limit::PinIdle => {
-                let report = Report::fatal(
-                    SqlState::IDLE_SESSION_TIMEOUT,
-                    "terminating connection due to idle-session timeout of a session that keeps its server connection",
-                )
-                .detail(format!("It kept it for: {}.", self.pins))
-                .hint("The limit is pgweir's timeouts.pin_idle_timeout.");
-                Err(End::Fatal(Box::new(report)))
-            }
+            Limit::PinIdle => Err(self.cut_pinned()),
             Limit::HabitPin => {
                 self.end_habit_pin();
                 self.settle(cx)
@@ -208,6 +200,16 @@ impl Session {
             self.queue().why_waiting()
         ));
         reply::report(&mut self.outbox, &notice);
+    }
+
+    fn cut_pinned(&self) -> End {
+        let report = Report::fatal(
+            SqlState::IDLE_SESSION_TIMEOUT,
+            "terminating connection due to idle-session timeout of a session that keeps its server connection",
+        )
+        .detail(format!("It kept it for: {}.", self.pins))
+        .hint("The limit is pgweir's timeouts.pin_idle_timeout.");
+        End::Fatal(Box::new(report))
     }
 
     /// Cuts the client off; a statement under way is cancelled by the cleaning of its backend.

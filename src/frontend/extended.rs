@@ -109,20 +109,7 @@ impl Session {
     /// False if it has to wait for answers.
     pub(super) fn parse(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         if frame.missing > 0 {
-            let pins = PinReason::Unclassifiable.into();
-            if let Some(refusal) = self.pin(pins, None) {
-                self.refuse_step(frame, refusal, gather);
-                return Ok(true);
-            }
-            // It goes to the server under the client's own name, and stays there.
-            if frame.payload.first() == Some(&0) {
-                self.names.forget_unnamed();
-                if let Some(lease) = &mut self.lease {
-                    lease.mirror.unnamed = Some(UNNAMED);
-                }
-            }
-            self.expect(Request::Parse);
-            gather.input(frame.range());
+            self.parse_unread(frame, gather);
             return Ok(true);
         }
         let parse = Parse::read(frame.payload).map_err(violation)?;
@@ -181,6 +168,22 @@ impl Session {
         self.note_parsed(parse.name);
         self.names.change(parse.name, Some(named));
         Ok(true)
+    }
+
+    /// A text too large to be read goes to the server under the client's own name, and stays there.
+    fn parse_unread(&mut self, frame: Frame<'_>, gather: &mut Gather) {
+        let pins = PinReason::Unclassifiable.into();
+        if let Some(refusal) = self.pin(pins, None) {
+            return self.refuse_step(frame, refusal, gather);
+        }
+        if frame.payload.first() == Some(&0) {
+            self.names.forget_unnamed();
+            if let Some(lease) = &mut self.lease {
+                lease.mirror.unnamed = Some(UNNAMED);
+            }
+        }
+        self.expect(Request::Parse);
+        gather.input(frame.range());
     }
 
     /// The name is taken, which the server says only of a text it could parse. It is given nothing under a global name:
@@ -330,13 +333,8 @@ impl Session {
                 self.refuse_step(frame, refusal, gather);
                 return Ok(true);
             }
-            self.note(&statement.known)?;
-            self.take_numbers(Some(&statement.known));
-        } else if self.pins.contains(PinReason::Unclassifiable) {
-            // Its text was too large to be read.
-            self.rereads = Rereads::ALL;
-            self.take_numbers(None);
         }
+        self.note_bound(statement.as_ref())?;
         self.note_sent(statement.as_ref().map(|statement| &*statement.known));
         if bind.statement.is_empty() {
             self.note_unnamed_used();
@@ -362,6 +360,18 @@ impl Session {
         self.metering.bound(bind.portal, known);
         self.bound = statement;
         Ok(true)
+    }
+
+    /// Notes what a statement that is bound does to the session; `None` may be one whose text was not read.
+    fn note_bound(&mut self, statement: Option<&Arc<Prepared>>) -> Result<(), End> {
+        if let Some(statement) = statement {
+            self.note(&statement.known)?;
+            self.take_numbers(Some(&statement.known));
+        } else if self.pins.contains(PinReason::Unclassifiable) {
+            self.rereads = Rereads::ALL;
+            self.take_numbers(None);
+        }
+        Ok(())
     }
 
     pub(super) fn execute(&mut self, frame: Frame<'_>) {

@@ -187,16 +187,11 @@ impl Relay<'_> {
             drop(self.session.names.own_none());
         }
         self.count_error(owed, code);
-        if owed.to == For::Client {
-            self.session.note_missing_number(payload);
-            self.session.settle_doubt(owed, payload);
-        }
         if !matches!(owed.to, For::Plan | For::Evict | For::Probe) {
             self.session.not_completed();
         }
-        // What was to pin the session may not have come to be.
-        if owed.to == For::Client && !self.session.pins.is_empty() {
-            self.session.settings.ask_leftovers();
+        if owed.to == For::Client {
+            self.session.learn_from_error(owed, payload);
         }
         if let Some(report) = refused {
             self.gather.own(|out| b::put_report(out, &report));

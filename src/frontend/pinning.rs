@@ -125,9 +125,18 @@ impl Session {
         refusal
     }
 
-    /// An error of the client's statement: that of a query that the server could not parse has done nothing, and pins
-    /// nobody.
-    pub(super) fn settle_doubt(&mut self, owed: Owed, error: &[u8]) {
+    /// The client's statement has failed.
+    pub(super) fn learn_from_error(&mut self, owed: Owed, error: &[u8]) {
+        self.note_missing_number(error);
+        self.settle_doubt(owed, error);
+        // What was to pin the session may not have come to be.
+        if !self.pins.is_empty() {
+            self.settings.ask_leftovers();
+        }
+    }
+
+    /// A query that the server could not parse has done nothing, and pins nobody.
+    fn settle_doubt(&mut self, owed: Owed, error: &[u8]) {
         let is_doubtful = std::mem::take(&mut self.prepared.is_doubtful);
         if is_doubtful && owed.request == Request::Query && is_unparsed(error) {
             let (mut pins, ended) = (self.pins, self.ended_pins);

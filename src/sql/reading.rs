@@ -37,9 +37,14 @@ pub struct Rereads {
     pub reported: bool,
     /// One that it does not, until the transaction ends.
     pub unreported: bool,
-    /// Of what was reported in the transaction under way, which takes it back at its end or before.
-    lexing_told: bool,
-    reported_told: bool,
+    told: Told,
+}
+
+/// What the transaction under way has changed and the server has reported: it is taken back with the transaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Told {
+    lexing: bool,
+    reported: bool,
 }
 
 impl Rereads {
@@ -48,8 +53,10 @@ impl Rereads {
         lexing: true,
         reported: true,
         unreported: true,
-        lexing_told: false,
-        reported_told: false,
+        told: Told {
+            lexing: false,
+            reported: false,
+        },
     };
 
     pub fn of(class: &Class) -> Self {
@@ -89,14 +96,14 @@ impl Rereads {
 
     /// The server has reported what it reports.
     pub fn are_told(&mut self) {
-        self.lexing_told |= std::mem::take(&mut self.lexing);
-        self.reported_told |= std::mem::take(&mut self.reported);
+        self.told.lexing |= std::mem::take(&mut self.lexing);
+        self.told.reported |= std::mem::take(&mut self.reported);
     }
 
     /// The transaction, or a part of it, is over once what is being sent has run.
     pub fn may_be_taken_back(&mut self) {
-        self.lexing |= self.lexing_told;
-        self.reported |= self.reported_told;
+        self.lexing |= self.told.lexing;
+        self.reported |= self.told.reported;
     }
 
     pub fn add(&mut self, other: Self) {

@@ -212,10 +212,16 @@ async fn behind_the_end_of_a_failed_transaction_nobody_reads_a_foreign_number() 
     assert_eq!(one.query("SELECT 1/0").await.sqlstate(), "22012");
     let reply = one.query("ROLLBACK TO nowhere; SELECT lastval()").await;
     assert_eq!((reply.sqlstate(), reply.status), ("3B001", 'E'));
-    one.query("ROLLBACK").await.ok();
-    one.query("DISCARD ALL").await.ok();
-    // Where pgweir can't tell what a text does, the server refuses it.
-    other.query("SELECT nextval('failed_numbers')").await.ok();
+}
+
+/// Where pgweir can't tell what a text does, the server refuses it.
+#[tokio::test]
+async fn text_that_is_not_understood_reads_no_foreign_number() {
+    let role = shared::role("unread_numbers").await;
+    let pgweir = pgweir("1");
+    let mut other = role.client(&pgweir).await;
+    define(&["CREATE SEQUENCE unread_numbers"]).await;
+    other.query("SELECT nextval('unread_numbers')").await.ok();
     let parameters = [("client_encoding", "SJIS")];
     let mut unread = role.client_with(&pgweir, &parameters).await;
     unread.query("BEGIN").await.ok();
@@ -227,16 +233,27 @@ async fn behind_the_end_of_a_failed_transaction_nobody_reads_a_foreign_number() 
     unread.send(&messages::frame(b'Q', text)).await;
     assert_eq!(unread.reply().await.sqlstate(), "55000");
     unread.query("DISCARD ALL").await.ok();
-    other.query("SELECT nextval('failed_numbers')").await.ok();
+    other.query("SELECT nextval('unread_numbers')").await.ok();
     let parse = messages::frame(b'P', b"\0SELECT lastval() /* \x83\x5c */\0\0\0");
     let batch = [parse, bind("", "", &[]), execute("", 0), sync()];
     unread.send(&batch.concat()).await;
     assert_eq!(unread.reply().await.sqlstate(), "55000");
     unread.terminate().await;
-    // In a pipeline.
+}
+
+#[tokio::test]
+async fn behind_the_end_of_a_failed_transaction_in_a_pipeline_nobody_does() {
+    let role = shared::role("pipelined_numbers").await;
+    let pgweir = pgweir("1");
+    let [mut one, mut other] = two(&role, &pgweir).await;
+    define(&[
+        "CREATE SEQUENCE pipelined_numbers",
+        "CREATE FUNCTION pipelined_number() RETURNS bigint LANGUAGE plpgsql AS 'BEGIN RETURN lastval(); END'",
+    ])
+    .await;
     for batch in [
         [query("ROLLBACK"), query("SELECT lastval()")].concat(),
-        [query("ROLLBACK"), query("SELECT failed_number()")].concat(),
+        [query("ROLLBACK"), query("SELECT pipelined_number()")].concat(),
         [
             step("ROLLBACK"),
             step("SELECT lastval()"),
@@ -246,7 +263,7 @@ async fn behind_the_end_of_a_failed_transaction_nobody_reads_a_foreign_number() 
         .concat(),
         [
             step("ROLLBACK"),
-            step("SELECT failed_number()"),
+            step("SELECT pipelined_number()"),
             sync(),
             query("SELECT 1"),
         ]
@@ -254,7 +271,10 @@ async fn behind_the_end_of_a_failed_transaction_nobody_reads_a_foreign_number() 
     ] {
         one.query("ROLLBACK").await.ok();
         one.query("DISCARD ALL").await.ok();
-        other.query("SELECT nextval('failed_numbers')").await.ok();
+        other
+            .query("SELECT nextval('pipelined_numbers')")
+            .await
+            .ok();
         one.query("BEGIN").await.ok();
         assert_eq!(one.query("SELECT 1/0").await.sqlstate(), "22012");
         one.send(&batch).await;
