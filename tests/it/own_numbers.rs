@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pgweir::session::sequences::PROBATION;
 use tokio::sync::Semaphore;
 
+use crate::routing::{PLACE, Stage};
 use crate::shared::{self, Role};
 use crate::support::client::{Client, Login};
 use crate::support::messages::{
@@ -491,6 +492,27 @@ async fn a_syntax_error_of_code_proves_nothing() {
     one.reply().await.ok();
     let pins = pgweir.console().await.query("SHOW PINS").await.ok();
     assert_eq!(pins.rows.len(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_to_a_replica_is_set_aside_for_nobody() {
+    let stage = Stage::new(1, |options| options.set("pool.lanes", "0")).await;
+    let replica = &stage.cluster.replicas[0];
+    let sql = "CREATE SEQUENCE replica_numbers; CREATE ROLE numbers SUPERUSER LOGIN";
+    stage.cluster.primary.sql("postgres", sql).unwrap();
+    stage.cluster.wait_until_caught_up().unwrap();
+    let login = Login::new("numbers", "postgres");
+    let mut one = stage.pgweir.client_as(&login).await;
+    let mut other = stage.pgweir.client_as(&login).await;
+    one.query("SELECT nextval('replica_numbers')").await.ok();
+    for client in [&mut one, &mut other] {
+        eventually("the replica to serve a read", async || {
+            client.value(PLACE).await == replica.port().to_string()
+        })
+        .await;
+    }
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'numbers'";
+    assert_eq!(replica.sql("postgres", count).unwrap(), "1");
 }
 
 /// A backend that is slow to forget.
