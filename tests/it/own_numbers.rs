@@ -10,7 +10,7 @@ use crate::routing::{PLACE, Stage};
 use crate::shared::{self, Role};
 use crate::support::client::{Client, Login};
 use crate::support::messages::{
-    self, bind, copy_data, copy_done, execute, flush, parse, query, sync,
+    self, bind, close, copy_data, copy_done, execute, flush, parse, query, sync,
 };
 use crate::support::pgweir::{Options, Pgweir};
 use crate::support::scripted_backend::{BackendConnection, ScriptedBackend};
@@ -157,6 +157,14 @@ async fn what_must_be_alone_in_its_exchange_is() {
             if text.contains("DATABASE") || text.contains("CONCURRENTLY") {
                 continue;
             }
+            // In an exchange that has begun already.
+            one.send(&[close(b'P', "gone"), step(text), sync()].concat())
+                .await;
+            one.reply().await.ok();
+            other
+                .query("INSERT INTO number_loners (a) VALUES (0)")
+                .await
+                .ok();
             one.send(&[parse("s", text, &[]), sync()].concat()).await;
             one.reply().await.ok();
             other
