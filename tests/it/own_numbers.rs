@@ -513,9 +513,17 @@ async fn a_connection_to_a_replica_is_set_aside_for_nobody() {
     let mut one = stage.pgweir.client_as(&login).await;
     let mut other = stage.pgweir.client_as(&login).await;
     one.query("SELECT nextval('replica_numbers')").await.ok();
+    let console = &mut stage.pgweir.console().await;
     for client in [&mut one, &mut other] {
         eventually("the replica to serve a read", async || {
             client.value(PLACE).await == replica.port().to_string()
+        })
+        .await;
+        // A client has its answer before its connection is given back.
+        eventually("the connections to be idle", async || {
+            let servers = console.query("SHOW SERVERS").await.ok();
+            let is_busy = |row: &Vec<Option<String>>| row.contains(&Some("active".to_owned()));
+            !servers.rows.iter().any(is_busy)
         })
         .await;
     }
