@@ -135,6 +135,7 @@ impl Session {
         self.in_transaction = false;
         self.forget_own_cancel();
         self.ended_pins = PinSet::EMPTY;
+        self.sequences.begin();
         self.transaction_since = self.now;
         match &lease.pool().key.node {
             None => self.metering.runs_on_primary(),
@@ -360,8 +361,9 @@ impl Session {
             let dialer = self.shared.pools.dialer.load();
             let limit = self.effective.timeouts.cancel_wait_timeout;
             let is_ready = !lease.identity.is_being_cancelled() && lease.is_clean();
-            if residue == Residue::None && is_ready && self.finds_numbers_again(&lease) {
-                lease.set_aside(self.entry.serial());
+            let is_clean = residue == Residue::None && is_ready;
+            if is_clean && let Some(limit) = self.finds_numbers_again(&lease) {
+                lease.set_aside(self.entry.serial(), limit);
             } else {
                 reset::give_back(lease, residue, &dialer, limit);
             }

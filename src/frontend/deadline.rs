@@ -29,6 +29,8 @@ pub(super) enum Limit {
     IdleTransaction,
     ClientIdle,
     PinIdle,
+    /// The end of a pin for what the session's application does.
+    HabitPin,
     ClientWrite,
 }
 
@@ -79,10 +81,11 @@ impl Session {
             Phase::Planning => at(self.since, timeouts.query_timeout, Limit::Query),
             Phase::Active if self.is_awaiting_client() && !self.holds_transaction() => {
                 let limit = timeouts.pin_idle_timeout.filter(|_| !self.pins.is_empty());
-                earlier(
+                let idle = earlier(
                     at(self.since, limit, Limit::PinIdle),
                     at(self.since, timeouts.client_idle_timeout, Limit::ClientIdle),
-                )
+                );
+                earlier(at(self.since, self.habit_pin(), Limit::HabitPin), idle)
             }
             Phase::Active if self.is_awaiting_client() => earlier(
                 at(
@@ -170,14 +173,10 @@ impl Session {
                 "idle-session",
                 "client_idle_timeout",
             ),
-            Limit::PinIdle => {
-                let report = Report::fatal(
-                    SqlState::IDLE_SESSION_TIMEOUT,
-                    "terminating connection due to idle-session timeout of a session that keeps its server connection",
-                )
-                .detail(format!("It kept it for: {}.", self.pins))
-                .hint("The limit is pgweir's timeouts.pin_idle_timeout.");
-                Err(End::Fatal(Box::new(report)))
+            Limit::PinIdle => Err(self.cut_pinned()),
+            Limit::HabitPin => {
+                self.end_habit_pin();
+                self.settle(cx)
             }
             Limit::ClientWrite => Self::cut(
                 SqlState::CONNECTION_FAILURE,
@@ -201,6 +200,16 @@ impl Session {
             self.queue().why_waiting()
         ));
         reply::report(&mut self.outbox, &notice);
+    }
+
+    fn cut_pinned(&self) -> End {
+        let report = Report::fatal(
+            SqlState::IDLE_SESSION_TIMEOUT,
+            "terminating connection due to idle-session timeout of a session that keeps its server connection",
+        )
+        .detail(format!("It kept it for: {}.", self.pins))
+        .hint("The limit is pgweir's timeouts.pin_idle_timeout.");
+        End::Fatal(Box::new(report))
     }
 
     /// Cuts the client off; a statement under way is cancelled by the cleaning of its backend.

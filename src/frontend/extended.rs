@@ -19,6 +19,7 @@ use crate::session::shape::Shape;
 use crate::session::statements::{DISOWNED, NAMES_MAX, Named, SERVER_NAME_PREFIX};
 use crate::shared::Prepared;
 use crate::sql::prepared::PreparedUse;
+use crate::sql::reading::Rereads;
 use crate::sql::state::PinReason;
 use crate::wire::expect::{For, Owed, Request, UNNAMED};
 use crate::wire::frame::{FrameError, HEADER};
@@ -108,20 +109,7 @@ impl Session {
     /// False if it has to wait for answers.
     pub(super) fn parse(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         if frame.missing > 0 {
-            let pins = PinReason::Unclassifiable.into();
-            if let Some(refusal) = self.pin(pins, None) {
-                self.refuse_step(frame, refusal, gather);
-                return Ok(true);
-            }
-            // It goes to the server under the client's own name, and stays there.
-            if frame.payload.first() == Some(&0) {
-                self.names.forget_unnamed();
-                if let Some(lease) = &mut self.lease {
-                    lease.mirror.unnamed = None;
-                }
-            }
-            self.expect(Request::Parse);
-            gather.input(frame.range());
+            self.parse_unread(frame, gather);
             return Ok(true);
         }
         let parse = Parse::read(frame.payload).map_err(violation)?;
@@ -154,6 +142,9 @@ impl Session {
                 return Ok(false);
             }
         }
+        if self.parse_awaits_numbers(&statement.known, gather) {
+            return Ok(false);
+        }
         let mut named = Named::new(Arc::clone(&statement), Arc::default());
         if parse.name.is_empty() {
             self.owe(renames(Request::Parse, For::Client, UNNAMED));
@@ -177,6 +168,22 @@ impl Session {
         self.note_parsed(parse.name);
         self.names.change(parse.name, Some(named));
         Ok(true)
+    }
+
+    /// A text too large to be read goes to the server under the client's own name, and stays there.
+    fn parse_unread(&mut self, frame: Frame<'_>, gather: &mut Gather) {
+        let pins = PinReason::Unclassifiable.into();
+        if let Some(refusal) = self.pin(pins, None) {
+            return self.refuse_step(frame, refusal, gather);
+        }
+        if frame.payload.first() == Some(&0) {
+            self.names.forget_unnamed();
+            if let Some(lease) = &mut self.lease {
+                lease.mirror.unnamed = Some(UNNAMED);
+            }
+        }
+        self.expect(Request::Parse);
+        gather.input(frame.range());
     }
 
     /// The name is taken, which the server says only of a text it could parse. It is given nothing under a global name:
@@ -246,6 +253,8 @@ impl Session {
             return;
         };
         match statement {
+            // The client's own, whose text was not read.
+            None if name.is_empty() && lease.mirror.unnamed == Some(UNNAMED) => {}
             None if name.is_empty() => {
                 lease.mirror.unnamed = None;
                 gather.own(|out| f::put_statement_target(out, f::CLOSE, b""));
@@ -324,9 +333,8 @@ impl Session {
                 self.refuse_step(frame, refusal, gather);
                 return Ok(true);
             }
-            self.note(&statement.known)?;
-            self.guard_sequences(&statement.known, gather);
         }
+        self.note_bound(statement.as_ref())?;
         self.note_sent(statement.as_ref().map(|statement| &*statement.known));
         if bind.statement.is_empty() {
             self.note_unnamed_used();
@@ -352,6 +360,18 @@ impl Session {
         self.metering.bound(bind.portal, known);
         self.bound = statement;
         Ok(true)
+    }
+
+    /// Notes what a statement that is bound does to the session; `None` may be one whose text was not read.
+    fn note_bound(&mut self, statement: Option<&Arc<Prepared>>) -> Result<(), End> {
+        if let Some(statement) = statement {
+            self.note(&statement.known)?;
+            self.take_numbers(Some(&statement.known));
+        } else if self.pins.contains(PinReason::Unclassifiable) {
+            self.rereads = Rereads::ALL;
+            self.take_numbers(None);
+        }
+        Ok(())
     }
 
     pub(super) fn execute(&mut self, frame: Frame<'_>) {

@@ -6,6 +6,7 @@ use std::task::Context;
 
 use super::exchange::holds_batch;
 use super::listening::Gate;
+use super::refusal::Refusal;
 use super::reply;
 use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
@@ -291,6 +292,7 @@ impl Session {
                 routes.in_exchange = false;
             }
             self.names.next_exchange();
+            self.sequences.next_exchange();
             self.prepared.reparsed = 0;
         }
         if self.is_to_fail() && self.fails_as_before(frame, gather)? {
@@ -327,7 +329,7 @@ impl Session {
                         return Ok(true);
                     }
                 }
-                if self.awaits_own_numbers(None, gather) {
+                if self.awaits_numbers(None, false, gather) {
                     return Ok(false);
                 }
                 self.note_sent(None);
@@ -360,13 +362,18 @@ impl Session {
     }
 
     fn query(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
-        let known = if frame.missing > 0 {
-            None
+        let (known, text) = if frame.missing > 0 {
+            (None, None)
         } else {
             let text = f::query_text(frame.payload).map_err(protocol_violation)?;
             self.trace(text);
             let looked_up = self.looked_up.take();
-            Some(looked_up.unwrap_or_else(|| self.shared.known.lookup(text, self.lex_options())))
+            let look_up = || self.shared.known.lookup(text, self.lex_options());
+            let known = looked_up.unwrap_or_else(look_up);
+            if self.revives(&known, text, gather) {
+                return Ok(false);
+            }
+            (Some(known), Some(text))
         };
         // Of a text too large to be looked at whole nothing can be proved.
         let gate = known
@@ -378,24 +385,30 @@ impl Session {
             return Ok(false);
         };
         self.metering.sent(frame.tag, frame.len());
-        let refusal = self.pin(pins, known.as_deref());
+        let refusal = if self.may_escape(text) {
+            Some(Refusal::SessionState(pins))
+        } else {
+            self.pin_query(pins, known.as_deref())
+        };
         let shown = |it: &Arc<Known>| self.show_channels(it, false, gather);
         if let Some(refusal) = refusal.or_else(|| known.as_ref().and_then(shown)) {
             self.refuse_query(frame, known, refusal, gather);
             return Ok(true);
         }
-        if self.awaits_own_numbers(known.as_deref(), gather) {
+        if self.awaits_numbers(known.as_deref(), false, gather) {
             return Ok(false);
         }
         self.note_sent(known.as_deref());
         self.note_unnamed_replaced();
-        if let Some(known) = known {
-            let text = f::query_text(frame.payload).map_err(protocol_violation)?;
-            if known.prepared != PreparedUse::None || self.may_run_by_name(text, &known) {
+        if let (Some(known), Some(text)) = (known, text) {
+            if known.prepared != PreparedUse::None
+                || self.prepared.is_revived
+                || self.may_run_by_name(text, &known)
+            {
                 return self.query_prepared(frame, text, &known, gather);
             }
             self.note(&known)?;
-            self.guard_sequences(&known, gather);
+            self.take_numbers(Some(&known));
             self.start(known);
         } else {
             self.rereads = Rereads::ALL;
@@ -421,6 +434,10 @@ impl Session {
             self.settings.ask_leftovers();
         }
         self.rereads.add(known.rereads);
+        let transaction = known.class.transaction;
+        if transaction.ends() || transaction.savepoints() {
+            self.rereads.may_be_taken_back();
+        }
         if known.is_plain {
             return Ok(());
         }
@@ -429,7 +446,6 @@ impl Session {
         }
         let class = &known.class;
         self.copies_in |= known.copies_in;
-        let transaction = class.transaction;
         if transaction.begins() || transaction.ends() {
             // A string that does both is settled by what the server reports.
             self.in_transaction = transaction.begins() || transaction.chains();

@@ -34,6 +34,7 @@ mod replay;
 pub mod replication;
 mod reply;
 mod rerun;
+mod reviving;
 mod ride;
 mod routes;
 mod sequences;

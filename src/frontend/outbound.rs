@@ -9,6 +9,7 @@ use super::checkout::QUESTION;
 use super::leaving::LEAVING;
 use super::reply;
 use super::rerun::Marks;
+use super::reviving::comes_again;
 use super::session::{End, ProbeAnswer, Session};
 use crate::backend::connection::Backend;
 use crate::backend::receive::{self, ReceiveError, Receiver};
@@ -173,7 +174,7 @@ impl Relay<'_> {
         }
         if is_fatal {
             self.end = Some(End::ServerGone);
-        } else if owed.to == For::Plan {
+        } else if owed.to == For::Plan && !comes_again(owed, code) {
             let overrun = self.session.take_overrun(b::sqlstate(payload));
             let end = overrun.map(|_| self.session.cannot_cancel());
             let failed = || End::Fatal(Box::new(reply::not_restored(payload)));
@@ -189,9 +190,8 @@ impl Relay<'_> {
         if !matches!(owed.to, For::Plan | For::Evict | For::Probe) {
             self.session.not_completed();
         }
-        // What was to pin the session may not have come to be.
-        if owed.to == For::Client && !self.session.pins.is_empty() {
-            self.session.settings.ask_leftovers();
+        if owed.to == For::Client {
+            self.session.learn_from_error(owed, payload);
         }
         if let Some(report) = refused {
             self.gather.own(|out| b::put_report(out, &report));
@@ -279,6 +279,7 @@ impl Relay<'_> {
                 self.marks_end = true;
                 self.session.timed_out = false;
                 self.session.prepared.edits = None;
+                self.session.prepared.is_doubtful = false;
                 match owed.request {
                     Request::Query => self.session.end_statement(HEADER + 1),
                     Request::Sync => self.session.end_exchange(),

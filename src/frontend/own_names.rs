@@ -25,6 +25,8 @@ use super::session::Session;
 use super::sql_prepare::{GONE, Name, OWN};
 use crate::backend::connection::Backend;
 use crate::net::buffer::Gather;
+use crate::pool::Lease;
+use crate::session::statements::SERVER_NAME_PREFIX;
 use crate::sql::classify::{PreparedAction, PreparedRef};
 use crate::sql::known::Known;
 use crate::sql::prepared::{PreparedUse, executed_in};
@@ -166,8 +168,17 @@ impl Session {
             let missing = self.missing_names();
             return self.lend(missing, alone, gather);
         }
+        // Nobody knows another session's statements by guessing.
+        let is_guess = |it: &PreparedRef<'_>| {
+            let name = it.name.as_bytes();
+            name.starts_with(SERVER_NAME_PREFIX) && self.names.get(name).is_none()
+        };
+        let guesses = refs.iter().any(is_guess);
+        if guesses {
+            self.forget_global(gather);
+        }
         let missing = self.missing_of(refs);
-        let is_needed = self.give_all(&missing, false, gather);
+        let is_needed = self.give_all(&missing, false, gather) || guesses;
         let changes = |it: &PreparedRef<'_>| it.action != PreparedAction::Execute;
         if refs.iter().any(changes) {
             self.names.own_for_good();
@@ -210,6 +221,11 @@ impl Session {
 
     /// Takes back what the backend was lent for the exchange that ends here; one that is kept keeps it.
     pub(super) fn unlist(&mut self, gather: &mut Gather) {
+        // The server would skip it, or read it as data.
+        let skips = |lease: &Lease| lease.expect.skips_the_next();
+        if self.copies_in || self.lease.as_ref().is_some_and(skips) {
+            return;
+        }
         let Some(lent) = self.prepared.lent.take() else {
             return;
         };

@@ -9,12 +9,29 @@ use tokio::time::Instant;
 use super::refusal::Refusal;
 use super::session::Session;
 use crate::config::model::{OnSessionState, PoolMode};
+use crate::error::SqlState;
 use crate::pool::pins::Pin;
 use crate::pool::reset::Residue;
 use crate::session::leftovers;
 use crate::sql::known::Known;
 use crate::sql::state::{PinReason, PinSet};
 use crate::telemetry;
+use crate::wire::backend as b;
+use crate::wire::expect::{Owed, Request};
+
+/// Whether an error is one of the client's whole text, which the server parses before it runs any of it: of a text that
+/// code runs, the place is told in another way, or not at all.
+fn is_unparsed(error: &[u8]) -> bool {
+    let is_parsers = matches!(
+        b::error_field(error, b'R'),
+        Some(b"scanner_yyerror" | b"base_yyparse")
+    );
+    let is_inner = b"pqW".iter().any(|&it| b::error_field(error, it).is_some());
+    is_parsers
+        && !is_inner
+        && b::error_field(error, b'P').is_some()
+        && b::sqlstate(error) == Some(SqlState::SYNTAX_ERROR)
+}
 
 impl Session {
     /// Whether nothing may be pinned here at all.
@@ -31,6 +48,9 @@ impl Session {
 
     /// A statement with these reasons to pin is about to be sent: notes them, or tells why it may not be.
     pub(super) fn pin(&mut self, pins: PinSet, known: Option<&Known>) -> Option<Refusal> {
+        if pins.contains(PinReason::Unclassifiable) {
+            self.prepared.is_doubtful = false;
+        }
         let pool = &self.effective.pool;
         if pins.without(self.pins).is_empty() || pool.pool_mode == PoolMode::Session {
             return self.rejects(pins);
@@ -91,6 +111,38 @@ impl Session {
             self.pinned = None;
         } else if let Some(pinned) = &self.pinned {
             pinned.change(pins);
+        }
+    }
+
+    /// The same of a query that pgweir may not understand, which the server may not, either.
+    pub(super) fn pin_query(&mut self, pins: PinSet, known: Option<&Known>) -> Option<Refusal> {
+        let reason = PinReason::Unclassifiable;
+        let is_new = pins.contains(reason) && !self.pins.contains(reason);
+        let refusal = self.pin(pins, known);
+        if is_new && refusal.is_none() {
+            self.prepared.is_doubtful = self.is_answered();
+        }
+        refusal
+    }
+
+    /// The client's statement has failed.
+    pub(super) fn learn_from_error(&mut self, owed: Owed, error: &[u8]) {
+        self.note_missing_number(error);
+        self.settle_doubt(owed, error);
+        // What was to pin the session may not have come to be.
+        if !self.pins.is_empty() {
+            self.settings.ask_leftovers();
+        }
+    }
+
+    /// A query that the server could not parse has done nothing, and pins nobody.
+    fn settle_doubt(&mut self, owed: Owed, error: &[u8]) {
+        let is_doubtful = std::mem::take(&mut self.prepared.is_doubtful);
+        if is_doubtful && owed.request == Request::Query && is_unparsed(error) {
+            let (mut pins, ended) = (self.pins, self.ended_pins);
+            pins.remove(PinReason::Unclassifiable);
+            self.set_pins(pins);
+            self.ended_pins = ended;
         }
     }
 

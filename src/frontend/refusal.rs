@@ -177,6 +177,7 @@ impl Session {
 
     fn owe_refusal(&mut self, request: Request, frame: Frame<'_>, refusal: Refusal) {
         self.refusals.get_or_insert_default().push_back(refusal);
+        self.prepared.is_revived = false;
         self.owe(Owed::new(request, For::Refusal));
         self.dropping = frame.missing;
     }

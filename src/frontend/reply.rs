@@ -30,7 +30,7 @@ pub(super) fn ready(outbox: &mut Outbox) {
 pub(super) fn not_restored(error: &[u8]) -> Report {
     let reason = backend::error_field(error, b'M').unwrap_or_default();
     let reason = String::from_utf8_lossy(reason);
-    let message = "could not restore the session's settings";
+    let message = "could not prepare the server connection for the session";
     Report::fatal(SqlState::CONNECTION_FAILURE, message)
         .detail(format!("The server said: {reason}"))
 }

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use hashbrown::HashSet;
 
 use super::inbound::Frame;
+use super::reviving::without_commit;
 use super::session::{End, Session};
 use crate::net::buffer::Gather;
 use crate::pool::Lease;
@@ -53,6 +54,10 @@ pub(super) struct Underway {
     pub lent: Option<Box<HashSet<Box<[u8]>>>>,
     /// The query under way stands in an exchange that the client has not ended.
     in_exchange: bool,
+    /// The failed transaction was ended ahead of the query that is to be sent, which ends it.
+    pub is_revived: bool,
+    /// The query under way is all that is, and what pgweir does not understand.
+    pub is_doubtful: bool,
     /// What was replaced in the text of the query under way.
     pub edits: Option<Box<Edits>>,
     /// Descriptions that pgweir gives itself, in that order.
@@ -123,24 +128,30 @@ impl Session {
                 self.refuse_query(frame, Some(Arc::clone(known)), refusal, gather);
                 return Ok(true);
             }
-            if self.awaits_own_numbers(Some(executed), gather) {
+            if self.awaits_numbers(Some(executed), false, gather) {
                 return Ok(false);
             }
-            self.note(&named.statement.known)?;
-            self.guard_sequences(&named.statement.known, gather);
+            self.note(executed)?;
+            self.take_numbers(Some(executed));
         }
         self.note(known)?;
-        self.guard_sequences(known, gather);
+        self.take_numbers(Some(known));
         self.start(Arc::clone(known));
         let mut lends = self.lend_names(text, known, gather);
         for named in &executed {
             lends |= self.lend_names(named.statement.text(), &named.statement.known, gather);
         }
+        let mut renaming = Renaming::new(text, self.told.get(b"client_encoding") == Some(b"UTF8"));
+        if std::mem::take(&mut self.prepared.is_revived)
+            && let Some((range, instead)) = without_commit(known, text, self.lex_options())
+        {
+            renaming.replace(range, instead);
+        }
         let mut rewritten = if is_renamed {
-            self.rename(text, &refs, gather)
+            self.rename(text, renaming, &refs, gather)
         } else {
             let ahead = self.use_own_names(outer, &refs, gather);
-            Rewritten::plain(text, ahead)
+            Rewritten::plain(renaming, ahead)
         };
         rewritten.ahead |= lends;
         self.send_rewritten(rewritten, gather);
@@ -191,14 +202,18 @@ impl Session {
     }
 
     /// Puts global names in place of the client's.
-    fn rename(&mut self, text: &[u8], refs: &[PreparedRef<'_>], gather: &mut Gather) -> Rewritten {
-        let mut rewritten = Rewritten::plain(text, false);
+    fn rename(
+        &mut self,
+        text: &[u8],
+        mut renaming: Renaming<'_>,
+        refs: &[PreparedRef<'_>],
+        gather: &mut Gather,
+    ) -> Rewritten {
         // Whatever the text names.
         if self.has_failed() {
-            return rewritten;
+            return Rewritten::plain(renaming, false);
         }
-        let is_utf8 = self.told.get(b"client_encoding") == Some(b"UTF8");
-        let mut renaming = Renaming::new(text, is_utf8);
+        let mut rewritten = Rewritten::plain(Renaming::new(b"", false), false);
         for reference in refs {
             let name = reference.name.as_bytes();
             let named = self.names.get(name).cloned();
@@ -249,10 +264,12 @@ impl Session {
         rewritten
     }
 
-    /// Whether the server refuses or skips whatever comes.
+    /// Whether the server refuses or skips whatever comes. In the midst of an exchange that it has not refused so far it
+    /// may have ended the failed transaction.
     pub(super) fn has_failed(&self) -> bool {
         self.lease.as_ref().is_some_and(|lease| {
-            lease.status == TransactionStatus::Failed || lease.expect.skips_the_next()
+            let is_failed = lease.status == TransactionStatus::Failed;
+            lease.expect.skips_the_next() || (is_failed && !lease.expect.is_open())
         })
     }
 
@@ -382,10 +399,11 @@ impl Session {
 }
 
 impl Rewritten {
-    fn plain(text: &[u8], ahead: bool) -> Self {
+    fn plain(renaming: Renaming<'_>, ahead: bool) -> Self {
+        let (text, edits) = renaming.finish();
         Self {
-            text: text.to_vec(),
-            edits: Edits::default(),
+            text,
+            edits,
             owed: Owed::new(Request::Query, For::Client),
             change: None,
             ahead,
@@ -394,7 +412,7 @@ impl Rewritten {
 }
 
 /// An identifier that means exactly `name`.
-fn quoted(name: &[u8]) -> Vec<u8> {
+pub(super) fn quoted(name: &[u8]) -> Vec<u8> {
     let mut out = vec![b'"'];
     for &byte in name {
         if byte == b'"' {

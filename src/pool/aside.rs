@@ -3,7 +3,7 @@
 //! For whoever looks on they are idle like others; a client that would have to wait gets the oldest of them where no
 //! connection may be opened for it.
 //!
-//! Bound: one for each session, and for no longer than [`ASIDE_MAX`] and a look of the steward's.
+//! Bound: one for each session, and for no longer than it was set aside for and a look of the steward's.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,13 +17,10 @@ use super::lease::Lease;
 use super::manager::{Manager, Pooled};
 use super::pool::Pool;
 
-/// How long a connection is set aside.
-const ASIDE_MAX: Duration = Duration::from_secs(2);
-
 #[derive(Debug)]
 struct Entry {
     session: u64,
-    since: Instant,
+    until: Instant,
     object: Object<Manager>,
 }
 
@@ -69,13 +66,17 @@ impl Aside {
 }
 
 impl Pool {
-    /// Sets an idle connection aside for `session`.
-    pub(super) fn put_aside(self: &Arc<Self>, session: u64, object: Object<Manager>) {
+    /// Sets an idle connection aside for `session`, for no longer than `limit`.
+    pub(super) fn put_aside(
+        self: &Arc<Self>,
+        session: u64,
+        limit: Duration,
+        object: Object<Manager>,
+    ) {
         self.leave_aside(session);
-        let since = Instant::now();
         let entry = Entry {
             session,
-            since,
+            until: Instant::now() + limit,
             object,
         };
         self.aside.with(|held| held.push_back(entry));
@@ -106,7 +107,7 @@ impl Pool {
 
     /// Nothing is set aside for longer than it should.
     pub(super) fn look_at_aside(self: &Arc<Self>, now: Instant) {
-        self.give_aside(|entry| now.duration_since(entry.since) >= ASIDE_MAX);
+        self.give_aside(|entry| now >= entry.until);
     }
 
     /// Those who wait get what is set aside, where no connection may be opened for them.

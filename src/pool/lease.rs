@@ -2,6 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::Duration;
 
 use deadpool::managed::Object;
 use tokio::time::Instant;
@@ -49,8 +50,8 @@ impl Lease {
         self.pool.serve();
     }
 
-    /// Gives the connection back, to be had again by `session` while nobody else needs it.
-    pub fn set_aside(mut self, session: u64) {
+    /// Gives the connection back, to be had again by `session` while nobody else needs it, for no longer than `limit`.
+    pub fn set_aside(mut self, session: u64, limit: Duration) {
         let now = Instant::now();
         if self.identity.is_being_cancelled()
             || !self.is_clean()
@@ -66,7 +67,7 @@ impl Lease {
         self.released = now;
         if let Some(object) = self.object.take() {
             let pool = Arc::clone(&self.pool);
-            pool.put_aside(session, object);
+            pool.put_aside(session, limit, object);
         }
     }
 

@@ -8,23 +8,36 @@
 //! none. Nobody reads another's number; what can go wrong is that a session does not find its own.
 //!
 //! For that not to happen it must keep its backend from the first number on, before it has said that it will read it.
-//! What tells is the application: one that was once seen to read numbers has its sessions pinned from their first
-//! write. One that nobody knows is on probation until it has written [`PROBATION`] times without reading: what a backend
-//! holds of others is forgotten ahead of a write, so that a number is found in the transaction that took it, and a
-//! session that names a sequence gets the same backend again while nobody else needs it.
+//! What tells is the application: one that was seen to read numbers, or to miss them, has its sessions pinned by their
+//! writes, each for a moment: then the backend is set aside for the session until somebody else needs it. A session that
+//! has read itself is pinned for good. A session that writes [`PATIENCE`] times without reading, and an application that
+//! writes [`FADE`] times, count as not reading any more.
+//!
+//! An application that nobody knows is on probation until it has written [`PROBATION`] times without reading: what a
+//! backend holds of others is forgotten ahead of a write, so that a number is found in the transaction that took it, and a
+//! session that names a sequence gets the same backend again while nobody else needs it. The same goes, without end and
+//! inside transactions only, for an application that was seen to call code behind a number it had taken: the code may
+//! read it.
 //!
 //! # What is left
 //! An application whose first reading comes in a later transaction than the write, with others in between, or after its
-//! probation, is told once that `currval` is not yet defined, and never again. A trigger or a default that reads `currval`
-//! without having taken a number in the same statement does it unseen.
+//! probation, is told once that `currval` is not yet defined; so is one that was taken for one that does not read any
+//! more, and one that waits for a while before it reads when all connections are needed. A trigger or a default that
+//! reads `currval` without having taken a number in the same statement does it unseen.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hashbrown::HashMap;
 
 /// Statements that may take numbers before an application counts as one that doesn't read them.
 pub const PROBATION: u32 = 200;
+
+/// The same before one that was seen to read doesn't count as one that does any more, unless it is seen again.
+pub const FADE: u32 = 10_000;
+
+/// The same of a session of such an application.
+pub const PATIENCE: u32 = 20;
 
 /// Applications kept apart; all further ones count as one.
 const APPLICATIONS_MAX: usize = 4_096;
@@ -71,6 +84,11 @@ impl Numbers {
         self.last == Some(session) && !self.mixed
     }
 
+    /// Whether `session` was the last to take any.
+    pub fn are_last_of(self, session: u64) -> bool {
+        self.last == Some(session)
+    }
+
     /// Whether `session`, which has taken numbers as `taken` says, must not read here: on the backend with the number
     /// `backend`.
     pub fn are_foreign(self, session: u64, taken: Taken, backend: u64) -> bool {
@@ -103,35 +121,67 @@ impl Taken {
     }
 }
 
-/// What is known of an application: how often it has written, or that it reads.
+/// What is known of an application: whether it reads, and how often it has written since that could be told last.
 #[derive(Debug, Default)]
-pub struct Habit(AtomicU32);
-
-const READS: u32 = u32::MAX;
+pub struct Habit {
+    /// Up to [`PROBATION`] while nobody knows; above it, what is left of [`FADE`].
+    writes: AtomicU32,
+    /// It calls code behind numbers of the same transaction.
+    calls: AtomicBool,
+    /// Its code reads, which its statements don't tell.
+    is_hidden: AtomicBool,
+    /// Of several applications: what one does says nothing of the others.
+    is_shared: bool,
+}
 
 impl Habit {
     pub fn reads(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == READS
+        self.writes.load(Ordering::Relaxed) > PROBATION
     }
 
     /// It has not written often enough to tell.
     pub fn is_on_probation(&self) -> bool {
-        self.0.load(Ordering::Relaxed) < PROBATION
+        self.writes.load(Ordering::Relaxed) < PROBATION
+    }
+
+    pub fn calls(&self) -> bool {
+        self.calls.load(Ordering::Relaxed)
     }
 
     /// It has written once more.
     pub fn count(&self) {
-        if self.is_on_probation() {
-            let next = |writes: u32| (writes < PROBATION).then_some(writes + 1);
-            let _ = self
-                .0
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
-        }
+        let next = |writes: u32| match writes {
+            PROBATION => None,
+            ..PROBATION => Some(writes + 1),
+            _ => Some(writes - 1),
+        };
+        let _ = self
+            .writes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
     }
 
     /// It was seen to read.
     pub fn learn(&self) {
-        self.0.store(READS, Ordering::Relaxed);
+        if !self.is_shared {
+            self.writes.store(PROBATION + FADE, Ordering::Relaxed);
+        }
+    }
+
+    /// Code of its was seen to read.
+    pub fn learn_hidden(&self) {
+        self.learn();
+        self.is_hidden.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_hidden(&self) -> bool {
+        self.is_hidden.load(Ordering::Relaxed)
+    }
+
+    /// It was seen to call code that may read what it has taken just before.
+    pub fn learn_calls(&self) {
+        if !self.is_shared {
+            self.calls.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -139,7 +189,7 @@ impl Habit {
 #[derive(Debug)]
 pub struct Applications {
     habits: Mutex<HashMap<Box<[u8]>, Arc<Habit>>>,
-    /// Of those past the bound: not on probation.
+    /// Of those past the bound: not on probation, and nothing is learnt of them.
     others: Arc<Habit>,
 }
 
@@ -147,7 +197,11 @@ impl Default for Applications {
     fn default() -> Self {
         Self {
             habits: Mutex::default(),
-            others: Arc::new(Habit(AtomicU32::new(PROBATION))),
+            others: Arc::new(Habit {
+                writes: AtomicU32::new(PROBATION),
+                is_shared: true,
+                ..Habit::default()
+            }),
         }
     }
 }
@@ -220,6 +274,19 @@ mod tests {
     }
 
     #[test]
+    fn who_is_not_seen_to_read_for_long_does_not() {
+        let habit = Habit::default();
+        habit.learn();
+        for _ in 0..FADE {
+            assert!(habit.reads());
+            habit.count();
+        }
+        assert!(!habit.reads() && !habit.is_on_probation());
+        habit.learn();
+        assert!(habit.reads());
+    }
+
+    #[test]
     fn applications_past_the_bound_are_one() {
         let all = Applications::default();
         let letters = |n: usize| -> Vec<u8> {
@@ -230,7 +297,10 @@ mod tests {
             all.habit("d", "u", &letters(n));
         }
         let (a, b) = (all.habit("d", "u", b"x y"), all.habit("d", "u", b"z"));
-        assert!(Arc::ptr_eq(&a, &b) && !a.is_on_probation() && !a.reads());
+        a.learn();
+        a.learn_calls();
+        a.count();
+        assert!(Arc::ptr_eq(&a, &b) && !a.is_on_probation() && !a.reads() && !a.calls());
     }
 
     proptest! {

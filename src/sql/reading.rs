@@ -37,6 +37,14 @@ pub struct Rereads {
     pub reported: bool,
     /// One that it does not, until the transaction ends.
     pub unreported: bool,
+    told: Told,
+}
+
+/// What the transaction under way has changed and the server has reported: it is taken back with the transaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Told {
+    lexing: bool,
+    reported: bool,
 }
 
 impl Rereads {
@@ -45,6 +53,10 @@ impl Rereads {
         lexing: true,
         reported: true,
         unreported: true,
+        told: Told {
+            lexing: false,
+            reported: false,
+        },
     };
 
     pub fn of(class: &Class) -> Self {
@@ -66,6 +78,7 @@ impl Rereads {
                     lexing: is_in(&LEXING),
                     reported: is_in(&REPORTED),
                     unreported: is_in(&UNREPORTED),
+                    ..Self::default()
                 }
             }
             Effect::ResetAll
@@ -83,8 +96,14 @@ impl Rereads {
 
     /// The server has reported what it reports.
     pub fn are_told(&mut self) {
-        self.lexing = false;
-        self.reported = false;
+        self.told.lexing |= std::mem::take(&mut self.lexing);
+        self.told.reported |= std::mem::take(&mut self.reported);
+    }
+
+    /// The transaction, or a part of it, is over once what is being sent has run.
+    pub fn may_be_taken_back(&mut self) {
+        self.lexing |= self.told.lexing;
+        self.reported |= self.told.reported;
     }
 
     pub fn add(&mut self, other: Self) {
@@ -140,6 +159,19 @@ mod tests {
         ] {
             assert_eq!(rereads(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn what_was_told_is_in_doubt_again_when_it_is_taken_back() {
+        let mut all = Rereads::default();
+        let of = |text: &str| Rereads::of(&classify(text.as_bytes(), LexOptions::default()));
+        all.add(of("SET LOCAL client_encoding TO utf8"));
+        all.are_told();
+        assert!(!all.lexing && !all.reported);
+        all.add(of("SET LOCAL datestyle TO iso"));
+        all.are_told();
+        all.may_be_taken_back();
+        assert!(all.lexing && all.reported && !all.unreported);
     }
 
     #[test]

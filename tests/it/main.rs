@@ -44,6 +44,7 @@ mod listening_failures;
 mod listening_show;
 mod model;
 mod overload;
+mod own_numbers;
 mod page;
 mod page_access;
 mod passthrough;

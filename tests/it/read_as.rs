@@ -251,3 +251,65 @@ async fn a_prepared_rollback_ends_a_failed_transaction_under_other_settings() {
     assert_eq!(one.value("SELECT 1").await, "1");
     other.query("COMMIT").await.ok();
 }
+
+/// What a transaction has set, and the client was told, is undone by what is still under way.
+#[tokio::test]
+async fn a_setting_that_is_taken_back_in_a_pipeline_reads_no_constant() {
+    let role = shared::role("constants_taken_back").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let mut one = role.client(&pgweir).await;
+    let mut two = role.client(&pgweir).await;
+    one.query("SET TimeZone = 'UTC'").await.ok();
+    two.query("SET TimeZone = 'Asia/Tokyo'").await.ok();
+    for (turn, end) in ["ROLLBACK TO s", "ROLLBACK", "COMMIT"]
+        .into_iter()
+        .enumerate()
+    {
+        for extended in [false, true] {
+            let text = format!(
+                "SELECT extract(epoch FROM '2020-01-02'::timestamptz)::int8 AS turn_{turn}_{extended}"
+            );
+            one.query("BEGIN").await.ok();
+            one.query("SAVEPOINT s").await.ok();
+            one.query("SET LOCAL TimeZone = 'Asia/Tokyo'").await.ok();
+            let end = if extended {
+                [
+                    parse("", end, &[]),
+                    bind("", "", &[]),
+                    execute("", 0),
+                    sync(),
+                ]
+                .concat()
+            } else {
+                query(end)
+            };
+            one.send(&[end, whole("s", &text), run("s")].concat()).await;
+            one.reply().await.ok();
+            one.reply().await.ok();
+            assert_eq!(one.reply().await.ok().value(), "1577923200", "{text}");
+            one.query("ROLLBACK").await.ok();
+            // Who reads as that setting would have it shares nothing with that.
+            prepare(&mut two, "s", &text).await;
+            assert_eq!(value(&mut two, &run("s")).await, "1577890800", "{text}");
+            assert_eq!(value(&mut one, &run("s")).await, "1577923200", "{text}");
+            one.query("DEALLOCATE s").await.ok();
+            two.query("DEALLOCATE s").await.ok();
+        }
+    }
+    // The scanner's own.
+    one.query("BEGIN").await.ok();
+    one.query("SET LOCAL standard_conforming_strings = off")
+        .await
+        .ok();
+    let text = r"SELECT '\'; LISTEN taken_back; SELECT ''";
+    one.send(&[query("ROLLBACK"), query(text)].concat()).await;
+    one.reply().await.ok();
+    one.reply().await.ok();
+    assert_eq!(
+        one.value("SELECT count(*) FROM pg_listening_channels()")
+            .await,
+        "1"
+    );
+}

@@ -2,7 +2,9 @@
 
 use crate::same::Same;
 use crate::shared;
-use crate::support::messages::{bind, close, describe, execute, flush, parse, query, sync};
+use crate::support::messages::{
+    bind, close, copy_data, copy_done, describe, execute, flush, parse, query, sync,
+};
 use crate::support::pgweir::Options;
 
 async fn same() -> Same {
@@ -450,4 +452,101 @@ async fn a_commit_behind_code_depends_on_nothing_lent() {
     one.query("DROP FUNCTION lent_commit_run; DROP TABLE lent_commit")
         .await
         .ok();
+}
+
+/// What stands behind the end of a failed transaction, in the same text, is run.
+#[tokio::test]
+async fn names_mean_the_same_behind_the_end_of_a_failed_transaction() {
+    let mut same = same().await;
+    same.check(&query("PREPARE ended AS SELECT 17")).await;
+    for (begin, text) in [
+        ("BEGIN", "ROLLBACK; EXECUTE ended"),
+        ("BEGIN", "COMMIT; EXECUTE ended; EXECUTE missing"),
+        ("BEGIN; SAVEPOINT s", "ROLLBACK TO s; EXECUTE ended"),
+        ("BEGIN; SAVEPOINT s", "ROLLBACK TO t; EXECUTE ended"),
+        (
+            "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY",
+            "COMMIT AND CHAIN; EXECUTE ended; SHOW transaction_read_only; SHOW transaction_isolation",
+        ),
+        ("BEGIN", "PREPARE TRANSACTION 'ended'; EXECUTE ended"),
+        ("BEGIN", "ROLLBACK; EXECUTE pgweir_1; SELECT 1"),
+        (
+            "BEGIN",
+            "END; DEALLOCATE ended; PREPARE ended AS SELECT 18; EXECUTE ended",
+        ),
+        ("BEGIN", "EXECUTE ended; ROLLBACK"),
+        ("BEGIN", "ROLLBACK; EXECUTE ended"),
+    ] {
+        same.check(&query(begin)).await;
+        same.check(&query("SELECT 1/0")).await;
+        same.check(&query(text)).await;
+        same.check(&query("ROLLBACK")).await;
+    }
+}
+
+#[tokio::test]
+async fn nobody_runs_a_statement_of_others_behind_a_failed_transaction() {
+    let role = shared::role("failed_guesses").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let mut one = role.client(&pgweir).await;
+    let mut two = role.client(&pgweir).await;
+    one.query("PREPARE mine AS SELECT 'of one'").await.ok();
+    let names = "SELECT name FROM pg_prepared_statements";
+    assert_eq!(one.value(names).await, "mine");
+    assert_eq!(one.value("EXECUTE mine").await, "of one");
+    for number in 1..20 {
+        two.query("BEGIN").await.ok();
+        assert_eq!(two.query("SELECT 1/0").await.sqlstate(), "22012");
+        let text = format!("ROLLBACK; EXECUTE pgweir_{number}");
+        assert_eq!(two.query(&text).await.sqlstate(), "26000");
+    }
+    // Nor in a session that has names of its own there.
+    two.query("PREPARE own AS SELECT 2; SELECT 1").await.ok();
+    for number in 1..20 {
+        let text = format!("EXECUTE pgweir_{number}");
+        assert_eq!(two.query(&text).await.sqlstate(), "26000");
+        assert_eq!(two.extended(&text, &[]).await.sqlstate(), "26000");
+    }
+    assert_eq!(two.value("EXECUTE own").await, "2");
+}
+
+/// The messages that take back what was lent are not sent where the server skips them, or reads them as data.
+#[tokio::test]
+async fn what_was_lent_is_taken_back_where_the_server_listens() {
+    let role = shared::role("lent_skipped").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    let mut one = role.client(&pgweir).await;
+    let mut two = role.client(&pgweir).await;
+    let count = "SELECT count(*) FROM pg_prepared_statements";
+    one.query("CREATE TABLE lent_skipped (a text)").await.ok();
+    one.query("PREPARE q AS SELECT 1").await.ok();
+    let batch = [
+        parse("", count, &[]),
+        bind("", "", &[]),
+        execute("", 0),
+        parse("", "SELEC", &[]),
+        flush(),
+    ];
+    one.send(&batch.concat()).await;
+    while one.message().await.tag != b'E' {}
+    one.send(&[query("EXECUTE q"), sync()].concat()).await;
+    one.reply().await.ok();
+    assert_eq!(two.value(count).await, "0");
+    // In front of a COPY.
+    let text = format!("{count}; COPY lent_skipped FROM STDIN");
+    one.send(&query(&text)).await;
+    one.expect(b'T').await;
+    one.expect(b'D').await;
+    one.expect(b'C').await;
+    one.expect(b'G').await;
+    let data = [copy_data(b"x\n"), copy_done()].concat();
+    one.send(&data).await;
+    one.reply().await.ok();
+    assert_eq!(one.value("SELECT a FROM lent_skipped").await, "x");
+    assert_eq!(two.value(count).await, "0");
+    one.query("DROP TABLE lent_skipped").await.ok();
 }
