@@ -20,6 +20,8 @@ pub(super) enum Limit {
     QueryWaitNotify,
     /// Time to look whether a replica has caught up.
     Replica,
+    /// The shared listener has not answered.
+    Listener,
     /// The end of the pause before another run.
     Pause,
     Query,
@@ -47,9 +49,11 @@ impl Session {
             Limit::Transaction,
         );
         let phase = match self.phase {
-            // It is the shared listener that is awaited, and that answers in its own time.
+            // It is the shared listener that is awaited.
             Phase::Idle | Phase::Active if self.awaits_listener() => {
-                transaction.filter(|_| self.in_transaction)
+                let until = self.does_without_listener_at();
+                let listener = until.map(|until| (until, Limit::Listener));
+                earlier(listener, transaction.filter(|_| self.in_transaction))
             }
             Phase::Idle => at(self.since, timeouts.client_idle_timeout, Limit::ClientIdle),
             Phase::Waiting if self.pauses_until().is_some() => {
@@ -150,6 +154,7 @@ impl Session {
                 self.enter(Phase::Idle);
                 self.process_inbox(cx)
             }
+            Limit::Listener => self.do_without_listener(cx),
             Limit::Query => {
                 self.cancel_overrun();
                 Ok(())
