@@ -1,6 +1,8 @@
 //! A shared listener in trouble: what can't be converted, encodings and servers it can't have, answers that do not come,
 //! clients that take nothing. What its sessions hear then, and what it takes from others.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::shared;
@@ -187,35 +189,92 @@ async fn a_listener_takes_no_idle_connection_of_another_server() {
     assert_eq!(other.logins(), 1);
 }
 
+/// An exchange without its Sync, and a query behind it: what the client listens on and hears then.
+async fn listen_unsynced(client: &mut Client, first: &str, second: &str) -> Vec<String> {
+    let exchange = [parse("", first, &[]), bind("", "", &[]), execute("", 0)].concat();
+    client.send(&[exchange, query(second)].concat()).await;
+    client.reply().await.ok();
+    client.send(&sync()).await;
+    client.reply().await.ok();
+    let listened = client.query("SELECT pg_listening_channels() ORDER BY 1");
+    let mut seen = listened.await.ok().column();
+    let notify = "NOTIFY unsynced, 'a'; NOTIFY b, 'b'; NOTIFY before, 'c'";
+    client.query(notify).await.ok();
+    seen.extend(heard(client).into_iter().map(|(_, payload)| payload));
+    seen
+}
+
 #[tokio::test]
-async fn a_query_behind_an_exchange_without_sync_is_not_taken_for_its_listen() {
+async fn a_query_behind_an_exchange_without_sync_is_not_taken_for_part_of_it() {
     let database = database("listening_unsynced").await;
     let pgweir = Options::new(shared::server()).start();
     let mut one = client(&pgweir, &database).await;
     let mut past = direct("postgres").await;
-    let listen = [
-        parse("", "LISTEN unsynced", &[]),
-        bind("", "", &[]),
-        execute("", 0),
-    ]
-    .concat();
-    for text in ["SELECT 1", "LISTEN b", "UNLISTEN unsynced"] {
-        for client in [&mut one, &mut past] {
-            client.query("UNLISTEN *").await.ok();
-            client.send(&[&listen[..], &query(text)].concat()).await;
-            client.reply().await.ok();
-            client.send(&sync()).await;
-            client.reply().await.ok();
-            client
-                .query("NOTIFY unsynced, 'a'; NOTIFY b, 'b'")
-                .await
-                .ok();
+    for (first, second) in [
+        ("LISTEN unsynced", "SELECT 1"),
+        ("LISTEN unsynced", "LISTEN b"),
+        ("LISTEN unsynced", "UNLISTEN unsynced"),
+        ("SELECT 1", "BEGIN; LISTEN unsynced; COMMIT"),
+        ("SELECT 1", "LISTEN unsynced; UNLISTEN before"),
+    ] {
+        for before in ["UNLISTEN *", "LISTEN before"] {
+            let mut seen = Vec::new();
+            for client in [&mut one, &mut past] {
+                client.query("UNLISTEN *").await.ok();
+                client.query(before).await.ok();
+                seen.push(listen_unsynced(client, first, second).await);
+            }
+            assert_eq!(seen[0], seen[1], "{before}; {first}; {second}");
         }
-        let listened = "SELECT string_agg(c, ',' ORDER BY c) FROM pg_listening_channels() c";
-        let [ours, theirs] = [one.query(listened).await, past.query(listened).await];
-        assert_eq!(ours.ok().rows, theirs.ok().rows, "{text}");
-        assert_eq!(heard(&mut one), heard(&mut past), "{text}");
     }
+    assert_eq!(pinned(&pgweir).await, 0);
+}
+
+/// A server of which the first UNLISTEN is cancelled, and that tells what is listened on.
+async fn forget_late(mut connection: BackendConnection, cancelled: Arc<AtomicUsize>) {
+    let name = connection.startup.get("application_name");
+    let is_listener = name.map(String::as_str) == Some(LISTENER);
+    let mut listens = false;
+    while let Some(message) = connection.read_message().await {
+        let sql = message.strings().concat();
+        let mut answer = Vec::new();
+        if sql.contains("pin asked") {
+            answer.extend(messages::row_description(&["name", "value"]));
+            answer.extend(messages::data_row(&[Some("pin asked"), None]));
+            if listens {
+                answer.extend(messages::data_row(&[Some("pin listen"), None]));
+            }
+            answer.extend(messages::command_complete("SELECT 1"));
+        } else if sql.starts_with("UNLISTEN") && cancelled.fetch_add(1, Ordering::SeqCst) == 0 {
+            answer.extend(messages::error_response("ERROR", "57014", "canceling"));
+        } else {
+            listens = sql.contains("LISTEN a") && !is_listener;
+            for statement in sql.split("; ") {
+                let tag = statement.split(' ').next().unwrap_or_default();
+                answer.extend(messages::command_complete(tag));
+            }
+        }
+        answer.extend(messages::ready_for_query(b'I'));
+        connection.send(&answer).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_backend_forgets_at_the_second_attempt_keeps_it_from_nobody() {
+    let cancelled = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&cancelled);
+    let backend = ScriptedBackend::start_with(move |connection| {
+        forget_late(connection, Arc::clone(&counted))
+    })
+    .await;
+    let pgweir = Options::in_front_of(&backend.node_url())
+        .flag("--pool-size", "1")
+        .start();
+    let mut one = client(&pgweir, "scripted").await;
+    one.query("LISTEN a; SELECT f()").await.ok();
+    let mut two = client(&pgweir, "scripted").await;
+    two.query("SELECT 1").await.ok();
+    assert_eq!(cancelled.load(Ordering::SeqCst), 2);
     assert_eq!(pinned(&pgweir).await, 0);
 }
 
