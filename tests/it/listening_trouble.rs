@@ -121,6 +121,44 @@ async fn what_is_sent_in_the_old_encoding_until_the_move_is_missed() {
     assert_eq!(heard(&mut one), []);
 }
 
+/// Answers every query; the first one of the connection that listens to something `unconvertible` as when it finds a
+/// notification behind it that it can't send.
+async fn fail_to_tell(mut connection: BackendConnection, failed: Arc<AtomicUsize>) {
+    while let Some(message) = connection.read_message().await {
+        let sql = message.strings().concat();
+        let tag = sql.split(' ').next().unwrap_or_default();
+        let mut answer = messages::command_complete(tag);
+        let name = connection.startup.get("application_name");
+        if name.map(String::as_str) == Some(LISTENER)
+            && sql.contains("unconvertible")
+            && failed.fetch_add(1, Ordering::SeqCst) == 0
+        {
+            let words = "character has no equivalent";
+            answer.extend(messages::error_response("ERROR", "22P05", words));
+        }
+        answer.extend(messages::ready_for_query(b'I'));
+        connection.send(&answer).await;
+    }
+}
+
+#[tokio::test]
+async fn an_error_behind_what_was_asked_is_no_refusal_of_it() {
+    let failed = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&failed);
+    let backend = ScriptedBackend::start_with(move |connection| {
+        fail_to_tell(connection, Arc::clone(&counted))
+    })
+    .await;
+    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let mut one = client(&pgweir, "scripted").await;
+    let mut two = client(&pgweir, "scripted").await;
+    one.query("LISTEN a").await.ok();
+    two.query("LISTEN unconvertible").await.ok();
+    assert_eq!(one.notice().await.message, MISSED);
+    assert_eq!(pinned(&pgweir).await, 0);
+    assert!(!pgweir.log_contains("the server refused a LISTEN"));
+}
+
 /// Answers every query; not where the connection that listens is to listen on what is `silent`.
 async fn keep_silent(mut connection: BackendConnection) {
     let name = connection.startup.get("application_name");
