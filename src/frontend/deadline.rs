@@ -121,9 +121,7 @@ impl Session {
         let timeouts = &self.effective.timeouts;
         match limit {
             Limit::QueryWaitNotify => {
-                self.notify_waiting();
-                // Sending registers for the rest, if any is left.
-                let _ = self.outbox.poll_send(&mut self.stream, cx);
+                self.notify_waiting(cx);
                 Ok(())
             }
             Limit::QueryWait => {
@@ -193,7 +191,7 @@ impl Session {
     }
 
     /// Tells the client that its statement waits for a server connection, and why.
-    fn notify_waiting(&mut self) {
+    fn notify_waiting(&mut self, cx: &mut Context<'_>) {
         self.notified_waiting = true;
         let notice = Report::new(
             crate::error::Severity::Notice,
@@ -206,6 +204,8 @@ impl Session {
             self.queue().why_waiting()
         ));
         reply::report(&mut self.outbox, &notice);
+        // Sending registers for the rest, if any is left.
+        let _ = self.outbox.poll_send(&mut self.stream, cx);
     }
 
     /// Cuts the client off; a statement under way is cancelled by the cleaning of its backend.
