@@ -20,6 +20,8 @@ pub(super) enum Limit {
     QueryWaitNotify,
     /// Time to look whether a replica has caught up.
     Replica,
+    /// The shared listener has not answered.
+    Listener,
     /// The end of the pause before another run.
     Pause,
     Query,
@@ -49,9 +51,11 @@ impl Session {
             Limit::Transaction,
         );
         let phase = match self.phase {
-            // It is the shared listener that is awaited, and that answers in its own time.
+            // It is the shared listener that is awaited.
             Phase::Idle | Phase::Active if self.awaits_listener() => {
-                transaction.filter(|_| self.in_transaction)
+                let until = self.does_without_listener_at();
+                let listener = until.map(|until| (until, Limit::Listener));
+                earlier(listener, transaction.filter(|_| self.in_transaction))
             }
             Phase::Idle => at(self.since, timeouts.client_idle_timeout, Limit::ClientIdle),
             Phase::Waiting if self.pauses_until().is_some() => {
@@ -120,9 +124,7 @@ impl Session {
         let timeouts = &self.effective.timeouts;
         match limit {
             Limit::QueryWaitNotify => {
-                self.notify_waiting();
-                // Sending registers for the rest, if any is left.
-                let _ = self.outbox.poll_send(&mut self.stream, cx);
+                self.notify_waiting(cx);
                 Ok(())
             }
             Limit::QueryWait => {
@@ -153,6 +155,7 @@ impl Session {
                 self.enter(Phase::Idle);
                 self.process_inbox(cx)
             }
+            Limit::Listener => self.do_without_listener(cx),
             Limit::Query => {
                 self.cancel_overrun();
                 Ok(())
@@ -187,7 +190,7 @@ impl Session {
     }
 
     /// Tells the client that its statement waits for a server connection, and why.
-    fn notify_waiting(&mut self) {
+    fn notify_waiting(&mut self, cx: &mut Context<'_>) {
         self.notified_waiting = true;
         let notice = Report::new(
             crate::error::Severity::Notice,
@@ -200,6 +203,8 @@ impl Session {
             self.queue().why_waiting()
         ));
         reply::report(&mut self.outbox, &notice);
+        // Sending registers for the rest, if any is left.
+        let _ = self.outbox.poll_send(&mut self.stream, cx);
     }
 
     fn cut_pinned(&self) -> End {

@@ -1,6 +1,9 @@
 //! What the shared listener has for a session: when it is passed on, and how (see [`super::listening`]).
 
 use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::listening::{Asked, Held};
 use super::reply;
@@ -12,7 +15,29 @@ use crate::session::channels::{Channels, PENDING_MAX};
 use crate::wire::frame;
 use crate::wire::limits::OUTBOX_MAX;
 
+/// How long a statement waits for an answer, holding its backend. Then it goes on as if nothing could listen for it.
+const STATEMENT_LIMIT: Duration = Duration::from_secs(5);
+
 impl Session {
+    /// When the statement in front has waited for long enough.
+    pub(super) fn does_without_listener_at(&self) -> Option<Instant> {
+        match self.listening.as_ref()?.asked {
+            Asked::ForStatement(since) => Some(since + STATEMENT_LIMIT),
+            _ => None,
+        }
+    }
+
+    /// The statement in front waits no more.
+    pub(super) fn do_without_listener(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        if let Some(listening) = &mut self.listening {
+            let wanted = listening.asked_for.clone();
+            listening.forget_asked();
+            listening.asked = Asked::Answered(Answer::Unavailable);
+            listening.asked_for = wanted;
+        }
+        self.process_inbox(cx)
+    }
+
     /// Takes what the shared listener has for the session and passes it on if it is time.
     pub(super) fn poll_listening(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let is_amid_message = self.is_amid_message();
@@ -58,7 +83,7 @@ impl Session {
             return;
         };
         match std::mem::take(&mut listening.asked) {
-            Asked::ForStatement => {
+            Asked::ForStatement(_) => {
                 let subscribes = listening.asked_for.subscribes;
                 listening.asked = Asked::Answered(answer);
                 if let Some(hearing) = &listening.hearing {

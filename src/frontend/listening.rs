@@ -20,6 +20,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::inbound::Frame;
 use super::session::Session;
 use crate::config::model::PoolMode;
@@ -40,8 +42,8 @@ use crate::wire::frontend as f;
 pub(super) enum Asked {
     #[default]
     Nothing,
-    /// A statement waits for the answer.
-    ForStatement,
+    /// A statement waits for the answer, since then.
+    ForStatement(Instant),
     /// The same, behind this many items that the client gets first.
     Passing(Answer, usize),
     /// The statement in front, if it is still the one that was asked for, may be sent.
@@ -188,7 +190,7 @@ impl Session {
             listening.held.is_some()
                 || matches!(
                     listening.asked,
-                    Asked::ForStatement | Asked::ForMove | Asked::ForReady | Asked::Passing(..)
+                    Asked::ForStatement(_) | Asked::ForMove | Asked::ForReady | Asked::Passing(..)
                 )
         })
     }
@@ -317,7 +319,7 @@ impl Session {
         if !subscribes && listens_now.is_none() && !tells {
             return Some(Answer::Done);
         }
-        listening.asked = Asked::ForStatement;
+        listening.asked = Asked::ForStatement(self.now);
         listening.asked_for = wanted;
         self.join_listener();
         let hearing = self.listening.as_ref()?.hearing.as_ref()?;

@@ -29,7 +29,8 @@ enum Step {
     Listen(Name),
     Unlisten(Name),
     UnlistenAll,
-    Savepoint(Name),
+    /// So many of one name, with nothing between them: drivers set one before each statement.
+    Savepoint(Name, usize),
 }
 
 /// See the module.
@@ -108,21 +109,15 @@ impl Channels {
                 self.forget_all();
                 return Some(Outcome::Committed);
             }
-            StatementKind::Savepoint(name) if self.is_pending() => {
-                self.pending.push(Step::Savepoint(name.clone()));
-            }
+            StatementKind::Savepoint(name) if self.is_pending() => match self.pending.last_mut() {
+                Some(Step::Savepoint(last, count)) if last == name => *count += 1,
+                _ => self.pending.push(Step::Savepoint(name.clone(), 1)),
+            },
             StatementKind::RollbackTo(name) => match self.savepoint(name) {
                 Some(at) => self.pending.truncate(at + 1),
                 None => self.pending.clear(),
             },
-            StatementKind::Release(name) => {
-                let from = self.savepoint(name).unwrap_or(0);
-                let mut at = 0;
-                self.pending.retain(|step| {
-                    at += 1;
-                    at <= from || !matches!(step, Step::Savepoint(_))
-                });
-            }
+            StatementKind::Release(name) => self.release(name),
             _ => {}
         }
         for effect in &statement.effects {
@@ -136,11 +131,28 @@ impl Channels {
         None
     }
 
+    /// Forgets the innermost savepoint of that name, and those set since.
+    fn release(&mut self, name: &Name) {
+        let released = self.savepoint(name);
+        let mut at = 0;
+        self.pending.retain_mut(|step| {
+            at += 1;
+            match step {
+                Step::Savepoint(_, count) if released == Some(at - 1) => {
+                    *count -= 1;
+                    *count > 0
+                }
+                Step::Savepoint(..) => released.is_some_and(|released| at <= released),
+                _ => true,
+            }
+        });
+    }
+
     /// The innermost savepoint of that name.
     fn savepoint(&self, name: &Name) -> Option<usize> {
         self.pending
             .iter()
-            .rposition(|step| matches!(step, Step::Savepoint(other) if other == name))
+            .rposition(|step| matches!(step, Step::Savepoint(other, _) if other == name))
     }
 
     /// The server has reported an error.
@@ -211,7 +223,7 @@ fn apply(channels: &mut BTreeSet<Name>, steps: &[Step]) {
                 channels.remove(name);
             }
             Step::UnlistenAll => channels.clear(),
-            Step::Savepoint(_) => {}
+            Step::Savepoint(..) => {}
         }
     }
 }
@@ -293,6 +305,19 @@ mod tests {
         let outcome = channels.complete(&commit.statements[0], b"ROLLBACK");
         assert_eq!(outcome, Some(Outcome::RolledBack));
         assert!(channels.is_empty());
+    }
+
+    #[test]
+    fn a_savepoint_before_each_statement_takes_no_room() {
+        let mut channels = Channels::default();
+        run(&mut channels, "LISTEN a");
+        for _ in 0..2 * PENDING_MAX {
+            run(&mut channels, "SAVEPOINT s");
+        }
+        run(&mut channels, "LISTEN b; RELEASE s; ROLLBACK TO s");
+        assert_eq!(channels.pending.len(), 2);
+        run(&mut channels, "LISTEN c; COMMIT");
+        assert_eq!(listens(&channels), "a,c");
     }
 
     #[test]

@@ -42,6 +42,7 @@ mod like_pgbouncer;
 mod listening;
 mod listening_failures;
 mod listening_show;
+mod listening_trouble;
 mod model;
 mod overload;
 mod own_numbers;

@@ -31,6 +31,14 @@ async fn parked_server_connections_keep_no_database_from_being_dropped_renamed_o
         admin.query("DROP DATABASE parked_renamed").await.ok();
         admin.query(&format!("DROP DATABASE {name}")).await.ok();
     }
+    // What needs no empty database empties none.
+    let mut parked = pgweir.client_as(&Login::new("postgres", "template1")).await;
+    let pid = parked.value("SELECT pg_backend_pid()").await;
+    let set = "ALTER DATABASE template1 SET application_name = ''";
+    admin.query(set).await.ok();
+    admin.query("ALTER DATABASE template1 RESET ALL").await.ok();
+    assert_eq!(parked.value("SELECT pg_backend_pid()").await, pid);
+    drop(parked);
     let mut template = pgweir.client_as(&Login::new("postgres", "template1")).await;
     assert_eq!(template.value("SELECT 1").await, "1");
     admin.query("CREATE DATABASE parked").await.ok();

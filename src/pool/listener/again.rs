@@ -37,3 +37,56 @@ impl Drop for Again {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::backend::connect::Dialer;
+    use crate::config::{Overrides, load};
+    use crate::pool::listener::{Answer, Ask, Hearing, Key};
+
+    #[tokio::test]
+    async fn who_waits_is_answered_when_the_task_panics_and_by_the_next_one() {
+        let mut overrides = Overrides::new();
+        // Nobody listens there.
+        overrides.set("--primary", "cluster.primary", "postgres://127.0.0.1:1");
+        let config = load(None, &overrides, &|_| None).unwrap().config;
+        let pools = Pools::new(Arc::new(Dialer::plain()));
+        let pool = pools.get(&config, "app", "bob").unwrap();
+        let listener = Arc::new(Listener::new(Key {
+            database: "app".into(),
+            encoding: b"UTF8".as_slice().into(),
+        }));
+        let woken = Arc::new(Notify::new());
+        let wake = Arc::clone(&woken);
+        let ear = listener
+            .lock()
+            .add(&pool, Box::new(move || wake.notify_one()));
+        let hearing = Hearing {
+            listener: Arc::clone(&listener),
+            ear,
+        };
+        hearing.ask(Ask::Subscribe(BTreeSet::new()));
+        let again = Again {
+            pools: Arc::clone(&pools),
+            listener,
+        };
+        let task = tasks::spawn("panics", async move {
+            let again = again;
+            let _lock = again.listener.lock();
+            panic!("as a listener would");
+        });
+        assert!(task.await.unwrap_err().is_panic());
+        for _ in 0..2 {
+            let limit = Duration::from_secs(20);
+            tokio::time::timeout(limit, woken.notified()).await.unwrap();
+            let answer = hearing.ear.take_answer();
+            assert_eq!(answer, Some((Answer::Unavailable, 0)));
+            hearing.ask(Ask::Subscribe(BTreeSet::new()));
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! What happens to servers and to pgweir meanwhile.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,8 +40,11 @@ impl Disturber {
         match self.rng.random_range(0..100) {
             0..20 => self.on_backends("terminated backends", "pg_terminate_backend"),
             20..35 => self.on_backends("canceled backends", "pg_cancel_backend"),
-            35..40 => self.kill_backend(),
-            40..45 => self.restart(StopMode::Fast),
+            35..40 => self.kill_backend().await,
+            40..45 => {
+                self.await_recovery().await;
+                self.restart(StopMode::Fast);
+            }
             45..48 => self.restart(StopMode::Immediate),
             48..55 => self.freeze().await,
             55..68 => self.reload(pgweir).await,
@@ -66,7 +70,7 @@ impl Disturber {
     }
 
     /// SIGKILL, upon which the postmaster takes all others down and recovers.
-    fn kill_backend(&mut self) {
+    async fn kill_backend(&mut self) {
         let sql = format!(
             "SELECT pid FROM pg_stat_activity WHERE usename = '{ROLE}' ORDER BY random() LIMIT 1"
         );
@@ -77,7 +81,20 @@ impl Disturber {
             if killed.success() {
                 self.scene.count("crashed server");
             }
+            let process = PathBuf::from(format!("/proc/{pid}"));
+            eventually("the postmaster to notice", async || !process.exists()).await;
         }
+    }
+
+    /// PostgreSQL 15 takes a minute for a fast shutdown that comes before the recovery from a crash is over: the startup
+    /// process tries so long to have a checkpoint made by a checkpointer that is not started any more.
+    async fn await_recovery(&self) {
+        let primary = &self.cluster.primary;
+        let answers = || primary.sql("postgres", "SELECT 1").is_ok();
+        eventually("the server to have recovered", async || {
+            tokio::task::block_in_place(answers)
+        })
+        .await;
     }
 
     fn restart(&mut self, mode: StopMode) {

@@ -12,7 +12,7 @@ use rand::Rng as _;
 use rand::rngs::SmallRng;
 
 use super::ledger::Ledger;
-use crate::support::client::Client;
+use crate::support::client::{Client, Login};
 
 /// The role of the clients, apart from those who look on.
 pub const ROLE: &str = "chaotic";
@@ -165,7 +165,11 @@ impl Scene {
                 say(&format!("chaos: {row:?}"));
             }
         }
-        let mut direct = Client::connect(self.server, "postgres", "postgres").await;
+        let login = Login::new("postgres", "postgres");
+        let mut direct = match Client::connect_as(self.server, &login).await {
+            Ok(direct) => direct,
+            Err(error) => return say(&format!("chaos: the server refuses logins: {error:?}")),
+        };
         let activity = "SELECT pid || ' ' || state || ' ' || coalesce(wait_event, '') || ' ' || now() - state_change \
              || ' ' || query FROM pg_stat_activity WHERE backend_type = 'client backend'";
         for line in direct.query(activity).await.column() {
