@@ -26,6 +26,9 @@ use crate::wire::expect::Copy;
 /// end one after the other before that one is known: there only `retry.attempts` counts.
 const TERMINATED_MAX: u32 = 3;
 
+/// What to do where nobody knows what became of a statement.
+const LOOK: &str = "Look in the database whether it took effect before you run it again.";
+
 /// Nobody knows what became of a statement.
 fn unknown_outcome() -> Report {
     Report::fatal(
@@ -33,7 +36,7 @@ fn unknown_outcome() -> Report {
         "server closed the connection unexpectedly; the outcome of the statement is unknown",
     )
     .detail("It was sent, and the connection to the server was lost before it was answered.")
-    .hint("Look in the database whether it took effect before you run it again.")
+    .hint(LOOK)
 }
 
 impl Session {
@@ -254,6 +257,43 @@ impl Session {
         let unknown = &self.pool.retries.unknown;
         unknown.fetch_add(1, Ordering::Relaxed);
         unknown_outcome()
+    }
+
+    /// Whether something is under way of which nobody would know what became if the session ended now.
+    fn is_in_doubt(&self) -> bool {
+        let runs = |lease: &Backend| {
+            !lease.expect.awaits_more() && {
+                let verdict = self.verdict(Failure::Lost, lease.status);
+                matches!(verdict, Verdict::Settle | Verdict::Unknown)
+            }
+        };
+        let is_active = self.phase == Phase::Active && !self.is_hidden();
+        self.is_settling() || (is_active && self.lease.as_deref().is_some_and(runs))
+    }
+
+    /// What the client is told by `report`, the end of its session, where that is amid a write.
+    ///
+    /// # Why
+    /// The codes of limits and of an operator's orders say of a statement that the server has undone it. It may have done
+    /// it before it heard of them.
+    pub(super) fn with_outcome(&self, report: Report) -> Report {
+        // What is said of the connection says nothing of the statement, or says it already.
+        if report.code.0.starts_with(b"08") || !self.is_in_doubt() {
+            return report;
+        }
+        let message = format!(
+            "{}; the outcome of the statement is unknown",
+            report.message
+        );
+        let hint = report
+            .hint
+            .map_or(LOOK.into(), |hint| format!("{hint} {LOOK}"));
+        Report {
+            message: message.into(),
+            detail: Some("It was sent, and was not answered by then.".into()),
+            hint: Some(hint.into()),
+            ..self.unknown()
+        }
     }
 
     /// The backend is lost: whether the request under way runs again, or else how the session ends.
