@@ -346,6 +346,7 @@ impl Scene {
         kind: &str,
     ) -> String {
         let number = self.number;
+        let ended = self.link.ended();
         if point == "idle" {
             self.strike(fault, pid);
             self.link.empty().await;
@@ -390,6 +391,13 @@ impl Scene {
         if matches!(fault, Fault::Kill | Fault::Crash) && point != "idle" && !self.settles() {
             // The server has closed all connections, which this process has still to pass on.
             self.link.empty().await;
+        }
+        if fault == Fault::Terminate {
+            // Its last words, which may come behind the answer, are not for whoever comes next.
+            eventually("the end of the connection", async || {
+                self.link.ended() > ended
+            })
+            .await;
         }
         let gone = format!("pid = {pid} AND state <> 'idle'");
         if matches!(fault, Fault::Reset | Fault::Close | Fault::Stall) && point == "running" {
