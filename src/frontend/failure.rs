@@ -250,25 +250,29 @@ impl Session {
             return None;
         }
         let verdict = self.verdict(Failure::Terminated, backend.status);
-        matches!(verdict, Verdict::Settle | Verdict::Unknown).then(|| self.unknown())
+        matches!(verdict, Verdict::Settle | Verdict::Unknown).then(|| self.unknown(verdict))
     }
 
-    pub(super) fn unknown(&self) -> Report {
-        let unknown = &self.pool.retries.unknown;
-        unknown.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn unknown(&self, verdict: Verdict) -> Report {
+        let retries = &self.pool.retries;
+        retries.unknown.fetch_add(1, Ordering::Relaxed);
+        if verdict == Verdict::Settle && self.effective.retry.settle_commit {
+            retries.unsettled.fetch_add(1, Ordering::Relaxed);
+        }
         unknown_outcome()
     }
 
-    /// Whether something is under way of which nobody would know what became if the session ended now.
-    fn is_in_doubt(&self) -> bool {
-        let runs = |lease: &Backend| {
-            !lease.expect.awaits_more() && {
-                let verdict = self.verdict(Failure::Lost, lease.status);
-                matches!(verdict, Verdict::Settle | Verdict::Unknown)
-            }
-        };
-        let is_active = self.phase == Phase::Active && !self.is_hidden();
-        self.is_settling() || (is_active && self.lease.as_deref().is_some_and(runs))
+    /// The verdict on what is under way, if nobody would know what became of it were the session to end now.
+    fn doubt(&self) -> Option<Verdict> {
+        if self.is_settling() {
+            return Some(Verdict::Settle);
+        }
+        let lease = self.lease.as_ref()?;
+        if self.phase != Phase::Active || self.is_hidden() || lease.expect.awaits_more() {
+            return None;
+        }
+        let verdict = self.verdict(Failure::Lost, lease.status);
+        matches!(verdict, Verdict::Settle | Verdict::Unknown).then_some(verdict)
     }
 
     /// What the client is told by `report`, the end of its session, where that is amid a write.
@@ -278,9 +282,12 @@ impl Session {
     /// it before it heard of them.
     pub(super) fn with_outcome(&self, report: Report) -> Report {
         // What is said of the connection says nothing of the statement, or says it already.
-        if report.code.0.starts_with(b"08") || !self.is_in_doubt() {
+        if report.code.0.starts_with(b"08") {
             return report;
         }
+        let Some(verdict) = self.doubt() else {
+            return report;
+        };
         let message = format!(
             "{}; the outcome of the statement is unknown",
             report.message
@@ -292,7 +299,7 @@ impl Session {
             message: message.into(),
             detail: Some("It was sent, and was not answered by then.".into()),
             hint: Some(hint.into()),
-            ..self.unknown()
+            ..self.unknown(verdict)
         }
     }
 
@@ -333,7 +340,9 @@ impl Session {
             return Ok(failure);
         }
         match verdict {
-            Verdict::Unknown | Verdict::Settle if !self.is_replaying() => Err(Some(self.unknown())),
+            Verdict::Unknown | Verdict::Settle if !self.is_replaying() => {
+                Err(Some(self.unknown(verdict)))
+            }
             _ => Err(None),
         }
     }
