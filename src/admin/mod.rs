@@ -16,6 +16,7 @@ pub mod parse;
 mod pins;
 mod queries;
 pub mod refine;
+mod retries;
 pub mod rows;
 pub mod show;
 pub mod table;

@@ -57,6 +57,7 @@ impl View<'_> {
             Show::Sockets => self.sockets(|_| true),
             Show::ActiveSockets => self
                 .sockets(|row| matches!(&row[4], Value::Text(state) if state.ends_with("active"))),
+            Show::Retries => snapshot.pools.iter().map(super::retries::row).collect(),
             Show::Routes => snapshot.routes.iter().map(super::nodes::route).collect(),
             Show::Nodes => snapshot.nodes.iter().map(super::nodes::row).collect(),
             Show::Databases => snapshot.databases.iter().map(database).collect(),

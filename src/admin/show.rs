@@ -4,6 +4,7 @@
 use super::nodes::{NODES, ROUTES};
 use super::pins::PINS;
 use super::queries;
+use super::retries::RETRIES;
 use super::table::{Column, int4, int8, numeric, text};
 
 /// One `SHOW`.
@@ -28,6 +29,7 @@ pub enum Show {
     Pins,
     Pools,
     Queries,
+    Retries,
     Routes,
     Servers,
     /// The latest slow statements.
@@ -47,7 +49,7 @@ pub enum Show {
     Parameter(usize),
 }
 
-const NAMES: [(&str, Show); 30] = [
+const NAMES: [(&str, Show); 31] = [
     ("active_sockets", Show::ActiveSockets),
     ("clients", Show::Clients),
     ("config", Show::Config),
@@ -66,6 +68,7 @@ const NAMES: [(&str, Show); 30] = [
     ("pins", Show::Pins),
     ("pools", Show::Pools),
     ("queries", Show::Queries),
+    ("retries", Show::Retries),
     ("routes", Show::Routes),
     ("servers", Show::Servers),
     ("slow", Show::Slow),
@@ -336,6 +339,7 @@ impl Show {
             Self::Waits => &queries::WAITS,
             Self::Locks => &queries::LOCKS,
             Self::Pins => &PINS,
+            Self::Retries => &RETRIES,
             Self::State => const { &[text("key"), text("value")] },
             Self::Stats => &STATS,
             Self::StatsAverages => &STATS_AVERAGES,
@@ -360,7 +364,7 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tSHOW QUERIES|SLOW|ERRORS|WAITS|LOCKS|PINS\n\
     \tSHOW ... [LIKE '<pattern>'] [WHERE <column> <operator> <value> [AND ...]]\n\
     \t         [ORDER BY <column> [DESC], ...] [LIMIT <count>]\n\
-    \tSHOW NODES|ROUTES\n\
+    \tSHOW NODES|ROUTES|RETRIES\n\
     \tSET key = value\n\
     \tRELOAD\n\
     \tPAUSE [<db>]\n\

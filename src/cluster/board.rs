@@ -27,6 +27,8 @@ pub struct Answer {
     pub timeline: Option<u32>,
     /// Where the next record goes, page heads left out; on a primary.
     pub inserted: Option<Lsn>,
+    /// How far the log is flushed, before which no replica gets it; on a primary.
+    pub flushed: Option<Lsn>,
     /// On a replica.
     pub received: Option<Lsn>,
     pub replayed: Option<Lsn>,
@@ -97,6 +99,8 @@ pub struct Board {
     samples: Samples,
     /// The timeline that the samples are of.
     sampled: Option<u32>,
+    /// How far the primary had flushed its log when it was asked last.
+    flushed: Option<Lsn>,
     held_since: Option<Instant>,
 }
 
@@ -118,6 +122,7 @@ impl Board {
             timeline_max: 0,
             samples: Samples::default(),
             sampled: None,
+            flushed: None,
             held_since: Some(now),
         }
     }
@@ -276,6 +281,7 @@ impl Board {
             self.samples.clear();
             self.sampled = answer.timeline;
         }
+        self.flushed = answer.flushed;
         if let (Some(lsn), Some(_)) = (answer.inserted, answer.timeline) {
             self.samples.push(Sample {
                 tick: answer.tick,
@@ -330,9 +336,12 @@ impl Board {
         }
     }
 
+    /// For how long something has been in the log that the replica could have replayed and has not.
     fn lag(&self, answer: &Answer, now: Instant) -> Duration {
+        let lacks = |replayed: &Lsn| self.flushed.is_none_or(|flushed| *replayed < flushed);
         answer
             .replayed
+            .filter(lacks)
             .and_then(|replayed| self.samples.behind_since(replayed))
             .map_or(Duration::ZERO, |since| now.duration_since(since))
     }

@@ -332,13 +332,13 @@ async fn ask(cluster: &Cluster, link: &mut Link) -> Result<Answer, ProbeError> {
     let asked = Instant::now();
     let rows = query::on_backend(&mut link.backend, QUESTION).await?;
     let read = rows.first().and_then(|row| read(row, link));
-    let (mut answer, flushed) = read.ok_or(ProbeError::Senseless)?;
+    let mut answer = read.ok_or(ProbeError::Senseless)?;
     answer.tick = tick;
     answer.asked = asked;
     answer.took = asked.elapsed();
     let unflushed = answer
         .inserted
-        .filter(|inserted| flushed.is_some_and(|flushed| flushed < *inserted));
+        .filter(|inserted| answer.flushed.is_some_and(|flushed| flushed < *inserted));
     let is_stuck = unflushed.is_some() && unflushed == link.unflushed;
     link.unflushed = unflushed;
     if is_stuck && cluster.is_starved() {
@@ -351,24 +351,24 @@ async fn ask(cluster: &Cluster, link: &mut Link) -> Result<Answer, ProbeError> {
     Ok(answer)
 }
 
-/// The answer, and how far a primary has flushed its log.
-fn read(row: &Row, link: &Link) -> Option<(Answer, Option<Lsn>)> {
+fn read(row: &Row, link: &Link) -> Option<Answer> {
     let in_recovery = match row.first()?.as_deref()? {
         b"t" => true,
         b"f" => false,
         _ => return None,
     };
     let lsn = |place: usize| row.get(place)?.as_deref().and_then(Lsn::parse);
-    let answer = Answer {
+    let written = |place: usize| lsn(place).map(|lsn| lsn.end_of_written(link.shape));
+    Some(Answer {
         in_recovery,
         system: link.system,
         timeline: number(row, 5),
-        inserted: lsn(1).map(|lsn| lsn.end_of_written(link.shape)),
+        inserted: written(1),
+        flushed: written(2),
         received: lsn(3),
         replayed: lsn(4),
         tick: Tick::default(),
         asked: link.backend.opened,
         took: Duration::ZERO,
-    };
-    Some((answer, lsn(2).map(|lsn| lsn.end_of_written(link.shape))))
+    })
 }

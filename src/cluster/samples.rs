@@ -42,10 +42,17 @@ pub struct Fresh {
     pub at: Instant,
 }
 
+/// A sample, and since when the log is known to be that long.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    sample: Sample,
+    since: Instant,
+}
+
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub struct Samples {
-    samples: VecDeque<Sample>,
+    samples: VecDeque<Kept>,
 }
 
 impl Samples {
@@ -57,18 +64,28 @@ impl Samples {
         {
             return;
         }
+        let mut since = sample.asked;
         // A later question with an answer that is not larger says more: after a crash the log is shorter.
-        while self.newest().is_some_and(|newest| newest.lsn >= sample.lsn) {
+        while let Some(newest) = self.samples.back()
+            && newest.sample.lsn >= sample.lsn
+        {
+            since = newest.since;
             self.samples.pop_back();
         }
         if self.samples.len() >= SAMPLES_MAX {
             self.samples.pop_front();
         }
-        self.samples.push_back(sample);
+        self.samples.push_back(Kept { sample, since });
     }
 
     pub fn newest(&self) -> Option<Sample> {
-        self.samples.back().copied()
+        self.samples.back().map(|kept| kept.sample)
+    }
+
+    /// How many samples a replica covers that has replayed up to `replayed`.
+    fn covered(&self, replayed: Lsn) -> usize {
+        self.samples
+            .partition_point(|kept| kept.sample.lsn <= replayed)
     }
 
     /// Another primary, another timeline.
@@ -78,10 +95,8 @@ impl Samples {
 
     /// What a replica that has replayed up to `replayed` has seen for certain.
     pub fn fresh(&self, replayed: Lsn) -> Option<Fresh> {
-        let covered = self
-            .samples
-            .partition_point(|sample| sample.lsn <= replayed);
-        let sample = self.samples.get(covered.checked_sub(1)?)?;
+        let last = self.covered(replayed).checked_sub(1)?;
+        let Kept { sample, .. } = self.samples.get(last)?;
         Some(Fresh {
             tick: sample.tick,
             at: sample.asked,
@@ -91,10 +106,8 @@ impl Samples {
     /// Since when something is in the primary's log that a replica at `replayed` has not; `None` if nothing is known to
     /// be.
     pub fn behind_since(&self, replayed: Lsn) -> Option<Instant> {
-        let covered = self
-            .samples
-            .partition_point(|sample| sample.lsn <= replayed);
-        Some(self.samples.get(covered)?.asked)
+        let first = self.covered(replayed);
+        Some(self.samples.get(first)?.since)
     }
 }
 
@@ -127,9 +140,10 @@ mod tests {
         assert_eq!(tick(10), Some(1));
         assert_eq!(tick(29), Some(3));
         assert_eq!(tick(99), Some(4));
+        // From the first sample that it lacks, however long the log has been that long since.
         assert_eq!(
             samples.behind_since(Lsn(10)),
-            Some(start + Duration::from_secs(3))
+            Some(start + Duration::from_secs(2))
         );
         assert_eq!(samples.behind_since(Lsn(30)), None);
     }

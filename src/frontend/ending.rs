@@ -36,6 +36,10 @@ impl Session {
     /// Tells the client why, gives the backend back, and closes.
     pub(super) async fn finish(mut self, end: End) {
         self.entry.clear_running();
+        let end = match end {
+            End::Fatal(report) => End::Fatal(Box::new(self.with_outcome(*report))),
+            end => end,
+        };
         self.abandon_statement(&end);
         if self.phase == Phase::Waiting {
             self.queue().withdraw(&self.entry.waiter);

@@ -26,6 +26,9 @@ use crate::wire::expect::Copy;
 /// end one after the other before that one is known: there only `retry.attempts` counts.
 const TERMINATED_MAX: u32 = 3;
 
+/// What to do where nobody knows what became of a statement.
+const LOOK: &str = "Look in the database whether it took effect before you run it again.";
+
 /// Nobody knows what became of a statement.
 fn unknown_outcome() -> Report {
     Report::fatal(
@@ -33,7 +36,7 @@ fn unknown_outcome() -> Report {
         "server closed the connection unexpectedly; the outcome of the statement is unknown",
     )
     .detail("It was sent, and the connection to the server was lost before it was answered.")
-    .hint("Look in the database whether it took effect before you run it again.")
+    .hint(LOOK)
 }
 
 impl Session {
@@ -247,13 +250,57 @@ impl Session {
             return None;
         }
         let verdict = self.verdict(Failure::Terminated, backend.status);
-        matches!(verdict, Verdict::Settle | Verdict::Unknown).then(|| self.unknown())
+        matches!(verdict, Verdict::Settle | Verdict::Unknown).then(|| self.unknown(verdict))
     }
 
-    pub(super) fn unknown(&self) -> Report {
-        let unknown = &self.pool.retries.unknown;
-        unknown.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn unknown(&self, verdict: Verdict) -> Report {
+        let retries = &self.pool.retries;
+        retries.unknown.fetch_add(1, Ordering::Relaxed);
+        if verdict == Verdict::Settle && self.effective.retry.settle_commit {
+            retries.unsettled.fetch_add(1, Ordering::Relaxed);
+        }
         unknown_outcome()
+    }
+
+    /// The verdict on what is under way, if nobody would know what became of it were the session to end now.
+    fn doubt(&self) -> Option<Verdict> {
+        if self.is_settling() {
+            return Some(Verdict::Settle);
+        }
+        let lease = self.lease.as_ref()?;
+        if self.phase != Phase::Active || self.is_hidden() || lease.expect.awaits_more() {
+            return None;
+        }
+        let verdict = self.verdict(Failure::Lost, lease.status);
+        matches!(verdict, Verdict::Settle | Verdict::Unknown).then_some(verdict)
+    }
+
+    /// What the client is told by `report`, the end of its session, where that is amid a write.
+    ///
+    /// # Why
+    /// The codes of limits and of an operator's orders say of a statement that the server has undone it. It may have done
+    /// it before it heard of them.
+    pub(super) fn with_outcome(&self, report: Report) -> Report {
+        // What is said of the connection says nothing of the statement, or says it already.
+        if report.code.0.starts_with(b"08") {
+            return report;
+        }
+        let Some(verdict) = self.doubt() else {
+            return report;
+        };
+        let message = format!(
+            "{}; the outcome of the statement is unknown",
+            report.message
+        );
+        let hint = report
+            .hint
+            .map_or(LOOK.into(), |hint| format!("{hint} {LOOK}"));
+        Report {
+            message: message.into(),
+            detail: Some("It was sent, and was not answered by then.".into()),
+            hint: Some(hint.into()),
+            ..self.unknown(verdict)
+        }
     }
 
     /// The backend is lost: whether the request under way runs again, or else how the session ends.
@@ -293,7 +340,9 @@ impl Session {
             return Ok(failure);
         }
         match verdict {
-            Verdict::Unknown | Verdict::Settle if !self.is_replaying() => Err(Some(self.unknown())),
+            Verdict::Unknown | Verdict::Settle if !self.is_replaying() => {
+                Err(Some(self.unknown(verdict)))
+            }
             _ => Err(None),
         }
     }

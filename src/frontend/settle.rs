@@ -351,7 +351,7 @@ impl Session {
 
     /// The end of a session whose COMMIT can't be settled.
     pub(super) fn unsettled(&self) -> End {
-        End::Fatal(Box::new(self.unknown()))
+        End::Fatal(Box::new(self.unknown(Verdict::Settle)))
     }
 
     fn end_as_committed(&mut self, settling: Settling, cx: &mut Context<'_>) -> Result<(), End> {

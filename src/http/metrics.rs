@@ -379,7 +379,7 @@ fn put_retries(page: &mut Page, pools: &[PoolStatus]) {
 
 fn put_settled(page: &mut Page, pools: &[PoolStatus]) {
     let name = "pgweir_commits_settled_total";
-    let help = "COMMITs whose answer was lost, by what had become of them.";
+    let help = "COMMITs whose answer was lost where retry.settle_commit is on, by what had become of them.";
     page.family(name, "counter", help);
     for pool in pools {
         let [database, user] = labels(pool);
@@ -387,6 +387,7 @@ fn put_settled(page: &mut Page, pools: &[PoolStatus]) {
         let outcomes = [
             ("committed", &retries.committed),
             ("rolled back", &retries.rolled_back),
+            ("unknown", &retries.unsettled),
         ];
         for (outcome, count) in outcomes {
             let labels = [database, user, ("outcome", outcome)];

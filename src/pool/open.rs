@@ -256,9 +256,21 @@ impl Pool {
         opening: Opening,
         dialer: Arc<Dialer>,
     ) {
+        // Before the settings are read: a move is either heard of or in them.
+        let moved = self.moved.notified();
         let (generation, effective) = self.opens_with();
         let credentials = self.login_credentials();
-        let mut outcome = open(&effective, &credentials, &dialer, generation).await;
+        let opened = open(&effective, &credentials, &dialer, generation);
+        let mut outcome = tokio::select! {
+            opened = opened => opened,
+            () = moved => {
+                // A server that is away answers late or never, and what was asked of it is asked of another now.
+                self.opening.fetch_sub(1, Ordering::SeqCst);
+                drop((opening, slot));
+                self.limits.changed.notify_one();
+                return;
+            }
+        };
         if let Ok(opened) = &mut outcome
             && let Err(error) = self.compare(&mut opened.backend)
         {

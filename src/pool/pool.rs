@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use deadpool::managed::{self, Object, QueueMode, RetainResult, Timeouts};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::aside::Aside;
@@ -75,6 +76,8 @@ pub struct Pool {
     /// Connections that hold a slot: idle, leased, being opened, being cleaned.
     pub(super) open: Arc<AtomicUsize>,
     pub(super) opening: AtomicUsize,
+    /// Told when the pool's connections go to another server or address: those that are being opened are given up.
+    pub(super) moved: Notify,
     /// Connections that listen for sessions of several pools and log in as this one.
     pub(super) listening: Arc<AtomicUsize>,
     /// The connections that are open, for those who look on.
@@ -186,6 +189,7 @@ impl Pool {
             limits,
             open: Arc::default(),
             opening: AtomicUsize::new(0),
+            moved: Notify::new(),
             listening: Arc::default(),
             live: Arc::default(),
             gate,

@@ -27,6 +27,8 @@ pub struct Retries {
     /// COMMITs without an answer that turned out to have committed, and to be rolled back.
     pub committed: AtomicU64,
     pub rolled_back: AtomicU64,
+    /// Those of which it could not be found out.
+    pub unsettled: AtomicU64,
 }
 
 impl Default for Retries {
@@ -41,6 +43,7 @@ impl Default for Retries {
             unknown: AtomicU64::new(0),
             committed: AtomicU64::new(0),
             rolled_back: AtomicU64::new(0),
+            unsettled: AtomicU64::new(0),
         }
     }
 }

@@ -91,6 +91,7 @@ impl Pools {
             pool.effective.store(Arc::new(next));
             pool.forget_failures();
             pool.reconnect();
+            pool.moved.notify_waiters();
         }
         pool.set_headless(is_headless);
         pool.serve();
@@ -118,6 +119,7 @@ impl Pools {
         for pool in self.of_servers(servers) {
             if pool.key.node.is_none() {
                 pool.reconnect();
+                pool.moved.notify_waiters();
                 pool.abandon(|_| true);
             }
         }
@@ -128,6 +130,7 @@ impl Pools {
         for pool in self.of_servers(servers) {
             if pool.effective.load().primary.is_same_server(node) {
                 pool.reconnect();
+                pool.moved.notify_waiters();
             }
         }
     }

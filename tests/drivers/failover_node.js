@@ -2,17 +2,18 @@
 //
 // Writes outside transactions, and in transactions that are run again when the error says that they may. Prints `running`
 // once all have written, goes on until a line comes in, then until all have written more, and checks what is there.
+// Sessions that rest meanwhile go on with their settings and prepared statements, on the connections that they had.
 'use strict';
 
 const assert = require('node:assert/strict');
-const { Pool } = require('pg');
+const { Client, Pool } = require('pg');
 const { version } = require('pg/package.json');
 
 const WORKERS = 4;
 const MORE = 20;
 const pool = new Pool({ connectionString: process.argv[2], max: 2 * WORKERS });
-// Clients at rest in the pool may hear of an end; the pool replaces them.
-pool.on('error', () => {});
+// A client at rest hears of no end.
+pool.on('error', fail);
 let again = 0;
 let ended = false;
 
@@ -47,6 +48,24 @@ async function inside(who, number) {
   }
 }
 
+// A session with something of its own, that is then left alone.
+async function rest(place) {
+  const client = new Client({ connectionString: process.argv[2] });
+  client.on('error', fail);
+  await client.connect();
+  await client.query(`SET work_mem = '${place + 1}MB'`);
+  await resume(client, place, 0);
+  return client;
+}
+
+async function resume(client, place, before) {
+  const who = `resting ${place}`;
+  const text = "SELECT count(*)::int AS n, current_setting('work_mem') AS memory FROM written WHERE who = $1";
+  const { rows } = await client.query({ name: 'resume', text, values: [who] });
+  assert.deepEqual(rows, [{ n: before, memory: `${place + 1}MB` }]);
+  await client.query({ name: 'write', text: 'INSERT INTO written VALUES ($1, $2)', values: [who, before + 1] });
+}
+
 async function run(worker) {
   while (!ended) {
     await worker.step(worker.who, worker.done + 1);
@@ -69,6 +88,7 @@ async function main() {
     for (const step of [outside, inside]) workers.push({ step, who: `${step.name} ${place}`, done: 0 });
   }
   const running = Promise.all(workers.map(run));
+  const resting = await Promise.all(Array.from({ length: WORKERS }, (_, place) => rest(place)));
   // One that fails ends the program at once.
   running.catch(fail);
   await until(workers, MORE);
@@ -77,13 +97,15 @@ async function main() {
   await until(workers, MORE);
   ended = true;
   await running;
+  await Promise.all(resting.map((client, place) => resume(client, place, 1)));
   for (const { who, done } of workers) {
     const text = 'SELECT count(*)::int AS all, count(DISTINCT n)::int AS each, max(n) AS last FROM written WHERE who = $1';
     const { rows } = await pool.query(text, [who]);
     assert.deepEqual(rows, [{ all: done, each: done, last: done }]);
   }
   const writes = workers.reduce((sum, worker) => sum + worker.done, 0);
-  console.log(`node-postgres ${version}: ${writes} writes, 0 errors outside transactions, ${again} transactions run again`);
+  console.log(`node-postgres ${version}: ${writes} writes, 0 errors outside transactions, ${again} transactions run again, ${resting.length} sessions that rested went on`);
+  await Promise.all(resting.map((client) => client.end()));
   await pool.end();
   process.stdin.destroy();
 }

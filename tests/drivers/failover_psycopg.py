@@ -1,7 +1,8 @@
 """A psycopg application through a failover. Usage: failover_psycopg.py DSN
 
 Threads write outside transactions, and in transactions that they run again when they are told to. Prints `running` once
-all have written, goes on until a line comes in, then until all have written more, and checks what is there.
+all have written, goes on until a line comes in, then until all have written more, and checks what is there. Sessions that
+rest meanwhile go on with their settings and prepared statements, on the connections that they had.
 """
 
 import queue
@@ -79,6 +80,21 @@ class Inside(Worker):
                 self.pool.give(connection)
 
 
+def rest(dsn, place):
+    """A session with something of its own, that is then left alone."""
+    connection = psycopg.connect(dsn, autocommit=True)
+    connection.execute(f"SET work_mem = '{place + 1}MB'")
+    resume(connection, place, 0)
+    return connection
+
+
+def resume(connection, place, before):
+    key = f"resting {place}"
+    row = connection.execute("SELECT count(*), current_setting('work_mem') FROM written WHERE who = %s", (key,), prepare=True).fetchone()
+    assert row == (before, f"{place + 1}MB"), row
+    connection.execute("INSERT INTO written VALUES (%s, %s)", (key, before + 1), prepare=True)
+
+
 def until(workers, count):
     goals = [worker.done + count for worker in workers]
     deadline = time.monotonic() + 60
@@ -92,6 +108,7 @@ def until(workers, count):
 
 def main(dsn):
     pool = Pool(dsn)
+    resting = [rest(dsn, place) for place in range(WORKERS)]
     workers = [kind(pool, f"{kind.__name__} {place}") for place in range(WORKERS) for kind in (Outside, Inside)]
     for worker in workers:
         worker.start()
@@ -105,12 +122,14 @@ def main(dsn):
         worker.join()
         if worker.failed:
             raise worker.failed
+    for place, connection in enumerate(resting):
+        resume(connection, place, 1)
     connection = pool.take()
     for worker in workers:
         row = connection.execute("SELECT count(*), count(DISTINCT n), max(n) FROM written WHERE who = %s", (worker.key,)).fetchone()
         assert row == (worker.done,) * 3, (worker.key, row, worker.done)
     again = sum(worker.again for worker in workers)
-    print(f"psycopg {psycopg.__version__}: {sum(worker.done for worker in workers)} writes, 0 errors outside transactions, {again} transactions run again")
+    print(f"psycopg {psycopg.__version__}: {sum(worker.done for worker in workers)} writes, 0 errors outside transactions, {again} transactions run again, {len(resting)} sessions that rested went on")
 
 
 main(sys.argv[1])

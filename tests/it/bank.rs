@@ -266,9 +266,9 @@ async fn run(
     }
 }
 
-/// COMMITs whose answer was lost, and that had committed, and that had been rolled back.
-fn settled(pgweir: &Pgweir) -> [usize; 2] {
-    ["committed", "rolled back"].map(|outcome| {
+/// COMMITs whose answer was lost: those that had committed, that had been rolled back, and of which that is unknown.
+fn settled(pgweir: &Pgweir) -> [usize; 3] {
+    ["committed", "rolled back", "unknown"].map(|outcome| {
         let series = format!(
             "pgweir_commits_settled_total{{database=\"postgres\",user=\"teller\",outcome=\"{outcome}\"}}"
         );
@@ -419,13 +419,14 @@ async fn a_server_killed_again_and_again_loses_and_doubles_nothing() {
     let errors = run.told.errors.lock().unwrap().clone();
     let mut direct = Client::connect(server.address(), "postgres", "postgres").await;
     let unknown = run.told.unknown.lock().unwrap().len();
-    let [committed, rolled_back] = settled(&pgweir);
+    let [committed, rolled_back, unsettled] = settled(&pgweir);
     let settled = committed + rolled_back;
     eprintln!(
         "{kills} kills; errors seen by clients: {errors:?}; COMMITs whose answer was lost: {settled} settled / {} \
          ({committed} had committed, {rolled_back} had not and were replayed), {unknown} unknown",
         settled + unknown,
     );
+    assert_eq!(unsettled, unknown, "COMMITs of which nothing was found out");
     audit(&mut direct, &run.told).await;
     let others = errors.keys().filter(|code| *code != "COMMIT 08007").count();
     assert_eq!(others, 0, "unexplained errors");

@@ -65,6 +65,7 @@ fn psql_shows_every_table_under_both_names_of_the_console() {
             "pins",
             "pools",
             "queries",
+            "retries",
             "servers",
             "slow",
             "sockets",

@@ -179,3 +179,29 @@ async fn a_primary_that_is_seen_demoted_first_is_counted_as_a_failover() {
     assert_eq!((failovers, holds), (1, 1));
     assert!(held > Duration::ZERO);
 }
+
+/// A login that nobody answers goes on for `server_connect_timeout`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_being_opened_to_the_old_primary_keeps_nobody_from_the_new_one() {
+    let cluster = Cluster::start(1).unwrap();
+    let link = Link::to(cluster.primary.address()).await;
+    let replica = &cluster.replicas[0];
+    let pgweir = quick(Options::in_front_of(&link.node_url()))
+        .flag("--replica", &replica.node_url())
+        .set("timeouts.server_connect_timeout", "10min")
+        .start();
+    let mut holder = pgweir.client().await;
+    holder.query("CREATE TABLE opening (a int)").await.ok();
+    cluster.wait_until_caught_up().unwrap();
+    let mut client = pgweir.client().await;
+    holder.query("BEGIN").await.ok();
+    link.cut();
+    client
+        .send(&messages::query("INSERT INTO opening VALUES (1)"))
+        .await;
+    until_node(&pgweir, &link.address().to_string(), "state", "down").await;
+    tokio::task::block_in_place(|| replica.promote().unwrap());
+    client.reply().await.ok();
+    assert_eq!(holder.expect_end().await[0].code, "08006");
+    assert_eq!(client.value("SELECT count(*) FROM opening").await, "1");
+}

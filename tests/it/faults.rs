@@ -132,14 +132,15 @@ const RESET_REPLAYED: &str = "
 | ended   | ok/0    | ok/1    | ok/1       |
 ";
 
-/// Nothing gets through any more, and the backend stands still; `query_timeout` and `cancel_wait_timeout` end it.
+/// Nothing gets through any more, and the backend stands still; `query_timeout` and `cancel_wait_timeout` end it, and of
+/// a write nobody knows.
 const STALLED: &str = "
 | point   | read  | write   | extended | inside  | commit  |
-| unsent  | 57014 | 57014/0 | 57014/0  | 57014/0 | 57014/0 |
-| running | 57014 | 57014/0 | 57014/0  | 57014/0 | 57014/? |
-| done    | 57014 | 57014/1 | 57014/1  | 57014/0 | 57014/1 |
-| half    | torn  | 57014/1 | 57014/1  | 57014/0 | 57014/1 |
-| ended   | 57014 | 57014/1 | 57014/1  | 57014/0 | 57014/1 |
+| unsent  | 57014 | 08007/0 | 08007/0  | 57014/0 | 08007/0 |
+| running | 57014 | 08007/0 | 08007/0  | 57014/0 | 08007/? |
+| done    | 57014 | 08007/1 | 08007/1  | 57014/0 | 08007/1 |
+| half    | torn  | 08007/1 | 08007/1  | 57014/0 | 08007/1 |
+| ended   | 57014 | 08007/1 | 08007/1  | 57014/0 | 08007/1 |
 ";
 
 /// What happens.
@@ -345,6 +346,7 @@ impl Scene {
         kind: &str,
     ) -> String {
         let number = self.number;
+        let ended = self.link.ended();
         if point == "idle" {
             self.strike(fault, pid);
             self.link.empty().await;
@@ -389,6 +391,13 @@ impl Scene {
         if matches!(fault, Fault::Kill | Fault::Crash) && point != "idle" && !self.settles() {
             // The server has closed all connections, which this process has still to pass on.
             self.link.empty().await;
+        }
+        if fault == Fault::Terminate {
+            // Its last words, which may come behind the answer, are not for whoever comes next.
+            eventually("the end of the connection", async || {
+                self.link.ended() > ended
+            })
+            .await;
         }
         let gone = format!("pid = {pid} AND state <> 'idle'");
         if matches!(fault, Fault::Reset | Fault::Close | Fault::Stall) && point == "running" {

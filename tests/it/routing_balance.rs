@@ -1,5 +1,6 @@
 //! Which of several replicas reads go to, and what reads must see for a database and for a user.
 
+use super::failover::node;
 use super::routing::{PLACE, Stage, cluster, options};
 use crate::support::client::Client;
 use crate::support::messages;
@@ -125,4 +126,47 @@ async fn what_reads_must_see_is_said_for_databases_and_users_too() {
     // What a user says counts more than what the database does.
     assert_eq!(strict_other.value(read).await, "9");
     stage.resume_replay();
+}
+
+#[tokio::test]
+async fn a_replica_that_applies_late_serves_old_rows_to_those_who_take_them_until_it_lags_too_far()
+{
+    let stage = Stage::new(2, |options| options.set("cluster.replica_lag_max", "2s")).await;
+    let late = &stage.cluster.replicas[0];
+    let (address, port) = (late.address().to_string(), late.port().to_string());
+    late.set("recovery_min_apply_delay", "5s").unwrap();
+    let mut writer = stage.pgweir.client().await;
+    let mut lax = stage.pgweir.client().await;
+    lax.query("SET pgweir.consistency = 'eventual'").await.ok();
+    writer.query("UPDATE t SET v = 1 WHERE id = 9").await.ok();
+    let read = "SELECT v, port FROM t, place WHERE id = 9";
+    let mut states = Vec::new();
+    let (mut old, mut console) = (0, stage.pgweir.console().await);
+    // Up while it is a little late, then lagging, and up again once it has applied what there is.
+    eventually("the replica to have applied what was written", async || {
+        let state = node(&mut console, &address, "state").await;
+        if states.last() != Some(&state) {
+            states.push(state);
+        }
+        let has_applied = late
+            .sql("postgres", "SELECT v FROM t WHERE id = 9")
+            .unwrap()
+            == "1";
+        let own = writer.query(read).await.ok().rows.remove(0);
+        assert_eq!(own[0].as_deref(), Some("1"), "of {:?}", own[1]);
+        assert!(has_applied || own[1].as_deref() != Some(&*port));
+        let any = lax.query(read).await.ok().rows.remove(0);
+        if any[1].as_deref() == Some(&*port) {
+            // Whoever was let on it asked before it was found to lag.
+            assert!(states.iter().all(|state| state == "up") || has_applied);
+            old += usize::from(any[0].as_deref() == Some("0"));
+        }
+        states == ["up", "lagging", "up"]
+    })
+    .await;
+    assert!(old > 0, "no old row was read");
+    eventually("the writer to read on the late replica", async || {
+        stage.place(&mut writer).await == port
+    })
+    .await;
 }

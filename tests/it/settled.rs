@@ -118,6 +118,15 @@ fn settled(pgweir: &Pgweir, outcome: &str) -> f64 {
     pgweir.metric(&series).unwrap()
 }
 
+/// A column of `SHOW RETRIES`.
+async fn shown(pgweir: &Pgweir, column: &str) -> String {
+    let mut console = pgweir.console().await;
+    let table = "SHOW RETRIES WHERE user = 'app' AND database = 'postgres'";
+    let reply = console.query(table).await.ok();
+    let place = reply.columns.iter().position(|name| name == column);
+    reply.rows[0][place.unwrap()].clone().unwrap()
+}
+
 /// A server that crashes gives ids out again whose WAL was not flushed. A transaction that got the lost one's id and
 /// committed is not taken for it.
 #[tokio::test]
@@ -163,10 +172,16 @@ async fn an_id_that_was_given_out_again_proves_nothing() {
         if is_reused {
             assert_eq!(client.expect_end().await[0].code, "08007");
             assert_eq!(settled(&pgweir, "committed").to_string(), "0");
+            assert_eq!(settled(&pgweir, "unknown").to_string(), "1");
+            assert_eq!(shown(&pgweir, "commits_unknown").await, "1");
+            assert_eq!(shown(&pgweir, "outcomes_unknown").await, "1");
         } else {
             let reply = client.reply().await;
             assert_eq!((reply.sqlstate(), reply.status), ("40001", 'I'));
             assert_eq!(settled(&pgweir, "rolled back").to_string(), "1");
+            assert_eq!(settled(&pgweir, "unknown").to_string(), "0");
+            assert_eq!(shown(&pgweir, "commits_rolled_back").await, "1");
+            assert_eq!(shown(&pgweir, "outcomes_unknown").await, "0");
         }
         let there = server.sql("postgres", "SELECT count(*) FROM t WHERE a = 1");
         assert_eq!(there.unwrap().trim(), "0");

@@ -48,6 +48,7 @@ struct Control {
     /// Of all connections that there are.
     cut: watch::Sender<Fate>,
     open: AtomicUsize,
+    ended: AtomicUsize,
     held: AtomicUsize,
     held_now: Notify,
     logging_in: AtomicUsize,
@@ -73,6 +74,7 @@ impl Link {
             fate: watch::channel(Fate::Held).0,
             cut: watch::channel(Fate::Passed).0,
             open: AtomicUsize::new(0),
+            ended: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
             held_now: Notify::new(),
             logging_in: AtomicUsize::new(0),
@@ -148,6 +150,11 @@ impl Link {
         .await;
     }
 
+    /// Connections that have ended, and what their ends had to say has been passed on.
+    pub fn ended(&self) -> usize {
+        self.control.ended.load(Ordering::SeqCst)
+    }
+
     /// The most logins that were under way at the same time.
     pub fn logging_in_most(&self) -> usize {
         self.control.logging_in_most.load(Ordering::SeqCst)
@@ -195,6 +202,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::SeqCst);
+        self.0.ended.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -50,6 +50,7 @@ impl Story {
             system: Some(7),
             timeline: Some(1),
             inserted: None,
+            flushed: None,
             received: None,
             replayed: None,
             tick: Tick(self.tick),
@@ -63,6 +64,7 @@ impl Story {
             in_recovery: false,
             timeline: Some(timeline),
             inserted: Some(Lsn(lsn)),
+            flushed: Some(Lsn(lsn)),
             ..self.answer()
         };
         self.board.take(node, Finding::Answer(answer), self.now)
@@ -309,6 +311,37 @@ fn a_replica_that_does_not_replay_begins_to_lag() {
     assert_eq!(story.states(), ["up", "lagging", "up"]);
     let lag = story.board.topology().nodes[1].lag.unwrap();
     assert!(lag > Duration::from_secs(60), "{lag:?}");
+}
+
+#[test]
+fn a_replica_lags_though_nothing_more_is_written() {
+    let mut story = Story::begun();
+    for _ in 0..70 {
+        story.now += Duration::from_secs(1);
+        story.primary(0, 1, 200);
+        story.replica(1, 1, 100);
+    }
+    assert_eq!(story.states(), ["up", "lagging", "up"]);
+    story.replica(1, 1, 200);
+    assert_eq!(story.states(), ["up", "up", "up"]);
+}
+
+#[test]
+fn what_the_primary_has_not_flushed_no_replica_lags_behind() {
+    let mut story = Story::begun();
+    for _ in 0..70 {
+        story.now += Duration::from_secs(1);
+        let answer = Answer {
+            in_recovery: false,
+            inserted: Some(Lsn(200)),
+            flushed: Some(Lsn(100)),
+            ..story.answer()
+        };
+        story.board.take(0, Finding::Answer(answer), story.now);
+        story.replica(1, 1, 100);
+    }
+    assert_eq!(story.states(), ["up", "up", "up"]);
+    assert_eq!(story.board.topology().nodes[1].lag, Some(Duration::ZERO));
 }
 
 #[test]
