@@ -31,7 +31,7 @@ ip -n "$space" link set lo up
 "${as_server[@]}" "$bin/initdb" -D "$folder/data" -U postgres -A trust --no-sync >/dev/null
 echo "host all all $here/32 trust" >>"$folder/data/pg_hba.conf"
 "${as_server[@]}" "$bin/pg_ctl" -D "$folder/data" -l "$folder/log" -w \
-  -o "-p 5432 -k $folder -c listen_addresses=$server -c fsync=off" start >/dev/null
+  -o "-p 5432 -k $folder -c listen_addresses=$server -c fsync=off -c client_connection_check_interval=1s" start >/dev/null
 "${as_server[@]}" "$bin/psql" -qAt -h "$folder" -U postgres -c 'CREATE ROLE app SUPERUSER LOGIN'
 
 "$pgweir" run --primary "postgres://$server:5432" --listen 127.0.0.1:0 --http off --auth trust --pool-size 4 \
@@ -44,7 +44,8 @@ for _ in $(seq 200); do
   sleep 0.05
 done
 export PGHOST=127.0.0.1 PGPORT=$port PGUSER=app PGDATABASE=postgres PGCONNECT_TIMEOUT=20
-ask() { "$bin/psql" -qAt -v VERBOSITY=verbose -c "$1" 2>&1; }
+# Each text is a request of its own.
+ask() { "$bin/psql" -qAt -v VERBOSITY=verbose "${@/#/-c}" 2>&1; }
 now() { date +%s%N | cut -c1-13; }
 
 way="no netem in this kernel"
@@ -57,8 +58,8 @@ echo "$way: $(sed -n 's/number of transactions actually processed: //p' <<<"$out
 
 # The link dies while statements run, in and outside transactions, on all connections of the pool: everyone is told, nobody
 # waits for ever.
-for text in "SELECT pg_sleep(600)" "BEGIN; SELECT pg_sleep(600)" "SELECT pg_sleep(600)" "BEGIN; SELECT pg_sleep(600)"; do
-  ( begun=$(now); answer=$(ask "$text" || true); echo "$(($(now) - begun)) ms: $(head -n 1 <<<"$answer")" ) >>"$folder/told" &
+for begin in "" BEGIN "" BEGIN; do
+  ( begun=$(now); answer=$(ask ${begin:+"$begin"} "SELECT pg_sleep(600)" || true); echo "$(($(now) - begun)) ms: $(head -n 1 <<<"$answer")" ) >>"$folder/told" &
 done
 sleep 0.5
 ip -n "$space" link set "$inner" down

@@ -393,11 +393,7 @@ impl Scene {
             self.link.empty().await;
         }
         if fault == Fault::Terminate {
-            // Its last words, which may come behind the answer, are not for whoever comes next.
-            eventually("the end of the connection", async || {
-                self.link.ended() > ended
-            })
-            .await;
+            self.ends_one(ended).await;
         }
         let gone = format!("pid = {pid} AND state <> 'idle'");
         if matches!(fault, Fault::Reset | Fault::Close | Fault::Stall) && point == "running" {
@@ -420,6 +416,14 @@ impl Scene {
         }
         let rows = self.sql(&format!("SELECT count(*) FROM faults WHERE a = {number}"));
         format!("{told}/{rows}")
+    }
+
+    /// The last words of a server, which may come behind the answer, are not for whoever comes next.
+    async fn ends_one(&self, before: usize) {
+        eventually("the end of the connection", async || {
+            self.link.ended() > before
+        })
+        .await;
     }
 
     /// What became of a COMMIT is asked on a connection that stays.

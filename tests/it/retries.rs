@@ -388,55 +388,54 @@ async fn a_commit_whose_connection_is_lost_is_unknown_and_a_transaction_before_i
     }
 }
 
+/// How a session is cut off amid `text`, behind BEGIN if it `begins`, by a limit or by KILL, and with which code.
+async fn is_cut_off(by: &str, begins: bool, text: &str, code: &str) {
+    let mut acts = vec![Act::Say(Vec::new())];
+    if begins {
+        let begun = [m::command_complete("BEGIN"), m::ready_for_query(b'T')];
+        acts.insert(0, Act::Say(begun.concat()));
+    }
+    let script = script(acts).await;
+    let options = script.pgweir().set("timeouts.cancel_wait_timeout", "100ms");
+    let pgweir = match by {
+        "KILL" => options.start(),
+        limit => options.set(&format!("timeouts.{limit}"), "300ms").start(),
+    };
+    let mut client = pgweir.client().await;
+    if begins {
+        client.query("BEGIN").await.ok();
+    }
+    client.send(&m::query(text)).await;
+    if by == "KILL" {
+        let runs = || script.heard().iter().any(|heard| heard == text);
+        eventually("the statement to run", async || runs()).await;
+        pgweir.console().await.query("KILL postgres").await.ok();
+    }
+    let errors = client.expect_end().await;
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert_eq!(errors[0].code, code, "{by} amid {text}: {errors:?}");
+    let hint = errors[0].hint.clone().unwrap_or_default();
+    assert_eq!(hint.contains(by), by != "KILL", "{hint}");
+    let is_unknown = code == "08007";
+    assert_eq!(hint.contains("Look in the database"), is_unknown, "{hint}");
+    let series = "pgweir_outcomes_unknown_total{database=\"postgres\",user=\"postgres\"}";
+    let counted = f64::from(u8::from(is_unknown));
+    assert_eq!(pgweir.metric(series), Some(counted));
+}
+
 /// In other words than these an application, or another pgweir, could take it that the server has undone its write.
 #[tokio::test]
 async fn who_is_cut_off_amid_a_write_is_told_that_its_outcome_is_unknown() {
-    let begun = Act::Say([m::command_complete("BEGIN"), m::ready_for_query(b'T')].concat());
     let write = "UPDATE t SET a = 1";
-    for (limit, own) in [
+    for (by, own) in [
         ("query_timeout", "57014"),
         ("transaction_timeout", "25P04"),
         ("KILL", "57P01"),
     ] {
-        for (begins, text, code) in [
-            (false, write, "08007"),
-            (true, "COMMIT", "08007"),
-            (true, write, own),
-            (false, "SELECT a FROM t", own),
-        ] {
-            let mut acts = vec![Act::Say(Vec::new())];
-            if begins {
-                acts.insert(0, begun.clone());
-            }
-            let script = script(acts).await;
-            let mut options = script.pgweir().set("timeouts.cancel_wait_timeout", "100ms");
-            if limit != "KILL" {
-                options = options.set(&format!("timeouts.{limit}"), "300ms");
-            }
-            let pgweir = options.start();
-            let mut client = pgweir.client().await;
-            if begins {
-                client.query("BEGIN").await.ok();
-            }
-            client.send(&m::query(text)).await;
-            if limit == "KILL" {
-                eventually("the statement to run", async || {
-                    script.heard().iter().any(|heard| heard == text)
-                })
-                .await;
-                pgweir.console().await.query("KILL postgres").await.ok();
-            }
-            let errors = client.expect_end().await;
-            assert_eq!(errors.len(), 1, "{errors:?}");
-            assert_eq!(errors[0].code, code, "{limit} amid {text}: {errors:?}");
-            let hint = errors[0].hint.clone().unwrap_or_default();
-            assert_eq!(hint.contains(limit), limit != "KILL", "{hint}");
-            let is_unknown = code == "08007";
-            assert_eq!(hint.contains("Look in the database"), is_unknown, "{hint}");
-            let series = "pgweir_outcomes_unknown_total{database=\"postgres\",user=\"postgres\"}";
-            let counted = f64::from(u8::from(is_unknown));
-            assert_eq!(pgweir.metric(series), Some(counted));
-        }
+        is_cut_off(by, false, write, "08007").await;
+        is_cut_off(by, true, "COMMIT", "08007").await;
+        is_cut_off(by, true, write, own).await;
+        is_cut_off(by, false, "SELECT a FROM t", own).await;
     }
 }
 
