@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use pgweir::demo::cluster::ServerOptions;
 use pgweir::session::sequences::PROBATION;
 use tokio::sync::Semaphore;
 
@@ -121,18 +122,21 @@ async fn two_numbers_of_one_pipeline_are_both_found() {
     assert_eq!(reply.column(), ["2", "1", "3"]);
 }
 
-/// Statements that must have a transaction to themselves, and code that ends its own, in the extended protocol.
+/// Statements that must have a transaction to themselves, and code that ends its own, in the extended protocol. On a server
+/// of their own: some wait for all other transactions.
 #[tokio::test]
 async fn what_must_be_alone_in_its_exchange_is() {
-    let role = shared::role("number_loners").await;
-    define(&[
+    let server = ServerOptions::default().start().unwrap();
+    let mut direct = Client::connect(server.address(), "postgres", "postgres").await;
+    for text in [
         "CREATE TABLE number_loners (id serial, a int)",
         "CREATE PROCEDURE number_loner() LANGUAGE plpgsql AS \
          'BEGIN INSERT INTO number_loners (a) VALUES (1); COMMIT; INSERT INTO number_loners (a) VALUES (2); COMMIT; END'",
-    ])
-    .await;
-    let pgweir = pgweir("1");
-    let [mut one, mut other] = two(&role, &pgweir).await;
+    ] {
+        direct.query(text).await.ok();
+    }
+    let pgweir = Options::new(&server).flag("--pool-size", "1").start();
+    let [mut one, mut other] = [pgweir.client().await, pgweir.client().await];
     for text in [
         "VACUUM number_loners",
         "CREATE DATABASE number_loners_db",
