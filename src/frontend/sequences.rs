@@ -344,7 +344,7 @@ impl Session {
     /// It has not read meanwhile.
     pub(super) fn end_habit_pin(&mut self) {
         if self.habit_pin().is_some() {
-            // It leaves nothing that others could read.
+            // The numbers it leaves nobody else can read.
             let (mut pins, ended) = (self.pins, self.ended_pins);
             pins.remove(PinReason::SequenceState);
             self.set_pins(pins);

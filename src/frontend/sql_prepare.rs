@@ -243,6 +243,7 @@ impl Session {
                     let mut named = Named::new(Arc::clone(&statement), Arc::default());
                     if self.keeps_backend() {
                         self.clear_own(name, gather);
+                        self.leave_names();
                         rewritten.ahead = true;
                         named.own_on = self.lease.as_ref().map_or(0, |lease| lease.id);
                     } else {

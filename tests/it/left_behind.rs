@@ -1,0 +1,85 @@
+//! What a session leaves on a connection that it kept for a while, and what an EXECUTE leaves there.
+
+use crate::same::Same;
+use crate::shared::{self, Role};
+use crate::support::client::Client;
+use crate::support::messages::{self, bind, copy_data, copy_done, execute, parse, query, sync};
+use crate::support::pgweir::{Options, Pgweir};
+use crate::support::wait::{eventually, within_limit};
+
+async fn alone(name: &'static str) -> (Role, Pgweir) {
+    let role = shared::role(name).await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .start();
+    (role, pgweir)
+}
+
+async fn define(texts: &[&str]) {
+    let mut direct = shared::direct().await;
+    for text in texts {
+        direct.query(text).await.ok();
+    }
+}
+
+fn step(text: &str) -> Vec<u8> {
+    [parse("", text, &[]), bind("", "", &[]), execute("", 0)].concat()
+}
+
+fn run(text: &str) -> Vec<u8> {
+    [step(text), sync()].concat()
+}
+
+async fn pins(pgweir: &Pgweir) -> usize {
+    let reply = pgweir.console().await.query("SHOW PINS").await.ok();
+    reply.rows.len()
+}
+
+async fn nobody_is_pinned(pgweir: &Pgweir) {
+    eventually("the pins to end", async || pins(pgweir).await == 0).await;
+}
+
+/// `other` has none of the statements that `one` has.
+async fn assert_apart(one: &mut Client, other: &mut Client) {
+    let count = "SELECT count(*) FROM pg_prepared_statements";
+    assert_eq!(other.query("EXECUTE q").await.sqlstate(), "26000");
+    assert_eq!(other.value(count).await, "0");
+    assert_eq!(one.value("EXECUTE q").await, "secret");
+}
+
+#[tokio::test]
+async fn what_was_prepared_while_numbers_kept_a_connection_is_nobody_elses() {
+    let (role, pgweir) = alone("left_by_habit").await;
+    define(&["CREATE SEQUENCE left_by_habit"]).await;
+    let mut one = role.client(&pgweir).await;
+    let mut other = role.client(&pgweir).await;
+    one.query("SELECT nextval('left_by_habit')").await.ok();
+    one.query("SELECT lastval()").await.ok();
+    one.terminate().await;
+    let mut one = role.client(&pgweir).await;
+    one.query("SELECT nextval('left_by_habit')").await.ok();
+    one.query("PREPARE q AS SELECT 'secret'").await.ok();
+    nobody_is_pinned(&pgweir).await;
+    assert_apart(&mut one, &mut other).await;
+}
+
+#[tokio::test]
+async fn what_was_lent_to_a_text_that_the_server_cannot_parse_is_nobody_elses() {
+    let (role, pgweir) = alone("left_by_typo").await;
+    let mut one = role.client(&pgweir).await;
+    let mut other = role.client(&pgweir).await;
+    one.query("PREPARE q AS SELECT 'secret'").await.ok();
+    for is_gone in [false, true] {
+        if is_gone {
+            one.query("CREATE TABLE left_by_typo (a int)").await.ok();
+            one.query("PREPARE gone AS SELECT a FROM left_by_typo")
+                .await
+                .ok();
+            other.query("DROP TABLE left_by_typo").await.ok();
+        }
+        let typo = "SELECT * FROM pg_prepared_statements WHERE name = 'q";
+        assert_eq!(one.query(typo).await.sqlstate(), "42601");
+        nobody_is_pinned(&pgweir).await;
+        assert_apart(&mut one, &mut other).await;
+    }
+}
