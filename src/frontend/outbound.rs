@@ -191,7 +191,7 @@ impl Relay<'_> {
             self.session.not_completed();
         }
         if owed.to == For::Client {
-            self.session.learn_from_error(owed, payload);
+            self.session.learn_from_error(backend, owed, payload);
         }
         if let Some(report) = refused {
             self.gather.own(|out| b::put_report(out, &report));

@@ -83,3 +83,25 @@ async fn what_was_lent_to_a_text_that_the_server_cannot_parse_is_nobody_elses() 
         assert_apart(&mut one, &mut other).await;
     }
 }
+
+/// Of code in a text the server tells the place as if the text itself could not be parsed.
+#[tokio::test]
+async fn a_text_that_has_begun_to_run_pins_though_code_in_it_cannot_be_parsed() {
+    let (role, pgweir) = alone("left_by_code").await;
+    let parameters = [("client_encoding", "SJIS")];
+    for code in [
+        "DO $$BEGIN SELEC 1; END$$",
+        "CREATE FUNCTION left_by_code() RETURNS int LANGUAGE sql AS 'SELEC 1'",
+    ] {
+        let mut one = role.client_with(&pgweir, &parameters).await;
+        let lock = b"SELECT pg_advisory_lock(4711) /* \x93\xfa\x83\x5c */; ";
+        let text = [&lock[..], code.as_bytes(), b"\0"].concat();
+        one.send(&messages::frame(b'Q', &text)).await;
+        assert_eq!(one.reply().await.sqlstate(), "42601");
+        assert_eq!(pins(&pgweir).await, 1, "{code}");
+        one.terminate().await;
+        let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711";
+        let mut other = role.client(&pgweir).await;
+        assert_eq!(other.value(locks).await, "0", "{code}");
+    }
+}
