@@ -176,13 +176,15 @@ impl Session {
         if let Some(refusal) = self.pin(pins, None) {
             return self.refuse_step(frame, refusal, gather);
         }
+        let mut owed = Owed::new(Request::Parse, For::Client);
         if frame.payload.first() == Some(&0) {
+            owed.statement = UNNAMED;
             self.names.forget_unnamed();
             if let Some(lease) = &mut self.lease {
                 lease.mirror.unnamed = Some(UNNAMED);
             }
         }
-        self.expect(Request::Parse);
+        self.owe(owed);
         gather.input(frame.range());
     }
 

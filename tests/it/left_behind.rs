@@ -105,3 +105,22 @@ async fn a_text_that_has_begun_to_run_pins_though_code_in_it_cannot_be_parsed() 
         assert_eq!(other.value(locks).await, "0", "{code}");
     }
 }
+
+#[tokio::test]
+async fn behind_a_large_parse_that_was_skipped_nobody_runs_anothers_statement() {
+    let (role, pgweir) = alone("left_unnamed").await;
+    let mut one = role.client(&pgweir).await;
+    let mut other = role.client(&pgweir).await;
+    let secret = [parse("", "SELECT 'secret'", &[]), sync()].concat();
+    other.send(&secret).await;
+    other.reply().await.ok();
+    let text = format!("SELECT 1 /* {} */", "x".repeat(5 << 20));
+    let batch = [bind("", "nosuch", &[]), parse("", &text, &[]), sync()];
+    one.send(&batch.concat()).await;
+    assert_eq!(one.reply().await.sqlstate(), "26000");
+    let run = [bind("", "", &[]), execute("", 0), sync()].concat();
+    one.send(&run).await;
+    assert_eq!(one.reply().await.sqlstate(), "26000");
+    one.send(&[parse("", &text, &[]), run].concat()).await;
+    assert_eq!(one.reply().await.ok().value(), "1");
+}
