@@ -428,6 +428,16 @@ impl Session {
         Ok(true)
     }
 
+    /// Code is about to be sent that can't be seen through.
+    pub(super) fn note_opaque(&mut self) {
+        if self.effective.pool.pool_mode != PoolMode::Session {
+            self.settings.touch_opaque();
+            if let Some(lease) = &mut self.lease {
+                lease.mirror.unknown_to = Some(self.entry.pid.0);
+            }
+        }
+    }
+
     /// Notes what a statement that is about to be sent does to the session.
     pub(super) fn note(&mut self, known: &Known) -> Result<(), End> {
         if !self.pins.is_empty() && known.may_unpin {
@@ -475,12 +485,7 @@ impl Session {
                     self.settings.reset_known();
                 }
                 Effect::SettingsUnknown => self.settings.touch_anything(),
-                Effect::OpaqueCode if self.effective.pool.pool_mode != PoolMode::Session => {
-                    self.settings.touch_opaque();
-                    if let Some(lease) = &mut self.lease {
-                        lease.mirror.unknown_to = Some(self.entry.pid.0);
-                    }
-                }
+                Effect::OpaqueCode => self.note_opaque(),
                 _ => {}
             }
         }

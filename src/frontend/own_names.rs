@@ -161,6 +161,11 @@ impl Session {
             return false;
         }
         if known.prepared == PreparedUse::Listed {
+            let prepares =
+                |it: &PreparedRef<'_>| matches!(it.action, PreparedAction::Prepare { .. });
+            if refs.iter().any(prepares) {
+                self.names.own_for_good();
+            }
             let alone = self.may_lend_alone();
             self.forget_global(gather);
             if alone {

@@ -124,3 +124,61 @@ async fn behind_a_large_parse_that_was_skipped_nobody_runs_anothers_statement() 
     one.send(&[parse("", &text, &[]), run].concat()).await;
     assert_eq!(one.reply().await.ok().value(), "1");
 }
+
+#[tokio::test]
+async fn an_execute_reads_no_number_of_others() {
+    let (role, pgweir) = alone("left_numbers").await;
+    define(&["CREATE SEQUENCE left_numbers"]).await;
+    let mut other = role.client(&pgweir).await;
+    let read = "PREPARE q AS SELECT lastval()";
+    for batches in [
+        &[query(read), run("EXECUTE q")][..],
+        &[query(read), query("EXECUTE q")],
+        &[query(&format!("{read}; EXECUTE q"))],
+        &[run(read), run("EXECUTE q")],
+        &[run(read), query("EXECUTE q")],
+        &[
+            query("PREPARE q AS SELECT 1"),
+            query(&format!("DEALLOCATE q; {read}")),
+            query("EXECUTE q"),
+        ],
+        &[
+            [parse("q", "SELECT lastval()", &[]), sync()].concat(),
+            run("EXPLAIN ANALYZE EXECUTE q"),
+        ],
+    ] {
+        other.query("SELECT nextval('left_numbers')").await.ok();
+        let mut one = role.client(&pgweir).await;
+        let (last, before) = batches.split_last().unwrap();
+        for batch in before {
+            one.send(batch).await;
+            one.reply().await.ok();
+        }
+        one.send(last).await;
+        assert_eq!(one.reply().await.sqlstate(), "55000", "{batches:?}");
+        one.terminate().await;
+    }
+}
+
+#[tokio::test]
+async fn what_an_execute_sets_is_the_clients() {
+    let set = "SELECT set_config('search_path', 't1', false)";
+    let prepare = format!("PREPARE q AS {set}");
+    let both = format!("{prepare}; EXECUTE q");
+    for batches in [
+        &[query(&prepare), run("EXECUTE q")][..],
+        &[query(&prepare), query("EXECUTE q")],
+        &[query(&both)],
+        &[run(&prepare), run("EXECUTE q")],
+        &[query(&format!("{prepare}; SELECT 1")), query("EXECUTE q")],
+    ] {
+        let mut same = Same::new(|options| options).await;
+        for batch in batches {
+            same.check(batch).await;
+        }
+        same.check(&query("DEALLOCATE ALL")).await;
+        for _ in 0..4 {
+            same.check(&query("SHOW search_path")).await;
+        }
+    }
+}
