@@ -118,9 +118,10 @@ impl Session {
     /// The same of a query that pgweir may not understand, which the server may not, either.
     pub(super) fn pin_query(&mut self, pins: PinSet, known: Option<&Known>) -> Option<Refusal> {
         let reason = PinReason::Unclassifiable;
-        let is_new = pins.contains(reason) && !self.pins.contains(reason);
+        // It may come here again before it is sent.
+        let is_new = !self.pins.contains(reason) || self.prepared.is_doubtful;
         let refusal = self.pin(pins, known);
-        if is_new && refusal.is_none() {
+        if is_new && pins.contains(reason) && refusal.is_none() {
             self.prepared.is_doubtful = self.is_answered();
         }
         refusal

@@ -106,6 +106,19 @@ async fn a_text_that_has_begun_to_run_pins_though_code_in_it_cannot_be_parsed() 
     }
 }
 
+/// The typo waits for what the connection has of others to be forgotten.
+#[tokio::test]
+async fn a_typo_that_had_to_wait_pins_nobody() {
+    let (role, pgweir) = alone("left_by_waiting").await;
+    define(&["CREATE SEQUENCE left_by_waiting"]).await;
+    let mut one = role.client(&pgweir).await;
+    let mut other = role.client(&pgweir).await;
+    other.query("SELECT nextval('left_by_waiting')").await.ok();
+    assert_eq!(one.query("SELEC 1").await.sqlstate(), "42601");
+    nobody_is_pinned(&pgweir).await;
+    assert_eq!(other.value("SELECT 1").await, "1");
+}
+
 #[tokio::test]
 async fn behind_a_large_parse_that_was_skipped_nobody_runs_anothers_statement() {
     let (role, pgweir) = alone("left_unnamed").await;
