@@ -276,8 +276,9 @@ impl Session {
         if self.in_transaction && comes_first(known) {
             return false;
         }
-        // Behind data for a COPY it would be taken for more.
-        if self.copies_in || !(within || self.is_answered()) {
+        // Behind data for a COPY under way it would be taken for more.
+        let copies_in = self.copies_in && !self.lease.as_ref().is_none_or(is_answered);
+        if copies_in || !(within || self.is_answered()) {
             return self.waits(gather);
         }
         let own = |lease: &Lease| lease.mirror.numbers.are_last_of(self.entry.serial());

@@ -195,3 +195,36 @@ async fn what_an_execute_sets_is_the_clients() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_statement_behind_a_copy_in_its_exchange_does_not_wait_for_ever() {
+    let (role, pgweir) = alone("left_copy").await;
+    define(&[
+        "CREATE TABLE left_copy (a int)",
+        "CREATE SEQUENCE left_copy_numbers",
+        "CREATE FUNCTION left_copied() RETURNS bigint LANGUAGE plpgsql AS \
+         'BEGIN RETURN count(*) FROM left_copy; END'",
+    ])
+    .await;
+    let mut one = role.client(&pgweir).await;
+    let mut other = role.client(&pgweir).await;
+    for _ in 0..=pgweir::session::sequences::PROBATION {
+        one.query("SELECT txid_current()").await.ok();
+    }
+    let take = "SELECT nextval('left_copy_numbers')";
+    other.query(take).await.ok();
+    let batch = [
+        step("COPY left_copy FROM STDIN"),
+        copy_data(b"7\n"),
+        copy_done(),
+        step("SELECT left_copied()"),
+        sync(),
+    ];
+    one.send(&batch.concat()).await;
+    within_limit("the data to be wanted", one.expect(b'1')).await;
+    one.expect(b'2').await;
+    one.expect(b'G').await;
+    let reply = within_limit("the function", one.reply()).await.ok();
+    assert_eq!(reply.value(), "1");
+    assert_eq!(reply.tags, ["COPY 1", "SELECT 1"]);
+}
