@@ -149,12 +149,15 @@ impl Session {
         may_read && self.has_foreign_numbers()
     }
 
-    /// Whether `text`, which was not read if it is `None`, can't be kept from reading others' numbers: it may end a failed
-    /// transaction, in which the backend forgets nothing, and go on.
-    pub(super) fn may_escape(&self, text: Option<&[u8]>) -> bool {
-        self.has_foreign_numbers()
-            && self.does_nothing()
-            && text.is_none_or(|text| self.lex_options().cannot_be_sure(text))
+    /// Whether a text, of which nothing is known if it was not read, can't be kept from reading others' numbers: it may end
+    /// a failed transaction, in which the backend forgets nothing, and go on.
+    pub(super) fn may_escape(&self, read: Option<(&Known, &[u8])>) -> bool {
+        let may_end = |(known, text): (&Known, &[u8])| {
+            let (class, does) = (&known.class, known.class.transaction);
+            self.lex_options().cannot_be_sure(text)
+                || (class.is_unclassifiable() && (does.ends() || does.savepoints()))
+        };
+        self.has_foreign_numbers() && self.does_nothing() && read.is_none_or(may_end)
     }
 
     /// Whether it is certain that the server does nothing of what it is sent now, unless that ends a failed transaction.

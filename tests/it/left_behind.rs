@@ -228,3 +228,40 @@ async fn a_statement_behind_a_copy_in_its_exchange_does_not_wait_for_ever() {
     assert_eq!(reply.value(), "1");
     assert_eq!(reply.tags, ["COPY 1", "SELECT 1"]);
 }
+
+#[tokio::test]
+async fn a_text_that_the_server_does_not_run_takes_no_savepoint_away() {
+    let mut same = Same::new(|options| options).await;
+    for text in [
+        "PREPARE p AS SELECT 1",
+        "BEGIN",
+        "SAVEPOINT a",
+        "SAVEPOINT b",
+        "SELECT 1/0",
+        "ROLLBACK TO a; EXECUTE p; SELEC",
+        "ROLLBACK TO b",
+        "EXECUTE p",
+        "ROLLBACK",
+    ] {
+        same.check(&query(text)).await;
+    }
+    // Nor does one that pgweir refuses.
+    let role = shared::role("left_savepoints").await;
+    let pgweir = Options::new(shared::server())
+        .set("pool.on_session_state", "reject")
+        .start();
+    let mut one = role.client(&pgweir).await;
+    for text in [
+        "PREPARE p AS SELECT 1",
+        "BEGIN",
+        "SAVEPOINT a",
+        "SAVEPOINT b",
+    ] {
+        one.query(text).await.ok();
+    }
+    one.query("SELECT 1/0").await;
+    let refused = "ROLLBACK TO a; EXECUTE p; CREATE TEMP TABLE t (a int)";
+    assert_eq!(one.query(refused).await.sqlstate(), "25P02");
+    one.query("ROLLBACK TO b").await.ok();
+    assert_eq!(one.value("EXECUTE p").await, "1");
+}
