@@ -304,7 +304,9 @@ impl Relay<'_> {
             For::Plan => {
                 self.tell(backend);
                 let identity = &backend.identity;
-                if self.session.entry.set_running(Arc::clone(identity)) {
+                // A cancel request must not hit another one behind it.
+                let is_last = !backend.expect.owes(For::Plan);
+                if is_last && self.session.entry.set_running(Arc::clone(identity)) {
                     self.session.cancel_late(identity);
                 }
             }
