@@ -175,9 +175,12 @@ impl ClientEntry {
         std::mem::replace(&mut *lock, running)
     }
 
-    /// From here on, until [`Self::set_running`], a cancel request is kept.
+    /// From here on, until [`Self::set_running`], a cancel request is kept; so is one that was kept already.
     pub fn set_running_soon(&self) {
-        self.change_running(Running::Soon { canceled: false });
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*running, Running::Soon { .. }) {
+            *running = Running::Soon { canceled: false };
+        }
     }
 
     /// From here on, until [`Self::clear_running`], a cancel request reaches `backend`. True if there was one already.

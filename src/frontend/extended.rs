@@ -5,6 +5,7 @@
 //! be gone, a type replaced. So it is closed and parsed again; sharing saves the Parse that the *other* backends
 //! would need.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -176,13 +177,15 @@ impl Session {
         if let Some(refusal) = self.pin(pins, None) {
             return self.refuse_step(frame, refusal, gather);
         }
+        let mut owed = Owed::new(Request::Parse, For::Client);
         if frame.payload.first() == Some(&0) {
+            owed.statement = UNNAMED;
             self.names.forget_unnamed();
             if let Some(lease) = &mut self.lease {
                 lease.mirror.unnamed = Some(UNNAMED);
             }
         }
-        self.expect(Request::Parse);
+        self.owe(owed);
         gather.input(frame.range());
     }
 
@@ -277,26 +280,12 @@ impl Session {
         }
     }
 
-    /// Whether the statement `name`, if its own text names prepared statements, has what it needs.
-    fn may_bind(&mut self, name: &[u8], gather: &mut Gather) -> bool {
-        let named = self.names.get(name).map(|named| &named.statement);
-        let names_some = |it: &Arc<Prepared>| {
-            it.known.prepared != PreparedUse::None || self.may_run_by_name(it.text(), &it.known)
-        };
-        let Some(statement) = named.filter(|it| names_some(it)).cloned() else {
-            return true;
-        };
-        self.step_prepared(statement.text(), &statement.known, gather)
-    }
-
     /// False if what the client was told of the statement has to be compared with what the backend has first.
     pub(super) fn bind(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         let bind =
             Bind::read(frame.payload).ok_or_else(|| violation(FrameError::Malformed('B')))?;
-        if !self.may_bind(bind.statement, gather)
-            || self.bind_awaits_numbers(bind.statement, gather)
-        {
-            return Ok(false);
+        if let ControlFlow::Break(is_done) = self.begin_bind(frame, bind.statement, gather)? {
+            return Ok(is_done);
         }
         let named = self.names.get(bind.statement).cloned();
         let Gate::Open(pins) = self.gate_bind(named.as_ref(), bind.portal) else {

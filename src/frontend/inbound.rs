@@ -369,11 +369,7 @@ impl Session {
             self.trace(text);
             let looked_up = self.looked_up.take();
             let look_up = || self.shared.known.lookup(text, self.lex_options());
-            let known = looked_up.unwrap_or_else(look_up);
-            if self.revives(&known, text, gather) {
-                return Ok(false);
-            }
-            (Some(known), Some(text))
+            (Some(looked_up.unwrap_or_else(look_up)), Some(text))
         };
         // Of a text too large to be looked at whole nothing can be proved.
         let gate = known
@@ -385,7 +381,8 @@ impl Session {
             return Ok(false);
         };
         self.metering.sent(frame.tag, frame.len());
-        let refusal = if self.may_escape(text) {
+        let read = known.as_deref().zip(text);
+        let refusal = if self.may_escape(read) {
             Some(Refusal::SessionState(pins))
         } else {
             self.pin_query(pins, known.as_deref())
@@ -395,7 +392,9 @@ impl Session {
             self.refuse_query(frame, known, refusal, gather);
             return Ok(true);
         }
-        if self.awaits_numbers(known.as_deref(), false, gather) {
+        if read.is_some_and(|(known, text)| self.revives(known, text, gather))
+            || self.awaits_numbers(known.as_deref(), false, gather)
+        {
             return Ok(false);
         }
         self.note_sent(known.as_deref());
@@ -426,6 +425,16 @@ impl Session {
             self.probe(gather);
         }
         Ok(true)
+    }
+
+    /// Code is about to be sent that can't be seen through.
+    pub(super) fn note_opaque(&mut self) {
+        if self.effective.pool.pool_mode != PoolMode::Session {
+            self.settings.touch_opaque();
+            if let Some(lease) = &mut self.lease {
+                lease.mirror.unknown_to = Some(self.entry.pid.0);
+            }
+        }
     }
 
     /// Notes what a statement that is about to be sent does to the session.
@@ -475,12 +484,7 @@ impl Session {
                     self.settings.reset_known();
                 }
                 Effect::SettingsUnknown => self.settings.touch_anything(),
-                Effect::OpaqueCode if self.effective.pool.pool_mode != PoolMode::Session => {
-                    self.settings.touch_opaque();
-                    if let Some(lease) = &mut self.lease {
-                        lease.mirror.unknown_to = Some(self.entry.pid.0);
-                    }
-                }
+                Effect::OpaqueCode => self.note_opaque(),
                 _ => {}
             }
         }

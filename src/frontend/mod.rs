@@ -10,6 +10,7 @@ mod checkout;
 mod deadline;
 mod ending;
 mod exchange;
+mod executing;
 mod extended;
 pub mod failover;
 mod failure;

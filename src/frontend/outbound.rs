@@ -191,7 +191,7 @@ impl Relay<'_> {
             self.session.not_completed();
         }
         if owed.to == For::Client {
-            self.session.learn_from_error(owed, payload);
+            self.session.learn_from_error(backend, owed, payload);
         }
         if let Some(report) = refused {
             self.gather.own(|out| b::put_report(out, &report));
@@ -304,7 +304,9 @@ impl Relay<'_> {
             For::Plan => {
                 self.tell(backend);
                 let identity = &backend.identity;
-                if self.session.entry.set_running(Arc::clone(identity)) {
+                // A cancel request must not hit another one behind it.
+                let is_last = !backend.expect.owes(For::Plan);
+                if is_last && self.session.entry.set_running(Arc::clone(identity)) {
                     self.session.cancel_late(identity);
                 }
             }

@@ -13,7 +13,8 @@
 //!
 //! # Invariant
 //! What a backend that is not kept was lent is in [`Underway::lent`](super::sql_prepare::Underway) until the messages that
-//! take it back are written; a session that gives its backend back before has it discarded everything.
+//! take it back are written; a session that gives its backend back before has it discarded everything. So has one that
+//! got any while it was kept, whatever it was kept for: that is among the pins that have ended.
 //!
 //! # What is left
 //! Code that deallocates the client's statements takes away only what it was lent. Code finds no statement whose name it
@@ -160,6 +161,11 @@ impl Session {
             return false;
         }
         if known.prepared == PreparedUse::Listed {
+            let prepares =
+                |it: &PreparedRef<'_>| matches!(it.action, PreparedAction::Prepare { .. });
+            if refs.iter().any(prepares) {
+                self.names.own_for_good();
+            }
             let alone = self.may_lend_alone();
             self.forget_global(gather);
             if alone {
@@ -230,6 +236,7 @@ impl Session {
             return;
         };
         if self.has_own_names() || self.keeps_backend() {
+            self.leave_names();
             return;
         }
         drop(self.names.own_none());
@@ -237,6 +244,12 @@ impl Session {
             self.clear_own(&name, gather);
         }
         self.end_lending(gather);
+    }
+
+    /// The backend has statements under the client's own names for as long as it is kept: whoever gets it next is not to
+    /// find them.
+    pub(super) fn leave_names(&mut self) {
+        self.ended_pins.insert(PinReason::SqlPrepare);
     }
 
     /// The backend is given back: whether it must forget what it was lent, which the client did not let be taken back.

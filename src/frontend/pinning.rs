@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::refusal::Refusal;
 use super::session::Session;
+use crate::backend::connection::Backend;
 use crate::config::model::{OnSessionState, PoolMode};
 use crate::error::SqlState;
 use crate::pool::pins::Pin;
@@ -19,9 +20,9 @@ use crate::telemetry;
 use crate::wire::backend as b;
 use crate::wire::expect::{Owed, Request};
 
-/// Whether an error is one of the client's whole text, which the server parses before it runs any of it: of a text that
-/// code runs, the place is told in another way, or not at all.
-fn is_unparsed(error: &[u8]) -> bool {
+/// Whether an error is one of the client's whole text, which the server parses before it runs any of it, or of code in
+/// that text itself, to which the text has come: of what code runs, the place is told in another way, or not at all.
+fn is_in_text(error: &[u8]) -> bool {
     let is_parsers = matches!(
         b::error_field(error, b'R'),
         Some(b"scanner_yyerror" | b"base_yyparse")
@@ -117,28 +118,29 @@ impl Session {
     /// The same of a query that pgweir may not understand, which the server may not, either.
     pub(super) fn pin_query(&mut self, pins: PinSet, known: Option<&Known>) -> Option<Refusal> {
         let reason = PinReason::Unclassifiable;
-        let is_new = pins.contains(reason) && !self.pins.contains(reason);
+        // It may come here again before it is sent.
+        let is_new = !self.pins.contains(reason) || self.prepared.is_doubtful;
         let refusal = self.pin(pins, known);
-        if is_new && refusal.is_none() {
+        if is_new && pins.contains(reason) && refusal.is_none() {
             self.prepared.is_doubtful = self.is_answered();
         }
         refusal
     }
 
     /// The client's statement has failed.
-    pub(super) fn learn_from_error(&mut self, owed: Owed, error: &[u8]) {
+    pub(super) fn learn_from_error(&mut self, backend: &Backend, owed: Owed, error: &[u8]) {
         self.note_missing_number(error);
-        self.settle_doubt(owed, error);
+        let is_nothing_done = owed.request == Request::Query && !backend.expect.has_begun();
+        self.settle_doubt(is_nothing_done && is_in_text(error));
         // What was to pin the session may not have come to be.
         if !self.pins.is_empty() {
             self.settings.ask_leftovers();
         }
     }
 
-    /// A query that the server could not parse has done nothing, and pins nobody.
-    fn settle_doubt(&mut self, owed: Owed, error: &[u8]) {
-        let is_doubtful = std::mem::take(&mut self.prepared.is_doubtful);
-        if is_doubtful && owed.request == Request::Query && is_unparsed(error) {
+    /// A query has failed. One that `is_unparsed` has done nothing, and pins nobody.
+    fn settle_doubt(&mut self, is_unparsed: bool) {
+        if std::mem::take(&mut self.prepared.is_doubtful) && is_unparsed {
             let (mut pins, ended) = (self.pins, self.ended_pins);
             pins.remove(PinReason::Unclassifiable);
             self.set_pins(pins);

@@ -2,7 +2,8 @@
 //!
 //! What has to be sent ahead of a text the server refuses in a failed transaction. So where a text needs something of the
 //! kind, its transaction is ended ahead of it: rolled back, with another one like it in its place, or back to the
-//! savepoint. The text finds a transaction that has done nothing, and ends that.
+//! savepoint. The text finds a transaction that has done nothing, and ends that. Not so where the server may run nothing of
+//! the text: one that pgweir refuses, or does not understand.
 
 use std::ops::Range;
 
@@ -103,9 +104,11 @@ impl Session {
     }
 
     fn needs_success(&self, known: &Known, text: &[u8]) -> bool {
-        known.prepared != PreparedUse::None
-            || self.may_run_by_name(text, known)
-            || self.may_read_foreign(known)
+        let is_understood = !known.class.is_unclassifiable();
+        is_understood
+            && (known.prepared != PreparedUse::None
+                || self.may_run_by_name(text, known)
+                || self.may_read_foreign(known))
     }
 }
 

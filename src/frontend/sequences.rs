@@ -149,12 +149,15 @@ impl Session {
         may_read && self.has_foreign_numbers()
     }
 
-    /// Whether `text`, which was not read if it is `None`, can't be kept from reading others' numbers: it may end a failed
-    /// transaction, in which the backend forgets nothing, and go on.
-    pub(super) fn may_escape(&self, text: Option<&[u8]>) -> bool {
-        self.has_foreign_numbers()
-            && self.does_nothing()
-            && text.is_none_or(|text| self.lex_options().cannot_be_sure(text))
+    /// Whether a text, of which nothing is known if it was not read, can't be kept from reading others' numbers: it may end
+    /// a failed transaction, in which the backend forgets nothing, and go on.
+    pub(super) fn may_escape(&self, read: Option<(&Known, &[u8])>) -> bool {
+        let may_end = |(known, text): (&Known, &[u8])| {
+            let (class, does) = (&known.class, known.class.transaction);
+            self.lex_options().cannot_be_sure(text)
+                || (class.is_unclassifiable() && (does.ends() || does.savepoints()))
+        };
+        self.has_foreign_numbers() && self.does_nothing() && read.is_none_or(may_end)
     }
 
     /// Whether it is certain that the server does nothing of what it is sent now, unless that ends a failed transaction.
@@ -276,8 +279,9 @@ impl Session {
         if self.in_transaction && comes_first(known) {
             return false;
         }
-        // Behind data for a COPY it would be taken for more.
-        if self.copies_in || !(within || self.is_answered()) {
+        // Behind data for a COPY under way it would be taken for more.
+        let copies_in = self.copies_in && !self.lease.as_ref().is_none_or(is_answered);
+        if copies_in || !(within || self.is_answered()) {
             return self.waits(gather);
         }
         let own = |lease: &Lease| lease.mirror.numbers.are_last_of(self.entry.serial());
@@ -344,7 +348,7 @@ impl Session {
     /// It has not read meanwhile.
     pub(super) fn end_habit_pin(&mut self) {
         if self.habit_pin().is_some() {
-            // It leaves nothing that others could read.
+            // The numbers it leaves nobody else can read.
             let (mut pins, ended) = (self.pins, self.ended_pins);
             pins.remove(PinReason::SequenceState);
             self.set_pins(pins);

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use hashbrown::HashSet;
 
+use super::executing::Execution;
 use super::inbound::Frame;
 use super::reviving::without_commit;
 use super::session::{End, Session};
@@ -110,10 +111,10 @@ impl Session {
         }
         self.prepared.in_exchange = self.lease.as_ref().is_some_and(|it| it.expect.is_open());
         let refs = details(text, self.lex_options()).prepared;
-        let executed = self.executed(&refs);
+        let mut executes = self.executes(&refs);
         let names_more = |it: &Name| it.statement.known.prepared != PreparedUse::None;
         // What is executed may itself list, execute or change what is prepared.
-        let inner = executed.iter().find(|it| names_more(it)).cloned();
+        let inner = executes.named.iter().find(|it| names_more(it)).cloned();
         let is_renamed = matches!(known.prepared, PreparedUse::Renamed | PreparedUse::None)
             && inner.is_none()
             && !self.has_own_names();
@@ -122,23 +123,22 @@ impl Session {
             self.refuse_query(frame, Some(Arc::clone(known)), refusal, gather);
             return Ok(true);
         }
-        for named in &executed {
-            let executed = &named.statement.known;
-            if let Some(refusal) = self.pin(executed.pins, Some(executed)) {
+        if is_renamed {
+            executes.bodies.clear();
+        }
+        match self.note_executed(&executes, false, gather)? {
+            Execution::Noted => {}
+            Execution::Awaited => return Ok(false),
+            Execution::Refused(refusal) => {
                 self.refuse_query(frame, Some(Arc::clone(known)), refusal, gather);
                 return Ok(true);
             }
-            if self.awaits_numbers(Some(executed), false, gather) {
-                return Ok(false);
-            }
-            self.note(executed)?;
-            self.take_numbers(Some(executed));
         }
         self.note(known)?;
         self.take_numbers(Some(known));
         self.start(Arc::clone(known));
         let mut lends = self.lend_names(text, known, gather);
-        for named in &executed {
+        for named in &executes.named {
             lends |= self.lend_names(named.statement.text(), &named.statement.known, gather);
         }
         let mut renaming = Renaming::new(text, self.told.get(b"client_encoding") == Some(b"UTF8"));
@@ -158,16 +158,6 @@ impl Session {
         self.unlist(gather);
         self.probe(gather);
         Ok(true)
-    }
-
-    /// What the text executes, of what the session has.
-    fn executed(&self, refs: &[PreparedRef<'_>]) -> Vec<Name> {
-        let executed = refs
-            .iter()
-            .filter(|it| it.action == PreparedAction::Execute);
-        executed
-            .filter_map(|it| self.names.get(it.name.as_bytes()).cloned())
-            .collect()
     }
 
     fn send_rewritten(&mut self, rewritten: Rewritten, gather: &mut Gather) {
@@ -243,6 +233,7 @@ impl Session {
                     let mut named = Named::new(Arc::clone(&statement), Arc::default());
                     if self.keeps_backend() {
                         self.clear_own(name, gather);
+                        self.leave_names();
                         rewritten.ahead = true;
                         named.own_on = self.lease.as_ref().map_or(0, |lease| lease.id);
                     } else {

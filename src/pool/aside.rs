@@ -1,7 +1,7 @@
 //! Connections set aside: idle ones that the session which used them last is to get again, unless somebody else needs them.
 //!
 //! For whoever looks on they are idle like others; a client that would have to wait gets the oldest of them where no
-//! connection may be opened for it.
+//! connection may be opened for it, or takes long to open.
 //!
 //! Bound: one for each session, and for no longer than it was set aside for and a look of the steward's.
 
@@ -16,6 +16,9 @@ use tokio::time::Instant;
 use super::lease::Lease;
 use super::manager::{Manager, Pooled};
 use super::pool::Pool;
+
+/// How long clients wait for a connection that is being opened. It may be a server's that does not answer.
+const SLOW: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 struct Entry {
@@ -110,12 +113,14 @@ impl Pool {
         self.give_aside(|entry| now >= entry.until);
     }
 
-    /// Those who wait get what is set aside, where no connection may be opened for them.
+    /// Those who wait get what is set aside, where no connection is about to be opened for them.
     pub(super) fn serve_from_aside(self: &Arc<Self>) {
-        let mut needed = self.waiting().saturating_sub(self.opening());
-        if needed == 0 || self.aside.len() == 0 || self.is_held() {
+        if self.aside.len() == 0 || self.is_held() {
             return;
         }
+        let is_slow = self.oldest_wait().is_some_and(|it| it.elapsed() >= SLOW);
+        let opening = if is_slow { 0 } else { self.opening() };
+        let mut needed = self.waiting().saturating_sub(opening);
         self.give_aside(|_| {
             let is_needed = needed > 0;
             needed = needed.saturating_sub(1);

@@ -122,6 +122,8 @@ pub enum Copy {
 )]
 pub struct Expect {
     queue: VecDeque<Owed>,
+    /// The entry in front was answered in part, by something that is no error.
+    begun: bool,
     copy: Copy,
     /// An extended exchange was begun whose Sync was not sent.
     open: bool,
@@ -171,6 +173,7 @@ impl Expect {
     }
 
     fn pop(&mut self) {
+        self.begun = false;
         if self.queue.pop_front().is_some_and(|owed| owed.changes()) {
             self.changes -= 1;
             self.changes_now = self.changes_now.min(self.changes);
@@ -240,6 +243,11 @@ impl Expect {
         self.queue.front().copied()
     }
 
+    /// Whether the entry in front was answered in part before, by something that is no error.
+    pub fn has_begun(&self) -> bool {
+        self.begun
+    }
+
     /// Whether an answer to messages of this kind is still to come.
     pub fn owes(&self, to: For) -> bool {
         self.queue.iter().any(|owed| owed.to == to)
@@ -288,6 +296,8 @@ impl Expect {
         if done {
             self.pop();
             self.drop_copy_ends();
+        } else {
+            self.begun |= tag != b::ERROR_RESPONSE;
         }
         Ok(Received { owed, done })
     }

@@ -571,22 +571,25 @@ async fn forget_slowly(mut connection: BackendConnection, asked: Arc<Semaphore>)
 
 #[tokio::test]
 async fn a_cancel_request_that_comes_while_numbers_are_forgotten_is_kept_for_the_statement() {
-    let asked = Arc::new(Semaphore::new(0));
-    let script = Arc::clone(&asked);
-    let backend =
-        ScriptedBackend::start_with(move |it| forget_slowly(it, Arc::clone(&script))).await;
-    let pgweir = Options::in_front_of(&backend.node_url())
-        .flag("--pool-size", "1")
-        .start();
-    let login = Login::new("scripted", "scripted");
-    let mut other = pgweir.client_as(&login).await;
-    let mut one = pgweir.client_as(&login).await;
-    other.query("SELECT nextval('s')").await.ok();
-    one.send(&query("SELECT unknown()")).await;
-    drop(asked.acquire().await.unwrap());
-    let mut cancel = Client::open(pgweir.address).await;
-    cancel.send(&messages::cancel_request(&one.key)).await;
-    cancel.expect_end().await;
-    asked.add_permits(1);
-    assert_eq!(one.reply().await.sqlstate(), "57014");
+    let plain = Login::new("scripted", "scripted");
+    // Behind the settings of another session as well.
+    for login in [plain.clone(), plain.with("application_name", "named")] {
+        let asked = Arc::new(Semaphore::new(0));
+        let script = Arc::clone(&asked);
+        let backend =
+            ScriptedBackend::start_with(move |it| forget_slowly(it, Arc::clone(&script))).await;
+        let pgweir = Options::in_front_of(&backend.node_url())
+            .flag("--pool-size", "1")
+            .start();
+        let mut other = pgweir.client_as(&Login::new("scripted", "scripted")).await;
+        let mut one = pgweir.client_as(&login).await;
+        other.query("SELECT nextval('s')").await.ok();
+        one.send(&query("SELECT unknown()")).await;
+        drop(asked.acquire().await.unwrap());
+        let mut cancel = Client::open(pgweir.address).await;
+        cancel.send(&messages::cancel_request(&one.key)).await;
+        cancel.expect_end().await;
+        asked.add_permits(1);
+        assert_eq!(one.reply().await.sqlstate(), "57014");
+    }
 }

@@ -4,8 +4,10 @@ use pgweir::session::sequences::PROBATION;
 
 use crate::shared::{self, Role};
 use crate::support::client::Client;
+use crate::support::faulty_link::{Hold, Link};
 use crate::support::messages::{bind, execute, parse, query, sync};
 use crate::support::pgweir::{Options, Pgweir};
+use crate::support::wait::{eventually, within_limit};
 
 /// The application of these clients has written often enough to be known as one that reads no numbers.
 async fn end_probation(client: &mut Client) {
@@ -155,6 +157,37 @@ async fn a_connection_set_aside_is_anybodys_who_needs_it() {
     assert_eq!(other.query("SELECT lastval()").await.sqlstate(), "55000");
     drop(other);
     one.query("DROP SEQUENCE guest_numbers").await.ok();
+}
+
+#[tokio::test]
+async fn a_connection_that_takes_long_to_open_keeps_nobody_from_one_set_aside() {
+    let role = shared::role("opened_aside").await;
+    let link = Link::to(shared::server().address()).await;
+    let pgweir = Options::in_front_of(&link.node_url())
+        .flag("--pool-size", "2")
+        .set("timeouts.server_connect_timeout", "10min")
+        .start();
+    let [mut one, mut other] = two(&role, &pgweir).await;
+    one.query("CREATE SEQUENCE aside_numbers").await.ok();
+    let take = "SELECT nextval('aside_numbers')";
+    one.query(take).await.ok();
+    one.query("SELECT lastval()").await.ok();
+    one.terminate().await;
+    // Now it is known to read, be it a while later.
+    let mut one = role.client(&pgweir).await;
+    one.query(take).await.ok();
+    let console = &mut pgweir.console().await;
+    eventually("the pin to end", async || {
+        console.query("SHOW PINS").await.ok().rows.is_empty()
+    })
+    .await;
+    assert_eq!(console.query("SHOW SERVERS").await.ok().rows.len(), 1);
+    link.hold(Hold::Request("opened_aside"));
+    let value = within_limit("a connection", other.value("SELECT 1")).await;
+    assert_eq!(value, "1");
+    link.held().await;
+    link.pass();
+    other.query("DROP SEQUENCE aside_numbers").await.ok();
 }
 
 #[tokio::test]

@@ -36,6 +36,26 @@ fn a_pipeline_is_at_rest_only_after_its_last_ready_for_query() {
 }
 
 #[test]
+fn what_was_answered_in_part_has_begun() {
+    let mut e = expect(&[Request::Query]);
+    receive(&mut e, b"NE");
+    assert!(!e.has_begun());
+    for tag in *b"TCIHG" {
+        receive(&mut e, b"Z");
+        e.push(Owed::new(Request::Query, For::Client));
+        assert!(!e.has_begun());
+        receive(&mut e, &[tag, b'E']);
+        assert!(e.has_begun());
+    }
+    receive(&mut e, b"Z");
+    for request in [Request::Execute, Request::Sync] {
+        e.push(Owed::new(request, For::Client));
+    }
+    receive(&mut e, b"DC");
+    assert!(!e.has_begun());
+}
+
+#[test]
 fn an_error_skips_to_the_next_sync() {
     use Request as R;
     let mut e = expect(&[
