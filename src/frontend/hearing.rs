@@ -10,7 +10,7 @@ use super::reply;
 use super::session::{End, Phase, Session};
 use crate::error::{Report, Severity, SqlState};
 use crate::net::buffer::Outbox;
-use crate::pool::listener::{Answer, Ask, EAR_BYTES_MAX, Hearing, Item};
+use crate::pool::listener::{Answer, EAR_BYTES_MAX, Item};
 use crate::session::channels::{Channels, PENDING_MAX};
 use crate::wire::frame;
 use crate::wire::limits::OUTBOX_MAX;
@@ -171,28 +171,6 @@ impl Session {
             sent?;
         }
         Ok(true)
-    }
-
-    /// The server sends notifications in the encoding of the connection that listens.
-    fn follow_encoding(&mut self) {
-        let encoding = self.told.get(b"client_encoding").unwrap_or_default();
-        let Some(listening) = &mut self.listening else {
-            return;
-        };
-        let is_same = |it: &Hearing| it.encoding() == encoding;
-        if listening.asked != Asked::Nothing
-            || listening.subscribed.is_empty()
-            || listening.hearing.as_ref().is_none_or(is_same)
-        {
-            return;
-        }
-        listening.asked = Asked::ForMove;
-        listening.former = listening.hearing.take();
-        let channels = listening.subscribed.clone();
-        self.join_listener();
-        if let Some(hearing) = self.listening.as_ref().and_then(|it| it.hearing.as_ref()) {
-            hearing.ask(Ask::Subscribe(channels));
-        }
     }
 
     /// What was sent is taken back, to be sent again; true if the backend may listen on something.
