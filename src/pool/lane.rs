@@ -23,6 +23,8 @@
 //! - Only riders with equal settings, of one pool and so of one user, share a lane at a time.
 //! - A cancel request may hit another rider than the one it is for, who then runs the ordinary way and does not notice;
 //!   after one, nobody boards until the lane is empty, and the connection is at nobody's disposal until it is settled.
+//! - Nobody waits without limit for a client that does not take its answer: once an answer is handed over in pieces nobody
+//!   boards, and who is behind it leaves after a while.
 //! - An answer is handed to the rider whose request is in front; what a rider who left would have got is dropped.
 //! - The connection goes back to the pool whenever the lane is empty, and after `task::TENURE` if others wait for one.
 //! - Bound: [`seat`] names how many bytes wait for a rider; riders are bounded by the number of clients.

@@ -38,6 +38,7 @@ mod faults;
 mod http;
 mod lanes;
 mod lanes_scripted;
+mod lanes_unread;
 mod like_pgbouncer;
 mod listening;
 mod listening_failures;

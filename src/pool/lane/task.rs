@@ -1,11 +1,13 @@
 //! What runs a lane: it leases a connection while there are riders, sends, receives, and gives it back.
 
+mod patience;
+
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
@@ -30,12 +32,6 @@ use crate::wire::frontend;
 
 /// Requests sent and not answered. More in flight make no server faster, and each is one that a slow one delays.
 const DEPTH: usize = 32;
-
-/// How long the request in front may take before those behind it leave.
-const PATIENCE: Duration = Duration::from_millis(20);
-
-/// How long a lane waits for a connection before its riders wait for themselves, with their own limits and notices.
-const QUEUE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a lane keeps its connection while others wait for one.
 pub(super) const TENURE: Duration = Duration::from_millis(5);
@@ -82,7 +78,7 @@ struct Runner {
     /// The connection is not to be used again.
     is_spoilt: bool,
     flights: VecDeque<Flight>,
-    /// Since when the request in front is in front, or the lane waits for a connection.
+    /// Since when the request in front is in front, or is being answered in pieces, or the lane waits for a connection.
     since: Instant,
     leased: Instant,
     now: Instant,
@@ -216,13 +212,18 @@ impl Runner {
 
     /// Has the server cancel what is in front. Nobody is let in until what is under way is answered.
     fn cancel(&mut self) {
-        self.lane.with(|queue| queue.is_shut = true);
-        self.lane.turn_away();
+        self.shut();
         if let Some(lease) = &self.lease {
             let limit = lease.pool().effective.load().timeouts.cancel_wait_timeout;
             let (identity, dialer) = (Arc::clone(&lease.identity), Arc::clone(&self.dialer));
             tasks::spawn("cancel", cancel::cancel(identity, dialer, limit));
         }
+    }
+
+    /// Lets nobody in until what is under way is answered, and sends those who wait elsewhere.
+    fn shut(&mut self) {
+        self.lane.with(|queue| queue.is_shut = true);
+        self.lane.turn_away();
     }
 
     /// Ends whatever is not answered.
@@ -396,6 +397,10 @@ impl Runner {
             self.since = self.now;
             self.lane.load.fetch_sub(brought.ended, Ordering::Relaxed);
         }
+        if brought.streams {
+            self.since = self.now;
+            self.shut();
+        }
         if self.flights.is_empty() {
             self.lane.with(|queue| queue.is_shut = false);
         }
@@ -407,68 +412,6 @@ impl Runner {
         self.end_all(outcome);
         self.lane.turn_away();
         true
-    }
-
-    /// Acts when the request in front, or a connection, was waited for too long.
-    fn poll_patience(&mut self, pool: &Arc<Pool>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(patience) = self.patience(pool) else {
-            return Poll::Pending;
-        };
-        let at = self.since + patience;
-        // A timer that rings early is set anew then, instead of for every request.
-        let sleep = self
-            .sleep
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-        if sleep.is_elapsed() || sleep.deadline() > at {
-            sleep.as_mut().reset(at);
-        }
-        ready!(sleep.as_mut().poll(cx));
-        self.now = Instant::now();
-        if self.now >= at {
-            self.lose_patience(pool);
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    /// How long may be waited for what is waited for.
-    fn patience(&self, pool: &Pool) -> Option<Duration> {
-        let cancel_wait = || pool.effective.load().timeouts.cancel_wait_timeout;
-        if self.is_waiting {
-            Some(QUEUE_PATIENCE)
-        } else if self.is_planning {
-            Some(cancel_wait())
-        } else {
-            let front = self.flights.front()?;
-            // An answer that is being handed over goes at its client's pace, who has limits of its own.
-            (!front.streams).then(|| {
-                if front.was_slow {
-                    cancel_wait()
-                } else {
-                    PATIENCE
-                }
-            })
-        }
-    }
-
-    fn lose_patience(&mut self, pool: &Arc<Pool>) {
-        if self.is_waiting {
-            self.is_waiting = false;
-            pool.withdraw(&self.waiter);
-            self.lane.turn_away();
-            return;
-        }
-        match self.flights.front_mut() {
-            Some(front) if !front.was_slow => {
-                front.was_slow = true;
-                self.since = self.now;
-                self.cancel();
-            }
-            // Neither a cancel request nor time has helped.
-            _ => {
-                self.lose(Outcome::Broken);
-            }
-        }
     }
 }
 
