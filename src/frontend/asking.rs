@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::listening::{Asked, Listening, Wanted, listens};
 use super::session::Session;
 use crate::pool::listener::{Answer, Ask, Hearing, Key};
@@ -98,13 +100,15 @@ impl Session {
             return;
         };
         let is_same = |it: &Hearing| it.encoding() == encoding;
+        let stays = |until: Instant| self.now < until;
         if listening.asked != Asked::Nothing
             || listening.subscribed.is_empty()
             || listening.hearing.as_ref().is_none_or(is_same)
+            || listening.stays_until.is_some_and(stays)
         {
             return;
         }
-        listening.asked = Asked::ForMove;
+        listening.asked = Asked::ForMove(self.now);
         listening.former = listening.hearing.take();
         let channels = listening.subscribed.clone();
         self.join_listener();

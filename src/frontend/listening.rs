@@ -51,8 +51,8 @@ pub(super) enum Asked {
     Answered(Answer),
     /// A `ReadyForQuery` waits for the answer.
     ForReady,
-    /// The client's encoding has changed, and with it the listener.
-    ForMove,
+    /// The client's encoding has changed, and with it the listener; the client's messages wait, since then.
+    ForMove(Instant),
 }
 
 /// What the listener must have done before a statement is sent.
@@ -89,6 +89,8 @@ pub(super) struct Listening {
     /// It has been told to.
     pub(super) is_leaving: bool,
     pub(super) asked: Asked,
+    /// No other listener is asked for before: that was in vain.
+    pub(super) stays_until: Option<Instant>,
     pub(super) held: Option<Held>,
     /// What the statement under way is, and which of its statements is next to complete.
     pub(super) under_way: Option<(Followed, usize)>,
@@ -180,7 +182,7 @@ impl Listening {
 
     /// What was asked for a statement is wanted no more.
     pub(super) fn forget_asked(&mut self) {
-        if self.asked == Asked::ForMove || self.held.is_some() {
+        if matches!(self.asked, Asked::ForMove(_)) || self.held.is_some() {
             return;
         }
         self.asked = Asked::Nothing;
@@ -199,7 +201,10 @@ impl Session {
             listening.held.is_some()
                 || matches!(
                     listening.asked,
-                    Asked::ForStatement(_) | Asked::ForMove | Asked::ForReady | Asked::Passing(..)
+                    Asked::ForStatement(_)
+                        | Asked::ForMove(_)
+                        | Asked::ForReady
+                        | Asked::Passing(..)
                 )
         })
     }
