@@ -40,7 +40,7 @@ use std::task::Waker;
 
 use self::seat::{Outcome, Request, Seat, Ticket};
 use super::pool::Pool;
-use crate::backend::connect::Dialer;
+use super::pools::Pools;
 use crate::session::mirror::Reported;
 use crate::session::settings::{Settings, same};
 use crate::tasks;
@@ -113,7 +113,7 @@ pub struct Boarding<'a> {
     pub seat: &'a Arc<Seat>,
     pub settings: &'a Arc<Settings>,
     pub told: &'a Arc<Reported>,
-    pub dialer: &'a Arc<Dialer>,
+    pub pools: &'a Arc<Pools>,
     pub request: Request,
 }
 
@@ -183,7 +183,7 @@ impl Pool {
             waker.wake();
         }
         if needs_task {
-            let task = task::run(Arc::clone(lane), self, Arc::clone(boarding.dialer));
+            let task = task::run(Arc::clone(lane), self, boarding.pools);
             tasks::spawn("lane", task);
         }
         true
@@ -204,6 +204,20 @@ impl Lane {
     fn wake(&self) {
         if let Some(waker) = self.with(|queue| queue.waker.take()) {
             waker.wake();
+        }
+    }
+
+    /// The task is gone, and with it all that was under way.
+    fn vacate(&self) {
+        let waiting = self.with(|queue| {
+            self.load.store(0, Ordering::Relaxed);
+            queue.is_shut = false;
+            queue.waker = None;
+            queue.has_task = false;
+            std::mem::take(&mut queue.waiting)
+        });
+        for ticket in waiting {
+            ticket.end(Outcome::Elsewhere { was_slow: false });
         }
     }
 

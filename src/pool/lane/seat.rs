@@ -304,3 +304,12 @@ impl Ticket {
         }
     }
 }
+
+impl Drop for Ticket {
+    /// A lane that panics may have it in its hands.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.end(Outcome::Broken);
+        }
+    }
+}

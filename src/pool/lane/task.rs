@@ -21,6 +21,7 @@ use crate::backend::receive;
 use crate::net::buffer::{Gather, ReadBuffer};
 use crate::pool::lease::Lease;
 use crate::pool::pool::Pool;
+use crate::pool::pools::Pools;
 use crate::pool::reset::{self, Residue};
 use crate::pool::waiter::Waiter;
 use crate::session::mirror::{Mirror, Reported};
@@ -43,24 +44,9 @@ const TURNS_MAX: usize = 8;
 pub(super) fn run(
     lane: Arc<Lane>,
     pool: &Arc<Pool>,
-    dialer: Arc<Dialer>,
+    pools: &Arc<Pools>,
 ) -> impl Future<Output = ()> + use<> {
-    let now = Instant::now();
-    let mut runner = Runner {
-        lane,
-        pool: Arc::downgrade(pool),
-        dialer,
-        waiter: Arc::default(),
-        is_waiting: false,
-        lease: None,
-        is_planning: false,
-        is_spoilt: false,
-        flights: VecDeque::new(),
-        since: now,
-        leased: now,
-        now,
-        sleep: None,
-    };
+    let mut runner = Runner::new(lane, pool, pools);
     poll_fn(move |cx| runner.poll(cx))
 }
 
@@ -68,7 +54,8 @@ struct Runner {
     lane: Arc<Lane>,
     /// Weak, so that a lane at rest does not keep its pool.
     pool: Weak<Pool>,
-    dialer: Arc<Dialer>,
+    /// For the dialer, which a reload replaces.
+    pools: Weak<Pools>,
     waiter: Arc<Waiter>,
     /// In the pool's queue for a connection.
     is_waiting: bool,
@@ -86,6 +73,29 @@ struct Runner {
 }
 
 impl Runner {
+    fn new(lane: Arc<Lane>, pool: &Arc<Pool>, pools: &Arc<Pools>) -> Self {
+        let now = Instant::now();
+        Self {
+            lane,
+            pool: Arc::downgrade(pool),
+            pools: Arc::downgrade(pools),
+            waiter: Arc::default(),
+            is_waiting: false,
+            lease: None,
+            is_planning: false,
+            is_spoilt: false,
+            flights: VecDeque::new(),
+            since: now,
+            leased: now,
+            now,
+            sleep: None,
+        }
+    }
+
+    fn dialer(&self) -> Option<Arc<Dialer>> {
+        Some(self.pools.upgrade()?.dialer.load_full())
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let is_closed = self.lane.with(|queue| {
             queue.waker = Some(cx.waker().clone());
@@ -193,9 +203,11 @@ impl Runner {
         let Some(lease) = self.lease.take() else {
             return false;
         };
-        if !std::mem::take(&mut self.is_spoilt) {
+        if !std::mem::take(&mut self.is_spoilt)
+            && let Some(dialer) = self.dialer()
+        {
             let limit = lease.pool().effective.load().timeouts.cancel_wait_timeout;
-            reset::give_back(lease, Residue::None, &self.dialer, limit);
+            reset::give_back(lease, Residue::None, &dialer, limit);
         }
         true
     }
@@ -213,9 +225,9 @@ impl Runner {
     /// Has the server cancel what is in front. Nobody is let in until what is under way is answered.
     fn cancel(&mut self) {
         self.shut();
-        if let Some(lease) = &self.lease {
+        if let (Some(lease), Some(dialer)) = (&self.lease, self.dialer()) {
             let limit = lease.pool().effective.load().timeouts.cancel_wait_timeout;
-            let (identity, dialer) = (Arc::clone(&lease.identity), Arc::clone(&self.dialer));
+            let identity = Arc::clone(&lease.identity);
             tasks::spawn("cancel", cancel::cancel(identity, dialer, limit));
         }
     }
@@ -422,8 +434,11 @@ impl Drop for Runner {
         {
             pool.withdraw(&self.waiter);
         }
-        self.end_all(Outcome::Broken);
-        self.lane.turn_away();
+        for flight in self.flights.drain(..) {
+            flight.ticket.end(Outcome::Broken);
+        }
+        // Its pool is gone, or it has panicked; then whoever boards next starts another one.
+        self.lane.vacate();
     }
 }
 
@@ -437,4 +452,66 @@ fn fits(mirror: &mut Mirror, request: &Request, told: &mut Arc<Reported>) -> boo
             .is_some_and(|there| shape.agrees(there) == Some(true)),
     };
     has && Reported::unify(told, &mut mirror.reported)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Overrides, load};
+    use crate::pool::lane::Boarding;
+    use crate::pool::lane::seat::Seat;
+
+    fn board(pools: &Arc<Pools>, pool: &Arc<Pool>) -> Arc<Seat> {
+        let seat = Arc::new(Seat::default());
+        let boarding = Boarding {
+            seat: &seat,
+            settings: &Arc::default(),
+            told: &Arc::default(),
+            pools,
+            request: Request::Query,
+        };
+        assert!(pool.board(boarding, |_| {}));
+        seat
+    }
+
+    async fn ended(seat: &Seat) -> Outcome {
+        let end = poll_fn(|cx| seat.poll(cx, |_| {}));
+        let limit = Duration::from_secs(20);
+        tokio::time::timeout(limit, end).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_told_when_the_task_panics_and_the_next_one_gets_another() {
+        let mut overrides = Overrides::new();
+        // Nobody listens there.
+        overrides.set("--primary", "cluster.primary", "postgres://127.0.0.1:1");
+        overrides.set("--set", "pool.lanes", "1");
+        let config = load(None, &overrides, &|_| None).unwrap().config;
+        let pools = Pools::new(Arc::new(Dialer::plain()));
+        let pool = pools.get(&config, "app", "bob").unwrap();
+        let lane = pool.lanes.each[0].get_or_init(Arc::default);
+        // One that nobody but this test polls.
+        let mut runner = Runner::new(Arc::clone(lane), &pool, &pools);
+        lane.with(|queue| queue.has_task = true);
+        let sent = board(&pools, &pool);
+        let held = board(&pools, &pool);
+        let waits = board(&pools, &pool);
+        let [first, second] = [(); 2].map(|()| lane.with(|queue| queue.waiting.pop_front()));
+        runner
+            .flights
+            .push_back(Flight::new(first.unwrap(), Instant::now()));
+        let task = tasks::spawn("panics", async move {
+            let runner = runner;
+            let _held = second;
+            let _lock = runner.lane.queue.lock();
+            panic!("as a lane would");
+        });
+        assert!(task.await.unwrap_err().is_panic());
+        assert_eq!(ended(&sent).await, Outcome::Broken);
+        assert_eq!(ended(&held).await, Outcome::Broken);
+        let elsewhere = Outcome::Elsewhere { was_slow: false };
+        assert_eq!(ended(&waits).await, elsewhere);
+        assert_eq!(ended(&board(&pools, &pool)).await, elsewhere);
+        assert_eq!(lane.load.load(Ordering::Relaxed), 0);
+    }
 }
