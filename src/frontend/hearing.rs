@@ -10,30 +10,40 @@ use super::reply;
 use super::session::{End, Phase, Session};
 use crate::error::{Report, Severity, SqlState};
 use crate::net::buffer::Outbox;
-use crate::pool::listener::{Answer, Ask, EAR_BYTES_MAX, Hearing, Item};
+use crate::pool::listener::{Answer, EAR_BYTES_MAX, Item};
 use crate::session::channels::{Channels, PENDING_MAX};
 use crate::wire::frame;
 use crate::wire::limits::OUTBOX_MAX;
 
-/// How long a statement waits for an answer, holding its backend. Then it goes on as if nothing could listen for it.
-const STATEMENT_LIMIT: Duration = Duration::from_secs(5);
+/// How long the client's messages wait for an answer. A statement, which holds its backend, goes on as if nothing could
+/// listen for it; a client with another encoding stays with its listener.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// So many times what a move has taken in vain passes until the next one.
+const STAY: u32 = 15;
 
 impl Session {
-    /// When the statement in front has waited for long enough.
+    /// When the client's messages have waited for long enough.
     pub(super) fn does_without_listener_at(&self) -> Option<Instant> {
         match self.listening.as_ref()?.asked {
-            Asked::ForStatement(since) => Some(since + STATEMENT_LIMIT),
+            Asked::ForStatement(since) | Asked::ForMove(since) => Some(since + LIMIT),
             _ => None,
         }
     }
 
-    /// The statement in front waits no more.
+    /// They wait no more.
     pub(super) fn do_without_listener(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        if let Some(listening) = &mut self.listening {
-            let wanted = listening.asked_for.clone();
-            listening.forget_asked();
-            listening.asked = Asked::Answered(Answer::Unavailable);
-            listening.asked_for = wanted;
+        match &mut self.listening {
+            Some(listening) if matches!(listening.asked, Asked::ForMove(_)) => {
+                self.hear(Answer::Unavailable, 0);
+            }
+            Some(listening) => {
+                let wanted = listening.asked_for.clone();
+                listening.forget_asked();
+                listening.asked = Asked::Answered(Answer::Unavailable);
+                listening.asked_for = wanted;
+            }
+            None => {}
         }
         self.process_inbox(cx)
     }
@@ -106,12 +116,16 @@ impl Session {
                 let due = listening.leave_gone(before);
                 listening.held = Some(Held::Passing(due));
             }
-            Asked::ForMove if answer == Answer::Done => {
+            Asked::ForMove(_) if answer == Answer::Done => {
                 listening.former = None;
                 reply::report(&mut self.outbox, &missed());
             }
-            // The next time that the client is ready it is tried again.
-            Asked::ForMove => listening.hearing = listening.former.take(),
+            // It is tried again when the client is ready, at some later time.
+            Asked::ForMove(since) => {
+                listening.hearing = listening.former.take();
+                let took = self.now.saturating_duration_since(since);
+                listening.stays_until = Some(self.now + took * STAY);
+            }
             Asked::Nothing | Asked::Answered(_) | Asked::Passing(..) => {}
         }
     }
@@ -171,28 +185,6 @@ impl Session {
             sent?;
         }
         Ok(true)
-    }
-
-    /// The server sends notifications in the encoding of the connection that listens.
-    fn follow_encoding(&mut self) {
-        let encoding = self.told.get(b"client_encoding").unwrap_or_default();
-        let Some(listening) = &mut self.listening else {
-            return;
-        };
-        let is_same = |it: &Hearing| it.encoding() == encoding;
-        if listening.asked != Asked::Nothing
-            || listening.subscribed.is_empty()
-            || listening.hearing.as_ref().is_none_or(is_same)
-        {
-            return;
-        }
-        listening.asked = Asked::ForMove;
-        listening.former = listening.hearing.take();
-        let channels = listening.subscribed.clone();
-        self.join_listener();
-        if let Some(hearing) = self.listening.as_ref().and_then(|it| it.hearing.as_ref()) {
-            hearing.ask(Ask::Subscribe(channels));
-        }
     }
 
     /// What was sent is taken back, to be sent again; true if the backend may listen on something.

@@ -14,6 +14,7 @@
 //! - What was committed before a transaction began that stops listening is the client's: the listener is asked at its
 //!   beginning, and nobody waits for that. (Not before an exchange without `BEGIN` that does so behind other statements.)
 //! - What the backend itself says of a carried channel is dropped: the shared listener says it, too.
+//! - Whether a `LISTEN` is carried is decided once, before it is sent, and holds until its transaction ends.
 //! - While the session listens, an exchange is sent only once the one before is answered: each statement's outcome is
 //!   known, and what stands behind a `ReadyForQuery` that is held waits with it.
 
@@ -27,7 +28,7 @@ use super::session::Session;
 use crate::config::model::PoolMode;
 use crate::net::buffer::Gather;
 use crate::pool::Lease;
-use crate::pool::listener::{Answer, Ask, Hearing, Key};
+use crate::pool::listener::{Answer, Ask, Hearing};
 use crate::session::channels::{CHANNELS_MAX, Channels};
 use crate::session::statements::Named;
 use crate::sql::known::Known;
@@ -50,8 +51,8 @@ pub(super) enum Asked {
     Answered(Answer),
     /// A `ReadyForQuery` waits for the answer.
     ForReady,
-    /// The client's encoding has changed, and with it the listener.
-    ForMove,
+    /// The client's encoding has changed, and with it the listener; the client's messages wait, since then.
+    ForMove(Instant),
 }
 
 /// What the listener must have done before a statement is sent.
@@ -88,11 +89,21 @@ pub(super) struct Listening {
     /// It has been told to.
     pub(super) is_leaving: bool,
     pub(super) asked: Asked,
+    /// No other listener is asked for before: that was in vain.
+    pub(super) stays_until: Option<Instant>,
     pub(super) held: Option<Held>,
     /// What the statement under way is, and which of its statements is next to complete.
-    pub(super) under_way: Option<(Arc<Known>, usize)>,
+    pub(super) under_way: Option<(Followed, usize)>,
     /// Portals of statements that concern channels or transactions.
-    pub(super) portals: Vec<(Box<[u8]>, Arc<Known>)>,
+    pub(super) portals: Vec<(Box<[u8]>, Followed)>,
+}
+
+/// A statement whose outcome counts.
+#[derive(Clone, Debug)]
+pub(super) struct Followed {
+    known: Arc<Known>,
+    /// What it listens on is to be heard by the shared listener; the session is not pinned for it.
+    carried: bool,
 }
 
 /// Whether a statement may be sent.
@@ -104,7 +115,7 @@ pub(super) enum Gate {
     Shut,
 }
 
-fn listens(known: &Known) -> impl Iterator<Item = &Name> {
+pub(super) fn listens(known: &Known) -> impl Iterator<Item = &Name> {
     known.class.effects().filter_map(|effect| match effect {
         Effect::Listen(name) => Some(name),
         _ => None,
@@ -171,7 +182,7 @@ impl Listening {
 
     /// What was asked for a statement is wanted no more.
     pub(super) fn forget_asked(&mut self) {
-        if self.asked == Asked::ForMove || self.held.is_some() {
+        if matches!(self.asked, Asked::ForMove(_)) || self.held.is_some() {
             return;
         }
         self.asked = Asked::Nothing;
@@ -190,7 +201,10 @@ impl Session {
             listening.held.is_some()
                 || matches!(
                     listening.asked,
-                    Asked::ForStatement(_) | Asked::ForMove | Asked::ForReady | Asked::Passing(..)
+                    Asked::ForStatement(_)
+                        | Asked::ForMove(_)
+                        | Asked::ForReady
+                        | Asked::Passing(..)
                 )
         })
     }
@@ -250,10 +264,15 @@ impl Session {
         let commits = portal.is_none()
             && (transaction.ends() || !(self.in_transaction || transaction.begins()));
         let leaves = leaves(known) && self.is_outside();
-        match self.ask_before(carries.then_some(known), commits, leaves) {
-            None => return Gate::Shut,
-            Some(Answer::Done) if carries => pins.remove(PinReason::Listen),
-            Some(_) => {}
+        let Some(answer) = self.ask_before(carries.then_some(known), commits, leaves) else {
+            return Gate::Shut;
+        };
+        let followed = Followed {
+            known: Arc::clone(known),
+            carried: carries && answer == Answer::Done,
+        };
+        if followed.carried {
+            pins.remove(PinReason::Listen);
         }
         if transaction.begins() && self.is_outside() {
             self.mark_beginning();
@@ -262,11 +281,11 @@ impl Session {
             return Gate::Open(pins);
         };
         match portal {
-            None => listening.under_way = Some((Arc::clone(known), 0)),
+            None => listening.under_way = Some((followed, 0)),
             Some(portal) => {
                 listening.portals.retain(|(other, _)| **other != *portal);
                 if concerns(known) {
-                    listening.portals.push((portal.into(), Arc::clone(known)));
+                    listening.portals.push((portal.into(), followed));
                 }
             }
         }
@@ -286,88 +305,6 @@ impl Session {
         !self.in_transaction && !self.lease.as_ref().is_some_and(has_begun)
     }
 
-    /// Asks the shared listener what it must have done before a statement is sent: that it is there, if the statement
-    /// listens; that it hears what the statement may commit; that all is told that was committed before the statement
-    /// `leaves` a channel. `None` while the answer is awaited.
-    fn ask_before(
-        &mut self,
-        listens_now: Option<&Known>,
-        commits: bool,
-        leaves: bool,
-    ) -> Option<Answer> {
-        let listening = self.listening.as_deref_mut()?;
-        let mut channels = listening.channels.heard_of();
-        if let Some(known) = listens_now {
-            channels.extend(listens(known).cloned());
-        }
-        let subscribes = commits && !channels.is_empty();
-        let wanted = Wanted {
-            channels: channels.clone(),
-            subscribes,
-        };
-        match listening.asked {
-            Asked::Answered(answer) => {
-                listening.asked = Asked::Nothing;
-                if std::mem::take(&mut listening.asked_for) == wanted {
-                    return Some(answer);
-                }
-            }
-            Asked::Nothing => {}
-            _ => return None,
-        }
-        let tells = leaves && !listening.subscribed.is_empty();
-        if !subscribes && listens_now.is_none() && !tells {
-            return Some(Answer::Done);
-        }
-        listening.asked = Asked::ForStatement(self.now);
-        listening.asked_for = wanted;
-        self.join_listener();
-        let hearing = self.listening.as_ref()?.hearing.as_ref()?;
-        hearing.ask(if subscribes {
-            Ask::Subscribe(channels)
-        } else if listens_now.is_some() {
-            Ask::Subscribe(BTreeSet::new())
-        } else {
-            Ask::Fence
-        });
-        None
-    }
-
-    /// A transaction begins. What was committed before is the client's, whatever the transaction leaves.
-    fn mark_beginning(&mut self) {
-        let Some(Listening {
-            channels,
-            hearing: Some(hearing),
-            subscribed,
-            ..
-        }) = self.listening.as_deref()
-        else {
-            return;
-        };
-        if !subscribed.is_empty() {
-            let here = hearing.ear.len();
-            hearing
-                .ear
-                .end_transaction(here, |channel| channels.listens_on(channel));
-            hearing.ask(Ask::Mark);
-        }
-    }
-
-    pub(super) fn join_listener(&mut self) {
-        let key = Key {
-            database: Arc::clone(&self.pool.key.database),
-            encoding: self.told.get(b"client_encoding").unwrap_or_default().into(),
-        };
-        let entry = Arc::clone(&self.entry);
-        let pools = &self.shared.pools;
-        if let Some(listening) = &mut self.listening {
-            listening.hearing.get_or_insert_with(|| {
-                let wake = Box::new(move || entry.wake());
-                pools.listeners.join(pools, key, &self.pool, wake)
-            });
-        }
-    }
-
     /// Whether `frame` of an extended exchange has to wait: for the answer to an Execute whose outcome counts, or for the
     /// shared listener. In the first case the server is asked for it.
     pub(super) fn gate_step(&mut self, frame: Frame<'_>, gather: &mut Gather) -> bool {
@@ -380,19 +317,19 @@ impl Session {
             }
             return waits;
         }
-        let known = (frame.tag == f::EXECUTE)
+        let bound = (frame.tag == f::EXECUTE)
             .then(|| self.bound_to(frame.payload))
             .flatten();
         let is_tracked = self
             .listening
             .as_deref()
             .is_some_and(|it| it.under_way.is_some());
-        if (known.is_some() || is_tracked) && self.owes_execute() {
+        if (bound.is_some() || is_tracked) && self.owes_execute() {
             self.hold_up(gather);
             return true;
         }
-        let commits = match &known {
-            Some(known) => known.class.transaction.ends(),
+        let commits = match &bound {
+            Some(bound) => bound.known.class.transaction.ends(),
             None => frame.tag == f::SYNC && !self.in_transaction,
         };
         let asks = commits
@@ -403,18 +340,18 @@ impl Session {
         if asks && self.ask_before(None, true, false).is_none() {
             return true;
         }
-        if let (Some(known), Some(listening)) = (known, &mut self.listening) {
-            listening.under_way = Some((known, 0));
+        if let (Some(bound), Some(listening)) = (bound, &mut self.listening) {
+            listening.under_way = Some((bound, 0));
         }
         false
     }
 
     /// What the portal of an Execute was bound to, if that counts.
-    fn bound_to(&self, payload: &[u8]) -> Option<Arc<Known>> {
+    fn bound_to(&self, payload: &[u8]) -> Option<Followed> {
         let portal = payload.split(|&byte| byte == 0).next()?;
         let portals = &self.listening.as_ref()?.portals;
-        let (_, known) = portals.iter().find(|(name, _)| **name == *portal)?;
-        Some(Arc::clone(known))
+        let (_, bound) = portals.iter().find(|(name, _)| **name == *portal)?;
+        Some(bound.clone())
     }
 
     /// Whether the answer to an Execute is to come before the Sync. A server that skips what it is sent gives none.
@@ -436,12 +373,14 @@ impl Session {
         let Some(listening) = &mut self.listening else {
             return;
         };
-        let Some((known, next)) = &mut listening.under_way else {
+        let Some((followed, next)) = &mut listening.under_way else {
             return;
         };
         let tag = payload.strip_suffix(&[0]).unwrap_or(payload);
-        if let Some(statement) = known.class.statements.get(*next) {
-            listening.channels.complete(statement, tag);
+        if let Some(statement) = followed.known.class.statements.get(*next) {
+            listening
+                .channels
+                .complete(statement, followed.carried, tag);
         }
         *next += 1;
         if request == Request::Execute {

@@ -438,7 +438,7 @@ impl Session {
             } else {
                 if ended.error.is_none() {
                     let took = self.now.saturating_duration_since(ended.started);
-                    ended.known.brevity.saw(took, ended.rows);
+                    ended.known.brevity.saw(took, ended.rows, sent);
                 }
                 self.count(&ended, sent);
             }

@@ -5,6 +5,7 @@
 //! gives back the backend in between, `metering` counts. One poll does it all, in that order; nothing calls back up.
 
 mod account;
+mod asking;
 pub mod authenticate;
 mod checkout;
 mod deadline;

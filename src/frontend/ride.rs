@@ -136,12 +136,11 @@ impl Session {
     }
 
     fn board(&self, exchange: &Exchange<'_>) -> bool {
-        let dialer = self.shared.pools.dialer.load();
         let boarding = Boarding {
             seat: self.entry.seat.get_or_init(Arc::default),
             settings: self.settings.current(),
             told: &self.told,
-            dialer: &dialer,
+            pools: &self.shared.pools,
             request: exchange.request.clone(),
         };
         self.pool.board(boarding, |out| {

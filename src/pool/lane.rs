@@ -23,6 +23,8 @@
 //! - Only riders with equal settings, of one pool and so of one user, share a lane at a time.
 //! - A cancel request may hit another rider than the one it is for, who then runs the ordinary way and does not notice;
 //!   after one, nobody boards until the lane is empty, and the connection is at nobody's disposal until it is settled.
+//! - Nobody waits without limit for a client that does not take its answer: once an answer is handed over in pieces nobody
+//!   boards, and who is behind it leaves after a while.
 //! - An answer is handed to the rider whose request is in front; what a rider who left would have got is dropped.
 //! - The connection goes back to the pool whenever the lane is empty, and after `task::TENURE` if others wait for one.
 //! - Bound: [`seat`] names how many bytes wait for a rider; riders are bounded by the number of clients.
@@ -38,7 +40,7 @@ use std::task::Waker;
 
 use self::seat::{Outcome, Request, Seat, Ticket};
 use super::pool::Pool;
-use crate::backend::connect::Dialer;
+use super::pools::Pools;
 use crate::session::mirror::Reported;
 use crate::session::settings::{Settings, same};
 use crate::tasks;
@@ -111,7 +113,7 @@ pub struct Boarding<'a> {
     pub seat: &'a Arc<Seat>,
     pub settings: &'a Arc<Settings>,
     pub told: &'a Arc<Reported>,
-    pub dialer: &'a Arc<Dialer>,
+    pub pools: &'a Arc<Pools>,
     pub request: Request,
 }
 
@@ -181,7 +183,7 @@ impl Pool {
             waker.wake();
         }
         if needs_task {
-            let task = task::run(Arc::clone(lane), self, Arc::clone(boarding.dialer));
+            let task = task::run(Arc::clone(lane), self, boarding.pools);
             tasks::spawn("lane", task);
         }
         true
@@ -202,6 +204,20 @@ impl Lane {
     fn wake(&self) {
         if let Some(waker) = self.with(|queue| queue.waker.take()) {
             waker.wake();
+        }
+    }
+
+    /// The task is gone, and with it all that was under way.
+    fn vacate(&self) {
+        let waiting = self.with(|queue| {
+            self.load.store(0, Ordering::Relaxed);
+            queue.is_shut = false;
+            queue.waker = None;
+            queue.has_task = false;
+            std::mem::take(&mut queue.waiting)
+        });
+        for ticket in waiting {
+            ticket.end(Outcome::Elsewhere { was_slow: false });
         }
     }
 

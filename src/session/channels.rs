@@ -26,7 +26,11 @@ pub const PENDING_MAX: usize = 5_000;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
-    Listen(Name),
+    Listen {
+        name: Name,
+        /// The shared listener is to hear it, not the session's own backend.
+        carried: bool,
+    },
     Unlisten(Name),
     UnlistenAll,
     /// So many of one name, with nothing between them: drivers set one before each statement.
@@ -84,17 +88,26 @@ impl Channels {
         next
     }
 
-    /// What the open transaction has listened on, once each.
+    /// What the open transaction has listened on to be carried, once each.
     pub fn heard_of(&self) -> BTreeSet<Name> {
         let listens = self.pending.iter().filter_map(|step| match step {
-            Step::Listen(name) => Some(name.clone()),
+            Step::Listen {
+                name,
+                carried: true,
+            } => Some(name.clone()),
             _ => None,
         });
         listens.collect()
     }
 
-    /// The server has completed `statement`, with this tag (without its NUL). Tells whether its transaction is over.
-    pub fn complete(&mut self, statement: &Statement, tag: &[u8]) -> Option<Outcome> {
+    /// The server has completed `statement`, which is `carried` or not, with this tag (without its NUL). Tells whether its
+    /// transaction is over.
+    pub fn complete(
+        &mut self,
+        statement: &Statement,
+        carried: bool,
+        tag: &[u8],
+    ) -> Option<Outcome> {
         match &statement.kind {
             StatementKind::Commit { .. } | StatementKind::Rollback { .. } => {
                 let outcome = if tag == b"COMMIT" {
@@ -122,7 +135,10 @@ impl Channels {
         }
         for effect in &statement.effects {
             match effect {
-                Effect::Listen(name) => self.pending.push(Step::Listen(name.clone())),
+                Effect::Listen(name) => self.pending.push(Step::Listen {
+                    name: name.clone(),
+                    carried,
+                }),
                 Effect::Unlisten(Some(name)) => self.pending.push(Step::Unlisten(name.clone())),
                 Effect::Unlisten(None) => self.pending.push(Step::UnlistenAll),
                 _ => {}
@@ -216,7 +232,7 @@ pub fn put_statement(out: &mut Vec<u8>, verb: &[u8], channel: &[u8]) {
 fn apply(channels: &mut BTreeSet<Name>, steps: &[Step]) {
     for step in steps {
         match step {
-            Step::Listen(name) => {
+            Step::Listen { name, .. } => {
                 channels.insert(name.clone());
             }
             Step::Unlisten(name) => {
@@ -243,7 +259,7 @@ mod tests {
                 StatementKind::Rollback { .. } | StatementKind::RollbackTo(_) => b"ROLLBACK",
                 _ => b"",
             };
-            channels.complete(&statement, tag);
+            channels.complete(&statement, true, tag);
         }
     }
 
@@ -289,7 +305,7 @@ mod tests {
     fn a_transaction_that_failed_leaves_nothing() {
         let mut channels = Channels::default();
         let class = classify(b"LISTEN a", LexOptions::default());
-        channels.complete(&class.statements[0], b"LISTEN");
+        channels.complete(&class.statements[0], true, b"LISTEN");
         channels.fail();
         assert_eq!(
             channels.ready(TransactionStatus::Idle),
@@ -297,14 +313,25 @@ mod tests {
         );
         assert!(channels.is_empty());
         // In a block the error leaves it to the ROLLBACK.
-        channels.complete(&class.statements[0], b"LISTEN");
+        channels.complete(&class.statements[0], true, b"LISTEN");
         channels.fail();
         assert_eq!(channels.ready(TransactionStatus::Failed), None);
         assert!(channels.is_pending());
         let commit = classify(b"COMMIT", LexOptions::default());
-        let outcome = channels.complete(&commit.statements[0], b"ROLLBACK");
+        let outcome = channels.complete(&commit.statements[0], true, b"ROLLBACK");
         assert_eq!(outcome, Some(Outcome::RolledBack));
         assert!(channels.is_empty());
+    }
+
+    #[test]
+    fn what_is_not_carried_is_listened_on_and_not_subscribed_to() {
+        let mut channels = Channels::default();
+        let class = classify(b"LISTEN own", LexOptions::default());
+        channels.complete(&class.statements[0], false, b"LISTEN");
+        run(&mut channels, "LISTEN a");
+        assert_eq!(channels.heard_of(), BTreeSet::from([Name::from("a")]));
+        run(&mut channels, "COMMIT");
+        assert_eq!(listens(&channels), "a,own");
     }
 
     #[test]

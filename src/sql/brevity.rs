@@ -17,8 +17,10 @@ const SLOW: u32 = 4;
 const STRIKES_MAX: u32 = 12;
 /// What is short: sent and answered within this time …
 const TIME_MAX: Duration = Duration::from_millis(10);
-/// … with at most so many rows.
+/// … with at most so many rows …
 const ROWS_MAX: u64 = 64;
+/// … and bytes: a client that takes its answer late keeps others waiting for them.
+const BYTES_MAX: u64 = 16 * 1024;
 /// What can't be blamed on the machine any more.
 const LONG: Duration = Duration::from_millis(200);
 
@@ -36,8 +38,8 @@ impl Brevity {
     }
 
     /// One execution ended well. Executions that end at once may count as one.
-    pub fn saw(&self, took: Duration, rows: u64) {
-        if took > LONG || rows > ROWS_MAX {
+    pub fn saw(&self, took: Duration, rows: u64, bytes: u64) {
+        if took > LONG || rows > ROWS_MAX || bytes > BYTES_MAX {
             self.points.store(0, Ordering::Relaxed);
         } else if took > TIME_MAX {
             let points = self.points.load(Ordering::Relaxed);
@@ -63,7 +65,7 @@ mod tests {
 
     fn short(brevity: &Brevity, times: u32) {
         for _ in 0..times {
-            brevity.saw(Duration::from_millis(1), 1);
+            brevity.saw(Duration::from_millis(1), 1, 100);
         }
     }
 
@@ -74,12 +76,16 @@ mod tests {
         assert!(!brevity.is_proved());
         short(&brevity, 1);
         assert!(brevity.is_proved());
-        brevity.saw(TIME_MAX * 2, 1);
+        brevity.saw(TIME_MAX * 2, 1, 100);
         assert!(!brevity.is_proved());
         short(&brevity, SLOW);
         assert!(brevity.is_proved());
-        for (took, rows) in [(LONG * 2, 1), (Duration::ZERO, ROWS_MAX + 1)] {
-            brevity.saw(took, rows);
+        for (took, rows, bytes) in [
+            (LONG * 2, 1, 100),
+            (Duration::ZERO, ROWS_MAX + 1, 100),
+            (Duration::ZERO, 1, BYTES_MAX + 1),
+        ] {
+            brevity.saw(took, rows, bytes);
             short(&brevity, ENOUGH - 1);
             assert!(!brevity.is_proved());
             short(&brevity, 1);
@@ -92,7 +98,7 @@ mod tests {
         let brevity = Brevity::default();
         for _ in 0..100 {
             short(&brevity, SLOW);
-            brevity.saw(TIME_MAX * 2, 1);
+            brevity.saw(TIME_MAX * 2, 1, 100);
             assert!(!brevity.is_proved());
         }
     }

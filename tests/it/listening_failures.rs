@@ -98,6 +98,136 @@ async fn a_name_outside_ascii_is_left_to_nobody_whatever_the_encoding_becomes() 
     assert_eq!(heard(&mut two), []);
 }
 
+/// What a client listens on by a connection of its own stays there, whatever it listens on besides.
+#[tokio::test]
+async fn a_name_outside_ascii_is_not_carried_for_one_who_listens_already() {
+    let database = database("listening_outside_ascii_too").await;
+    let pgweir = Options::new(shared::server()).start();
+    let mut sender = direct(&database).await;
+    let in_latin1 = String::from_utf8_lossy(b"\xe9").into_owned();
+    let outside = "LISTEN \"\u{e9}\"";
+    for way in ["in a block", "in a text", "by the extended protocol"] {
+        let mut one = client(&pgweir, &database).await;
+        one.query("LISTEN a").await.ok();
+        match way {
+            "in a block" => {
+                one.query("BEGIN").await.ok();
+                one.query("LISTEN b").await.ok();
+                one.query(outside).await.ok();
+                one.query("COMMIT").await.ok();
+            }
+            "in a text" => {
+                let text = format!("BEGIN; LISTEN b; {outside}; COMMIT");
+                one.query(&text).await.ok();
+            }
+            _ => {
+                one.extended("LISTEN b", &[]).await.ok();
+                one.extended(outside, &[]).await.ok();
+            }
+        }
+        assert_eq!(pinned(&pgweir).await, 1, "{way}");
+        one.query("SET client_encoding = latin1").await.ok();
+        assert_eq!(pinned(&pgweir).await, 1, "{way}");
+        sender
+            .query("NOTIFY \"\u{e9}\", '1'; NOTIFY a, '2'; NOTIFY b, '3'")
+            .await
+            .ok();
+        // They come from two connections.
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            seen.push(one.notification().await);
+        }
+        seen.sort();
+        let expected = [note("a", "2"), note("b", "3"), note(&in_latin1, "1")];
+        assert_eq!(seen, expected, "{way}");
+        one.terminate().await;
+    }
+}
+
+#[tokio::test]
+async fn one_channel_more_than_are_carried_is_heard_by_a_connection_of_ones_own() {
+    let database = database("listening_many").await;
+    let pgweir = Options::new(shared::server()).start();
+    let mut one = client(&pgweir, &database).await;
+    one.query("BEGIN").await.ok();
+    for of in 0..1000 {
+        one.query(&format!("LISTEN c{of}")).await.ok();
+    }
+    one.query("COMMIT").await.ok();
+    assert_eq!(pinned(&pgweir).await, 0);
+    one.extended("LISTEN c1000", &[]).await.ok();
+    assert_eq!(pinned(&pgweir).await, 1);
+    let mut sender = direct(&database).await;
+    for of in [1000, 0, 999] {
+        let channel = format!("c{of}");
+        sender.query(&format!("NOTIFY {channel}")).await.ok();
+        assert_eq!(one.notification().await, note(&channel, ""));
+    }
+}
+
+#[tokio::test]
+async fn nothing_more_is_carried_once_the_shared_listener_is_switched_off() {
+    let database = database("listening_switched").await;
+    let config = |is_on: bool| {
+        format!(
+            "[general]\nlisten = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\n\
+             [auth]\nmethod = \"trust\"\n\
+             [cluster]\nprimary = \"{}\"\n\
+             [pool]\nshared_listener = {is_on}\n",
+            shared::server().node_url()
+        )
+    };
+    let pgweir = Options::config(&config(true)).start();
+    let mut one = client(&pgweir, &database).await;
+    one.query("LISTEN a").await.ok();
+    std::fs::write(pgweir.config_path(), config(false)).unwrap();
+    pgweir.reload();
+    pgweir.wait_for_log("configuration reloaded");
+    one.query("BEGIN").await.ok();
+    one.query("LISTEN b").await.ok();
+    one.query("COMMIT").await.ok();
+    assert_eq!(pinned(&pgweir).await, 1);
+    let mut sender = direct(&database).await;
+    for channel in ["a", "b"] {
+        sender.query(&format!("NOTIFY {channel}")).await.ok();
+        assert_eq!(one.notification().await, note(channel, ""));
+    }
+}
+
+#[tokio::test]
+async fn what_was_listened_on_without_the_listener_is_heard_whatever_comes_after() {
+    let database = database("listening_without").await;
+    let mut past = direct(&database).await;
+    past.query("CREATE ROLE listening_without LOGIN").await.ok();
+    let pgweir = Options::new(shared::server()).start();
+    let login = Login::new("listening_without", &database);
+    let mut one = pgweir.client_as(&login).await;
+    one.query("LISTEN a").await.ok();
+    // It keeps its connection, and there is none to listen on.
+    one.query("BEGIN").await.ok();
+    past.query("ALTER ROLE listening_without NOLOGIN")
+        .await
+        .ok();
+    let killed = past.value("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'pgweir listener'");
+    assert_eq!(killed.await, "1");
+    one.query("LISTEN b").await.ok();
+    one.query("COMMIT").await.ok();
+    assert_eq!(pinned(&pgweir).await, 1);
+    past.query("ALTER ROLE listening_without LOGIN").await.ok();
+    let told = one.notice().await;
+    assert_eq!(told.message, "notifications may have been missed");
+    one.query("BEGIN").await.ok();
+    past.query("NOTIFY b, 'once'").await.ok();
+    one.query("LISTEN b").await.ok();
+    one.query("COMMIT").await.ok();
+    assert_eq!(one.notification().await, note("b", "once"));
+    one.query("NOTIFY b, 'again'").await.ok();
+    assert_eq!(heard(&mut one), [note("b", "again")]);
+    drop(one);
+    drop(pgweir);
+    past.query("DROP ROLE listening_without").await.ok();
+}
+
 #[tokio::test]
 async fn a_listen_behind_a_statement_that_failed_for_another_one_is_heard() {
     let database = database("listening_answered").await;

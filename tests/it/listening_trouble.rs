@@ -161,6 +161,43 @@ async fn an_error_behind_what_was_asked_is_no_refusal_of_it() {
     assert!(!pgweir.log_contains("the server refused a LISTEN"));
 }
 
+/// Answers every query; not where the connection that listens is to listen in latin1.
+async fn keep_silent_in_latin1(mut connection: BackendConnection) {
+    let of = |name: &str| connection.startup.get(name).map(String::as_str);
+    let is_silent =
+        of("application_name") == Some(LISTENER) && of("client_encoding") == Some("LATIN1");
+    while let Some(message) = connection.read_message().await {
+        let sql = message.strings().concat();
+        if is_silent {
+            continue;
+        }
+        let tag = sql.split(' ').next().unwrap_or_default();
+        let mut answer = messages::command_complete(tag);
+        if sql.starts_with("SET client_encoding") {
+            answer.extend(messages::parameter_status("client_encoding", "LATIN1"));
+        }
+        answer.extend(messages::ready_for_query(b'I'));
+        connection.send(&answer).await;
+    }
+}
+
+#[tokio::test]
+async fn who_can_not_have_another_listener_waits_for_it_once_and_not_for_long() {
+    let backend = ScriptedBackend::start_with(keep_silent_in_latin1).await;
+    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let mut one = client(&pgweir, "scripted").await;
+    one.query("LISTEN a").await.ok();
+    let began = Instant::now();
+    one.query("SET client_encoding = latin1").await.ok();
+    for _ in 0..3 {
+        one.query("SELECT 1").await.ok();
+    }
+    let took = began.elapsed();
+    // There was a listener to be waited for.
+    assert!(took > Duration::from_secs(4), "{took:?}");
+    assert!(took < Duration::from_secs(9), "{took:?}");
+}
+
 /// Answers every query; not where the connection that listens is to listen on what is `silent`.
 async fn keep_silent(mut connection: BackendConnection) {
     let name = connection.startup.get("application_name");

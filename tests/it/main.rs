@@ -39,6 +39,7 @@ mod http;
 mod lanes;
 mod lanes_scripted;
 mod left_behind;
+mod lanes_unread;
 mod like_pgbouncer;
 mod listening;
 mod listening_failures;

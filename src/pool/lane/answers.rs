@@ -66,8 +66,8 @@ pub(super) struct Brought {
     pub is_over: bool,
     /// It said something that a short read is not the cause of: the connection is not used again.
     pub is_odd: bool,
-    /// The front rider has to take what it has first.
-    pub is_full: bool,
+    /// An answer is handed over from here on while it still grows.
+    pub streams: bool,
 }
 
 /// Hands the answers out.
@@ -90,9 +90,9 @@ impl Answers<'_> {
         }
         if let Some(front) = self.flights.front_mut() {
             match front.ticket.answer(bytes) {
-                Handed::Streaming { full } => {
+                Handed::Streaming => {
+                    self.brought.streams |= !front.streams;
                     front.streams = true;
-                    self.brought.is_full = full;
                 }
                 Handed::Kept | Handed::Nobody => {}
             }
@@ -113,7 +113,6 @@ impl Receiver for Answers<'_> {
             if let Some(flight) = self.flights.pop_front() {
                 flight.ticket.end(flight.outcome());
                 self.brought.ended += 1;
-                self.brought.is_full = false;
             }
         }
     }

@@ -1,7 +1,8 @@
 //! A client's place in a lane: its request on the way in, its answer on the way out.
 //!
 //! Each session that rides has one [`Seat`], used again for every statement. The lane knows it by a [`Ticket`], which is
-//! good for one ride: whatever the lane does with an old ticket has no effect, so a session may leave at any time.
+//! good for one ride, up to its end: whatever the lane does with an old ticket has no effect, so a session may leave at
+//! any time, and be sent away.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
@@ -109,9 +110,7 @@ pub(super) enum Handed {
     /// The rider is gone.
     Nobody,
     Kept,
-    Streaming {
-        full: bool,
-    },
+    Streaming,
 }
 
 impl Seat {
@@ -225,8 +224,15 @@ impl Ride {
 
 impl Ticket {
     fn with<R>(&self, change: impl FnOnce(&mut Ride) -> R) -> Option<R> {
-        self.seat
-            .with(|ride| (ride.number == self.number).then(|| change(ride)))
+        self.seat.with(|ride| {
+            let is_good = ride.number == self.number && !matches!(ride.stage, Stage::Ended(_));
+            is_good.then(|| change(ride))
+        })
+    }
+
+    /// Whether the rider is there and waits for the end of the ride.
+    pub(super) fn is_good(&self) -> bool {
+        self.with(|_| ()).is_some()
     }
 
     pub(super) fn is_cancel_wanted(&self) -> bool {
@@ -261,9 +267,8 @@ impl Ticket {
             if ride.answer.len() >= STREAM_AT {
                 ride.stage = Stage::Streaming;
             }
-            let full = ride.answer.len() >= FULL_AT;
             match ride.stage {
-                Stage::Streaming => (Handed::Streaming { full }, ride.waker.take()),
+                Stage::Streaming => (Handed::Streaming, ride.waker.take()),
                 _ => (Handed::Kept, None),
             }
         });
@@ -296,6 +301,15 @@ impl Ticket {
         });
         if let Some(Some(waker)) = waker {
             waker.wake();
+        }
+    }
+}
+
+impl Drop for Ticket {
+    /// A lane that panics may have it in its hands.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.end(Outcome::Broken);
         }
     }
 }

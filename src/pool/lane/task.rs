@@ -1,11 +1,13 @@
 //! What runs a lane: it leases a connection while there are riders, sends, receives, and gives it back.
 
+mod patience;
+
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
@@ -19,6 +21,7 @@ use crate::backend::receive;
 use crate::net::buffer::{Gather, ReadBuffer};
 use crate::pool::lease::Lease;
 use crate::pool::pool::Pool;
+use crate::pool::pools::Pools;
 use crate::pool::reset::{self, Residue};
 use crate::pool::waiter::Waiter;
 use crate::session::mirror::{Mirror, Reported};
@@ -31,12 +34,6 @@ use crate::wire::frontend;
 /// Requests sent and not answered. More in flight make no server faster, and each is one that a slow one delays.
 const DEPTH: usize = 32;
 
-/// How long the request in front may take before those behind it leave.
-const PATIENCE: Duration = Duration::from_millis(20);
-
-/// How long a lane waits for a connection before its riders wait for themselves, with their own limits and notices.
-const QUEUE_PATIENCE: Duration = Duration::from_secs(1);
-
 /// How long a lane keeps its connection while others wait for one.
 pub(super) const TENURE: Duration = Duration::from_millis(5);
 
@@ -47,24 +44,9 @@ const TURNS_MAX: usize = 8;
 pub(super) fn run(
     lane: Arc<Lane>,
     pool: &Arc<Pool>,
-    dialer: Arc<Dialer>,
+    pools: &Arc<Pools>,
 ) -> impl Future<Output = ()> + use<> {
-    let now = Instant::now();
-    let mut runner = Runner {
-        lane,
-        pool: Arc::downgrade(pool),
-        dialer,
-        waiter: Arc::default(),
-        is_waiting: false,
-        lease: None,
-        is_planning: false,
-        is_spoilt: false,
-        flights: VecDeque::new(),
-        since: now,
-        leased: now,
-        now,
-        sleep: None,
-    };
+    let mut runner = Runner::new(lane, pool, pools);
     poll_fn(move |cx| runner.poll(cx))
 }
 
@@ -72,7 +54,8 @@ struct Runner {
     lane: Arc<Lane>,
     /// Weak, so that a lane at rest does not keep its pool.
     pool: Weak<Pool>,
-    dialer: Arc<Dialer>,
+    /// For the dialer, which a reload replaces.
+    pools: Weak<Pools>,
     waiter: Arc<Waiter>,
     /// In the pool's queue for a connection.
     is_waiting: bool,
@@ -82,7 +65,7 @@ struct Runner {
     /// The connection is not to be used again.
     is_spoilt: bool,
     flights: VecDeque<Flight>,
-    /// Since when the request in front is in front, or the lane waits for a connection.
+    /// Since when the request in front is in front, or is being answered in pieces, or the lane waits for a connection.
     since: Instant,
     leased: Instant,
     now: Instant,
@@ -90,6 +73,29 @@ struct Runner {
 }
 
 impl Runner {
+    fn new(lane: Arc<Lane>, pool: &Arc<Pool>, pools: &Arc<Pools>) -> Self {
+        let now = Instant::now();
+        Self {
+            lane,
+            pool: Arc::downgrade(pool),
+            pools: Arc::downgrade(pools),
+            waiter: Arc::default(),
+            is_waiting: false,
+            lease: None,
+            is_planning: false,
+            is_spoilt: false,
+            flights: VecDeque::new(),
+            since: now,
+            leased: now,
+            now,
+            sleep: None,
+        }
+    }
+
+    fn dialer(&self) -> Option<Arc<Dialer>> {
+        Some(self.pools.upgrade()?.dialer.load_full())
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let is_closed = self.lane.with(|queue| {
             queue.waker = Some(cx.waker().clone());
@@ -197,9 +203,11 @@ impl Runner {
         let Some(lease) = self.lease.take() else {
             return false;
         };
-        if !std::mem::take(&mut self.is_spoilt) {
+        if !std::mem::take(&mut self.is_spoilt)
+            && let Some(dialer) = self.dialer()
+        {
             let limit = lease.pool().effective.load().timeouts.cancel_wait_timeout;
-            reset::give_back(lease, Residue::None, &self.dialer, limit);
+            reset::give_back(lease, Residue::None, &dialer, limit);
         }
         true
     }
@@ -216,13 +224,18 @@ impl Runner {
 
     /// Has the server cancel what is in front. Nobody is let in until what is under way is answered.
     fn cancel(&mut self) {
-        self.lane.with(|queue| queue.is_shut = true);
-        self.lane.turn_away();
-        if let Some(lease) = &self.lease {
+        self.shut();
+        if let (Some(lease), Some(dialer)) = (&self.lease, self.dialer()) {
             let limit = lease.pool().effective.load().timeouts.cancel_wait_timeout;
-            let (identity, dialer) = (Arc::clone(&lease.identity), Arc::clone(&self.dialer));
+            let identity = Arc::clone(&lease.identity);
             tasks::spawn("cancel", cancel::cancel(identity, dialer, limit));
         }
+    }
+
+    /// Lets nobody in until what is under way is answered, and sends those who wait elsewhere.
+    fn shut(&mut self) {
+        self.lane.with(|queue| queue.is_shut = true);
+        self.lane.turn_away();
     }
 
     /// Ends whatever is not answered.
@@ -396,6 +409,10 @@ impl Runner {
             self.since = self.now;
             self.lane.load.fetch_sub(brought.ended, Ordering::Relaxed);
         }
+        if brought.streams {
+            self.since = self.now;
+            self.shut();
+        }
         if self.flights.is_empty() {
             self.lane.with(|queue| queue.is_shut = false);
         }
@@ -408,68 +425,6 @@ impl Runner {
         self.lane.turn_away();
         true
     }
-
-    /// Acts when the request in front, or a connection, was waited for too long.
-    fn poll_patience(&mut self, pool: &Arc<Pool>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(patience) = self.patience(pool) else {
-            return Poll::Pending;
-        };
-        let at = self.since + patience;
-        // A timer that rings early is set anew then, instead of for every request.
-        let sleep = self
-            .sleep
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-        if sleep.is_elapsed() || sleep.deadline() > at {
-            sleep.as_mut().reset(at);
-        }
-        ready!(sleep.as_mut().poll(cx));
-        self.now = Instant::now();
-        if self.now >= at {
-            self.lose_patience(pool);
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    /// How long may be waited for what is waited for.
-    fn patience(&self, pool: &Pool) -> Option<Duration> {
-        let cancel_wait = || pool.effective.load().timeouts.cancel_wait_timeout;
-        if self.is_waiting {
-            Some(QUEUE_PATIENCE)
-        } else if self.is_planning {
-            Some(cancel_wait())
-        } else {
-            let front = self.flights.front()?;
-            // An answer that is being handed over goes at its client's pace, who has limits of its own.
-            (!front.streams).then(|| {
-                if front.was_slow {
-                    cancel_wait()
-                } else {
-                    PATIENCE
-                }
-            })
-        }
-    }
-
-    fn lose_patience(&mut self, pool: &Arc<Pool>) {
-        if self.is_waiting {
-            self.is_waiting = false;
-            pool.withdraw(&self.waiter);
-            self.lane.turn_away();
-            return;
-        }
-        match self.flights.front_mut() {
-            Some(front) if !front.was_slow => {
-                front.was_slow = true;
-                self.since = self.now;
-                self.cancel();
-            }
-            // Neither a cancel request nor time has helped.
-            _ => {
-                self.lose(Outcome::Broken);
-            }
-        }
-    }
 }
 
 impl Drop for Runner {
@@ -479,8 +434,11 @@ impl Drop for Runner {
         {
             pool.withdraw(&self.waiter);
         }
-        self.end_all(Outcome::Broken);
-        self.lane.turn_away();
+        for flight in self.flights.drain(..) {
+            flight.ticket.end(Outcome::Broken);
+        }
+        // Its pool is gone, or it has panicked; then whoever boards next starts another one.
+        self.lane.vacate();
     }
 }
 
@@ -494,4 +452,66 @@ fn fits(mirror: &mut Mirror, request: &Request, told: &mut Arc<Reported>) -> boo
             .is_some_and(|there| shape.agrees(there) == Some(true)),
     };
     has && Reported::unify(told, &mut mirror.reported)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Overrides, load};
+    use crate::pool::lane::Boarding;
+    use crate::pool::lane::seat::Seat;
+
+    fn board(pools: &Arc<Pools>, pool: &Arc<Pool>) -> Arc<Seat> {
+        let seat = Arc::new(Seat::default());
+        let boarding = Boarding {
+            seat: &seat,
+            settings: &Arc::default(),
+            told: &Arc::default(),
+            pools,
+            request: Request::Query,
+        };
+        assert!(pool.board(boarding, |_| {}));
+        seat
+    }
+
+    async fn ended(seat: &Seat) -> Outcome {
+        let end = poll_fn(|cx| seat.poll(cx, |_| {}));
+        let limit = Duration::from_secs(20);
+        tokio::time::timeout(limit, end).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_told_when_the_task_panics_and_the_next_one_gets_another() {
+        let mut overrides = Overrides::new();
+        // Nobody listens there.
+        overrides.set("--primary", "cluster.primary", "postgres://127.0.0.1:1");
+        overrides.set("--set", "pool.lanes", "1");
+        let config = load(None, &overrides, &|_| None).unwrap().config;
+        let pools = Pools::new(Arc::new(Dialer::plain()));
+        let pool = pools.get(&config, "app", "bob").unwrap();
+        let lane = pool.lanes.each[0].get_or_init(Arc::default);
+        // One that nobody but this test polls.
+        let mut runner = Runner::new(Arc::clone(lane), &pool, &pools);
+        lane.with(|queue| queue.has_task = true);
+        let sent = board(&pools, &pool);
+        let held = board(&pools, &pool);
+        let waits = board(&pools, &pool);
+        let [first, second] = [(); 2].map(|()| lane.with(|queue| queue.waiting.pop_front()));
+        runner
+            .flights
+            .push_back(Flight::new(first.unwrap(), Instant::now()));
+        let task = tasks::spawn("panics", async move {
+            let runner = runner;
+            let _held = second;
+            let _lock = runner.lane.queue.lock();
+            panic!("as a lane would");
+        });
+        assert!(task.await.unwrap_err().is_panic());
+        assert_eq!(ended(&sent).await, Outcome::Broken);
+        assert_eq!(ended(&held).await, Outcome::Broken);
+        let elsewhere = Outcome::Elsewhere { was_slow: false };
+        assert_eq!(ended(&waits).await, elsewhere);
+        assert_eq!(ended(&board(&pools, &pool)).await, elsewhere);
+        assert_eq!(lane.load.load(Ordering::Relaxed), 0);
+    }
 }

@@ -10,7 +10,7 @@ use crate::pool::{Pool, PoolKey};
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     attempts: usize,
-    /// Those that could not, each once, since one of them could or none was left.
+    /// Those that were refused, each once, since one of them was not or none was left.
     refused: HashSet<PoolKey>,
 }
 
@@ -33,7 +33,8 @@ impl Turns {
     /// `candidates` are those that there are by now.
     pub(super) fn note(&mut self, pool: &Pool, candidates: &[Arc<Pool>], is_passing: bool) -> Hope {
         if is_passing {
-            self.refused.remove(&pool.key);
+            // Those refused before are to try again, too: this one may not get further for long.
+            self.refused.clear();
             return Hope::Passing;
         }
         self.refused.insert(pool.key.clone());
@@ -48,5 +49,45 @@ impl Turns {
         candidates
             .iter()
             .any(|pool| !self.refused.contains(&pool.key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::connect::Dialer;
+    use crate::config::{Overrides, load};
+    use crate::pool::Pools;
+
+    #[test]
+    fn a_pool_that_was_refused_is_tried_again_whatever_keeps_the_others() {
+        let mut overrides = Overrides::new();
+        overrides.set("--primary", "cluster.primary", "postgres://127.0.0.1:1");
+        let config = load(None, &overrides, &|_| None).unwrap().config;
+        let pools = Pools::new(Arc::new(Dialer::plain()));
+        let candidates = ["refused", "kept"].map(|user| pools.get(&config, "app", user).unwrap());
+        let mut turns = Turns::default();
+        let mut tried = Vec::new();
+        for _ in 0..8 {
+            let pool = turns.next(&candidates).unwrap();
+            let is_passing = *pool.key.user == *"kept";
+            assert_eq!(turns.note(pool, &candidates, is_passing), Hope::Passing);
+            tried.push(is_passing);
+        }
+        assert_eq!(tried.iter().filter(|&&is_passing| !is_passing).count(), 4);
+    }
+
+    #[test]
+    fn where_all_are_refused_there_is_no_hope() {
+        let mut overrides = Overrides::new();
+        overrides.set("--primary", "cluster.primary", "postgres://127.0.0.1:1");
+        let config = load(None, &overrides, &|_| None).unwrap().config;
+        let pools = Pools::new(Arc::new(Dialer::plain()));
+        let candidates = ["one", "two"].map(|user| pools.get(&config, "app", user).unwrap());
+        let mut turns = Turns::default();
+        for hope in [Hope::Passing, Hope::None, Hope::Passing, Hope::None] {
+            let pool = turns.next(&candidates).unwrap();
+            assert_eq!(turns.note(pool, &candidates, false), hope);
+        }
     }
 }
