@@ -153,6 +153,11 @@ impl Relay<'_> {
         let code = refused.as_ref().map(|report| report.code);
         let code = code.or(b::sqlstate(payload));
         let is_fatal = b::is_fatal(payload);
+        if is_fatal && self.session.is_settling() {
+            // It says nothing of the COMMIT, which is asked for again on another connection.
+            self.is_lost = true;
+            return false;
+        }
         if owed.to == For::Xact && !is_fatal {
             let end = self.session.take_refused_question(payload);
             self.end = self.end.take().or(end);
