@@ -82,7 +82,7 @@ impl Receiver for Relay<'_> {
                 self.session.take_setting(reported, payload);
             }
             b::COMMAND_COMPLETE if owed.to == For::Client => {
-                self.session.note_tag(backend, owed);
+                self.session.note_tag(backend, owed, payload);
                 self.session.note_acknowledged();
                 self.session.note_completed();
                 self.session.passes_trial(true);
@@ -153,6 +153,11 @@ impl Relay<'_> {
         let code = refused.as_ref().map(|report| report.code);
         let code = code.or(b::sqlstate(payload));
         let is_fatal = b::is_fatal(payload);
+        if is_fatal && self.session.is_settling() {
+            // It says nothing of the COMMIT, which is asked for again on another connection.
+            self.is_lost = true;
+            return false;
+        }
         if owed.to == For::Xact && !is_fatal {
             let end = self.session.take_refused_question(payload);
             self.end = self.end.take().or(end);

@@ -4,7 +4,7 @@
 //! - *which*: before a session's first statement on a connection, outside a transaction: which server this is, and its
 //!   last checkpoint. Asked again when it is older than [`WHICH_AGE`]; the statement waits for it;
 //! - *id*: in a transaction, behind a statement that may have written, once it is answered: the transaction's id, if it
-//!   has one, and whether what it wrote is flushed. Asked until both are known;
+//!   has one. Asked until it has;
 //! - *outcome*: after the loss of the connection amid COMMIT, of the server that is the primary then.
 //!
 //! [`outcome`] decides by the answers. What is not known by them is unknown.
@@ -28,6 +28,7 @@ use super::questions::{
     rolled_back,
 };
 use super::replay::Original;
+use super::reply;
 use super::session::{End, Phase, Session};
 use crate::backend::connection::Backend;
 use crate::error::{Report, SqlState};
@@ -73,7 +74,7 @@ impl Session {
             _ => Commit::Other,
         };
         settle.has_tag = false;
-        settle.is_due |= may_write || settle.xact.is_some();
+        settle.is_due |= may_write;
         if ends && !is_commit {
             // What follows may be another transaction.
             settle.xact = None;
@@ -81,7 +82,7 @@ impl Session {
     }
 
     /// A statement of the client's was completed.
-    pub(super) fn note_tag(&mut self, backend: &Backend, owed: Owed) {
+    pub(super) fn note_tag(&mut self, backend: &Backend, owed: Owed, tag: &[u8]) {
         if let Some(rerun) = &mut self.rerun
             && let Some(settle) = &mut rerun.settle
             && settle.commit == Commit::Last
@@ -89,7 +90,12 @@ impl Session {
             let runs = |owed: &&Owed| matches!(owed.request, Request::Query | Request::Execute);
             let left = backend.expect.iter().filter(runs);
             let left = left.filter(|owed| owed.to == For::Client).count();
-            settle.has_tag = left == usize::from(owed.request == Request::Query);
+            let is_last = left == usize::from(owed.request == Request::Query);
+            settle.has_tag = is_last && tag == b"COMMIT\0";
+            if is_last && !settle.has_tag {
+                // It has failed, and the client knows.
+                settle.commit = Commit::Other;
+            }
         }
     }
 
@@ -105,7 +111,8 @@ impl Session {
     /// Sends the first question to a backend that is this session's now: what became of a COMMIT, or which server this is,
     /// if that is not known or too old. True if there is one, whose answer is to be awaited.
     pub(super) fn ask_first(&mut self, gather: &mut Gather) -> bool {
-        if !self.effective.retry.settle_commit && !self.is_settling() {
+        let may_commit = self.effective.retry.settle_commit && !self.is_on_replica();
+        if !may_commit && !self.is_settling() {
             return false;
         }
         let now = self.now;
@@ -120,7 +127,7 @@ impl Session {
         let is_known = |(at, _): &(Instant, _)| now.duration_since(*at) < WHICH_AGE;
         let text = match &settle.under_way {
             Some(settling) => {
-                let id = settling.xact.as_ref().map_or(0, |(xact, _)| xact.id);
+                let id = settling.xact.as_ref().map_or(0, |(id, _)| *id);
                 format!("{WHICH}; SELECT pg_catalog.txid_status({id})")
             }
             None if lease.incarnation.as_ref().is_some_and(is_known) => return false,
@@ -147,9 +154,11 @@ impl Session {
         let (Some(settle), Some(lease)) = (self.settle_ref(), &self.lease) else {
             return;
         };
-        let is_known = settle.xact.is_some_and(|xact| xact.is_durable);
+        // Without it nothing could be made of the id.
+        let knows_server = matches!(lease.incarnation, Some((_, Some(_))));
         if !settle.is_due
-            || is_known
+            || settle.xact.is_some()
+            || !knows_server
             || lease.status != TransactionStatus::InTransaction
             || lease.identity.cancels_begun() != settle.cancels
         {
@@ -203,10 +212,38 @@ impl Session {
         if settle.asked.is_some() {
             return;
         }
-        let identity = &backend.identity;
-        if self.entry.set_running(Arc::clone(identity)) && !self.inbox.is_empty() {
-            self.cancel_late(identity);
+        // Of what is behind the question nothing was sent; what the client has not sent yet it can't have meant.
+        let is_cancelled = self.entry.set_running(Arc::clone(&backend.identity));
+        let front = self.inbox.bytes().first();
+        let is_there = front.is_some_and(|tag| {
+            matches!(
+                *tag,
+                f::QUERY | f::PARSE | f::BIND | f::DESCRIBE | f::EXECUTE | f::CLOSE
+            )
+        });
+        if is_cancelled && is_there {
+            self.rerun_mut().refuses = Some(payload(&reply::canceled()));
         }
+    }
+
+    /// Goes on with the statement that has waited for the answer which server this is.
+    pub(super) fn begin_behind_which(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let identity = self.lease.as_ref().map(|lease| Arc::clone(&lease.identity));
+        if identity.is_some_and(|identity| self.entry.set_running(identity)) {
+            self.part_with_backend(false);
+            self.stop_waiting();
+            if self.is_replaying() {
+                return self.fall_back(false, cx);
+            }
+            self.enter(Phase::Idle);
+            self.refuse(&reply::canceled(), cx)?;
+            return self.process_inbox(cx);
+        }
+        let mut gather = Gather::take();
+        self.prepare(&mut gather);
+        self.send_to_server(cx, &mut gather, &[]);
+        gather.give();
+        self.process_inbox(cx)
     }
 
     /// Whether the session was waiting for the answer to the question which server this is.
@@ -250,11 +287,13 @@ impl Session {
         if settle.commit != Commit::Last || (xact.is_none() && !has_tag) {
             return None;
         }
+        let listening = self.listening.as_ref();
+        let listens = listening.is_some_and(|it| it.channels.is_pending());
         Some(Settling {
             xact,
             rest: rest_of_commit(&backend.expect, has_tag)?,
             has_tag,
-            ends_session: self.keeps_backend() || self.settings.is_touched(),
+            ends_session: self.keeps_backend() || self.settings.is_touched() || listens,
             names: self.names.unsettled(),
             since: self.now,
             asked: 0,
@@ -283,10 +322,7 @@ impl Session {
             return Ok(());
         };
         if !settling.has_tag && self.effective.retry.replay && self.may_replay() {
-            let mut original = Vec::new();
-            b::put_report(&mut original, &rolled_back());
-            original.drain(..HEADER);
-            self.rerun_mut().original = Some(Original::Error(original));
+            self.rerun_mut().original = Some(Original::Error(payload(&rolled_back())));
             self.begin_replay();
             self.unsend();
         } else {
@@ -323,7 +359,7 @@ impl Session {
             return Ok(());
         };
         let found = match (&now, &settling.xact) {
-            (Some(now), Some((xact, then))) if !is_in_vain => outcome(*xact, then, now, word),
+            (Some(now), Some((_, then))) if !is_in_vain => outcome(then, now, word),
             // A standby, or a server that would not answer now.
             _ => Outcome::Open,
         };
@@ -410,4 +446,12 @@ impl Session {
         let _ = self.outbox.poll_send(&mut self.stream, cx);
         self.process_inbox(cx)
     }
+}
+
+/// `report` as the server would send it, without the head of the message.
+fn payload(report: &Report) -> Vec<u8> {
+    let mut payload = Vec::new();
+    b::put_report(&mut payload, report);
+    payload.drain(..HEADER);
+    payload
 }
