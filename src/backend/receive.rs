@@ -14,7 +14,7 @@ use super::connection::{Backend, Passing};
 use crate::error::SqlState;
 use crate::net::buffer::ReadBuffer;
 use crate::wire::backend as b;
-use crate::wire::expect::{For, Owed, Received, Request, UNNAMED, Unexpected};
+use crate::wire::expect::{For, OWN_NAME, Owed, Received, Request, UNNAMED, Unexpected};
 use crate::wire::frame::{FrameError, HEADER, Header};
 use crate::wire::limits::WHOLE_FRAME_MAX;
 
@@ -274,10 +274,9 @@ pub fn is_stale(owed: Owed, payload: &[u8]) -> bool {
 
 /// After all statements were forgotten: those whose Parse was sent behind will be there.
 fn remember_pipelined(backend: &mut Backend) {
-    let parsed = backend
-        .expect
-        .iter()
-        .filter(|owed| owed.request == Request::Parse && !matches!(owed.statement, 0 | UNNAMED));
+    let parsed = backend.expect.iter().filter(|owed| {
+        owed.request == Request::Parse && !matches!(owed.statement, 0 | UNNAMED | OWN_NAME)
+    });
     for owed in parsed {
         backend.mirror.prepare(owed.statement, Arc::default());
     }

@@ -19,7 +19,7 @@ use crate::session::leftovers;
 use crate::session::settings::Row;
 use crate::sql::state::{PinReason, PinSet};
 use crate::wire::backend::{self as b, TransactionStatus};
-use crate::wire::expect::{For, Owed, Received, Request, UNNAMED};
+use crate::wire::expect::{For, OWN_NAME, Owed, Received, Request, UNNAMED};
 use crate::wire::frame::{self, HEADER};
 use crate::wire::limits::OUTBOX_MAX;
 
@@ -128,7 +128,10 @@ impl Receiver for Relay<'_> {
             For::Probe if owed.statement == LEAVING => {
                 self.session.leaves_no_more();
             }
-            For::Reparse if owed.statement == 0 => drop(self.session.names.own_none()),
+            // It did not come to be.
+            For::Reparse | For::Evict if owed.statement == OWN_NAME => {
+                drop(self.session.names.own_none());
+            }
             For::Local if owed.request == Request::DescribeStatement => {
                 self.session.prepared.descriptions.pop_front();
             }
@@ -186,10 +189,6 @@ impl Relay<'_> {
             self.end.get_or_insert_with(|| end.unwrap_or_else(failed));
         } else if owed.to == For::Probe {
             self.session.fail_probe(b::sqlstate(payload));
-        }
-        // A statement under its own name did not come to be.
-        if owed.to == For::Evict {
-            drop(self.session.names.own_none());
         }
         self.count_error(owed, code);
         if !matches!(owed.to, For::Plan | For::Evict | For::Probe) {

@@ -33,7 +33,7 @@ use crate::sql::known::Known;
 use crate::sql::prepared::{PreparedUse, executed_in};
 use crate::sql::state::{Effect, PinReason};
 use crate::wire::backend::TransactionStatus;
-use crate::wire::expect::{For, Owed, Request};
+use crate::wire::expect::{For, OWN_NAME, Owed, Request};
 use crate::wire::frontend as f;
 
 /// Names with what they stand for.
@@ -272,10 +272,13 @@ impl Session {
         self.clear_own(name, gather);
         let read_again = self.read_as(&named.statement, to, gather);
         if let Some(text) = named.statement.prepare_text(spelled) {
-            self.run_own(&text, 0, to, gather);
+            self.run_own(&text, OWN_NAME, to, gather);
         } else {
             gather.own(|out| f::put_parse(out, name, &named.statement.body));
-            self.owe(Owed::new(Request::Parse, to));
+            self.owe(Owed {
+                statement: OWN_NAME,
+                ..Owed::new(Request::Parse, to)
+            });
         }
         self.read_again(read_again, gather);
     }

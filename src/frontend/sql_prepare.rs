@@ -335,7 +335,7 @@ impl Session {
         self.owe(Owed::new(Request::Parse, For::Reparse));
     }
 
-    /// Runs `text` inside an exchange; `statement` is the global statement it prepares, or 0.
+    /// Runs `text` inside an exchange; `statement` is the global statement it prepares, `OWN_NAME` or 0.
     pub(super) fn run_own(&mut self, text: &[u8], statement: u64, to: For, gather: &mut Gather) {
         let body = [text, b"\0\0\0"].concat();
         gather.own(|out| {

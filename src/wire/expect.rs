@@ -61,13 +61,16 @@ pub enum For {
 /// The unnamed statement in [`Owed::statement`].
 pub const UNNAMED: u64 = u64::MAX;
 
+/// The same of one under the client's own name. Its coming and going is no change: it is no global one.
+pub const OWN_NAME: u64 = u64::MAX - 3;
+
 /// One entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owed {
     pub request: Request,
     pub to: For,
     /// What it changes on the backend: the global statement a Parse or Close under its global name was for, or
-    /// [`UNNAMED`]; 0 for nothing. Of a Bind or Describe, the one it uses.
+    /// [`UNNAMED`] or [`OWN_NAME`]; 0 for nothing. Of a Bind or Describe, the one it uses.
     pub statement: u64,
     /// It changes the session's statement names, which is undone if the server skips it.
     pub renames: bool,
@@ -85,7 +88,8 @@ impl Owed {
 
     /// Whether it changes a statement of the backend.
     pub fn changes(&self) -> bool {
-        self.statement != 0 && !matches!(self.request, Request::Bind | Request::DescribeStatement)
+        !matches!(self.statement, 0 | OWN_NAME)
+            && !matches!(self.request, Request::Bind | Request::DescribeStatement)
     }
 }
 

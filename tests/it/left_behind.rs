@@ -196,6 +196,31 @@ async fn what_an_execute_sets_is_the_clients() {
     }
 }
 
+/// What pgweir sends for itself says nothing of the names that the server has.
+#[tokio::test]
+async fn names_mean_the_same_behind_an_exchange_that_failed() {
+    let (role, pgweir) = alone("left_names").await;
+    define(&[
+        "CREATE SEQUENCE left_names",
+        "CREATE FUNCTION left_names() RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN 1; END'",
+    ])
+    .await;
+    let mut one = role.client(&pgweir).await;
+    let mut other = role.client(&pgweir).await;
+    other.query("SELECT nextval('left_names')").await.ok();
+    for text in [
+        "PREPARE q AS SELECT 'before'",
+        "DEALLOCATE q; PREPARE q AS SELECT 'now'",
+    ] {
+        one.query(text).await.ok();
+    }
+    let failing = parse("wrong", "SELECT nothing", &[]);
+    let batch = [failing, step("SELECT left_names()"), sync()];
+    one.send(&batch.concat()).await;
+    assert_eq!(one.reply().await.sqlstate(), "42703");
+    assert_eq!(one.value("EXECUTE q").await, "now");
+}
+
 #[tokio::test]
 async fn a_statement_behind_a_copy_in_its_exchange_does_not_wait_for_ever() {
     let (role, pgweir) = alone("left_copy").await;
