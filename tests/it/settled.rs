@@ -1,7 +1,7 @@
 //! What `retry.settle_commit` asks the server leaves no trace with the client, and a COMMIT is called committed only by
 //! proof. What the client is told after each fault is in `faults`.
 
-use pgweir::demo::cluster::ServerOptions;
+use pgweir::demo::cluster::{Server, ServerOptions};
 
 use crate::shared;
 use crate::support::client::{Client, Login};
@@ -127,40 +127,83 @@ async fn shown(pgweir: &Pgweir, column: &str) -> String {
     reply.rows[0][place.unwrap()].clone().unwrap()
 }
 
+/// A server of its own behind a link, and pgweir in front of that.
+async fn stage(change: impl FnOnce(Options) -> Options) -> (Server, Link, Pgweir) {
+    let server = ServerOptions::default().start().unwrap();
+    let setup = "CREATE TABLE t (a int); CREATE ROLE app SUPERUSER LOGIN";
+    server.sql("postgres", setup).unwrap();
+    let link = Link::to(server.address()).await;
+    let options = Options::in_front_of(&link.node_url())
+        .set("retry.settle_commit", "true")
+        .set("timeouts.server_login_retry", "50ms")
+        .set("metrics.lock_wait_after", "0");
+    (server, link, change(options).start())
+}
+
+/// Nobody gets a connection until `RESUME`. The console that asked for it is to stay.
+async fn pause(pgweir: &Pgweir) -> Client {
+    let mut console = pgweir.console().await;
+    console.send(&m::query("PAUSE postgres")).await;
+    eventually("the pause", async || {
+        let mut other = pgweir.console().await;
+        let reply = other.query("SHOW DATABASES").await.ok();
+        let paused = reply.columns.iter().position(|it| it == "paused").unwrap();
+        let mut rows = reply.rows.iter();
+        rows.any(|row| row[0].as_deref() == Some("postgres") && row[paused].as_deref() == Some("1"))
+    })
+    .await;
+    console
+}
+
+/// A transaction that writes, whose COMMIT the server carries out; its answer is held.
+async fn commit_unheard(server: &Server, link: &Link, client: &mut Client, before: &str) {
+    client.query("BEGIN").await.ok();
+    if !before.is_empty() {
+        client.query(before).await.ok();
+    }
+    client.query("INSERT INTO t VALUES (1)").await.ok();
+    link.hold(Hold::Answer("COMMIT"));
+    client.send(&m::query("COMMIT")).await;
+    link.held().await;
+    eventually("the COMMIT", async || rows(server) == "1").await;
+}
+
+/// The connection is lost, and the question what became of the COMMIT is held on the next.
+async fn lose_and_hold_question(link: &Link, pgweir: &Pgweir) {
+    let _console = pause(pgweir).await;
+    link.reset();
+    link.empty().await;
+    link.hold(Hold::Request("txid_status"));
+    pgweir.console().await.query("RESUME postgres").await.ok();
+    link.held().await;
+}
+
+fn rows(server: &Server) -> String {
+    let count = "SELECT count(*) FROM t WHERE a = 1";
+    server.sql("postgres", count).unwrap().trim().to_owned()
+}
+
 /// A server that crashes gives ids out again whose WAL was not flushed. A transaction that got the lost one's id and
-/// committed is not taken for it.
+/// committed is not taken for it. A transaction may have its id long before it writes anything to the WAL.
 #[tokio::test]
 async fn an_id_that_was_given_out_again_proves_nothing() {
-    for is_reused in [true, false] {
-        let mut server = ServerOptions::default().start().unwrap();
-        let setup = "CREATE TABLE t (a int); CREATE ROLE app SUPERUSER LOGIN";
-        server.sql("postgres", setup).unwrap();
-        let link = Link::to(server.address()).await;
-        let pgweir = Options::in_front_of(&link.node_url())
-            .set("retry.settle_commit", "true")
-            .set("timeouts.server_login_retry", "50ms")
-            .set("metrics.lock_wait_after", "0")
-            .start();
+    for (is_reused, id_comes_first) in [(true, false), (false, false)] {
+        let (mut server, link, pgweir) = stage(|options| options).await;
         let mut client = pgweir.client_as(&Login::new("app", "postgres")).await;
+        let ask_id = "SELECT txid_current()";
+        // All WAL is flushed.
+        server.sql("postgres", "INSERT INTO t VALUES (0)").unwrap();
         client.query("BEGIN").await.ok();
+        if id_comes_first {
+            client.query(ask_id).await.ok();
+        }
         client.query("INSERT INTO t VALUES (1)").await.ok();
-        let id = client.value("SELECT txid_current()").await;
+        let id = client.value(ask_id).await;
         link.hold(Hold::Request("COMMIT"));
         client.send(&m::query("COMMIT")).await;
         link.held().await;
         // Nobody gets a connection until others have written.
-        let mut console = pgweir.console().await;
-        console.send(&m::query("PAUSE postgres")).await;
-        eventually("the pause", async || {
-            let mut other = pgweir.console().await;
-            let reply = other.query("SHOW DATABASES").await.ok();
-            let paused = reply.columns.iter().position(|it| it == "paused").unwrap();
-            let mut rows = reply.rows.iter();
-            rows.any(|row| {
-                row[0].as_deref() == Some("postgres") && row[paused].as_deref() == Some("1")
-            })
-        })
-        .await;
+        let _console = pause(&pgweir).await;
         server.kill9().unwrap();
         server.start().unwrap();
         link.pass();
@@ -183,7 +226,38 @@ async fn an_id_that_was_given_out_again_proves_nothing() {
             assert_eq!(shown(&pgweir, "commits_rolled_back").await, "1");
             assert_eq!(shown(&pgweir, "outcomes_unknown").await, "0");
         }
-        let there = server.sql("postgres", "SELECT count(*) FROM t WHERE a = 1");
-        assert_eq!(there.unwrap().trim(), "0");
+        assert_eq!(rows(&server), "0");
+    }
+}
+
+/// The server ends the session in which it is asked what became of a COMMIT: that says nothing of the COMMIT.
+#[tokio::test]
+async fn the_end_of_the_session_that_asks_is_no_answer() {
+    for (setting, value) in [
+        ("retry.replay", "false"),
+        ("retry.replay", "true"),
+        ("pool.pool_mode", "session"),
+    ] {
+        let (server, link, pgweir) = stage(|options| options.set(setting, value)).await;
+        let mut client = pgweir.client_as(&Login::new("app", "postgres")).await;
+        commit_unheard(&server, &link, &mut client, "").await;
+        lose_and_hold_question(&link, &pgweir).await;
+        let ended = link.ended();
+        let end =
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = 'app'";
+        server.sql("postgres", end).unwrap();
+        eventually("the end of the session", async || link.ended() > ended).await;
+        link.pass();
+        let reply = client.reply().await.ok();
+        assert_eq!(
+            (reply.tags.concat().as_str(), reply.status),
+            ("COMMIT", 'I'),
+            "{setting}"
+        );
+        if value == "session" {
+            assert_eq!(client.expect_end().await[0].code, "08006");
+        }
+        assert_eq!(settled(&pgweir, "committed").to_string(), "1");
+        assert_eq!(rows(&server), "1", "{setting}");
     }
 }
