@@ -385,8 +385,8 @@ tables! {
         /// and must be answered as before, byte for byte.
         replay: bool = false, Live;
         /// What became of a COMMIT whose answer was lost is asked of the server that is primary then (`pg_xact_status`).
-        /// Costs one or two small questions in each transaction that writes, behind its statements, and one in ten
-        /// seconds on each server connection.
+        /// Costs a small question in each transaction that writes, behind its statements, and one in ten seconds on each
+        /// server connection.
         settle_commit: bool = false, Live;
         /// Runs of one request after the first.
         attempts: usize = 10, Live;

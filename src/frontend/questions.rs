@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::{Report, SqlState};
-use crate::retry::outcome::{Word, Xact};
+use crate::retry::outcome::Word;
 use crate::session::mirror::Incarnation;
 use crate::session::statements::Unsettled;
 use crate::sql::classify::StatementKind as Kind;
@@ -23,8 +23,7 @@ pub(super) const WHICH: &str = "SELECT system_identifier, checkpoint_lsn, \
     FROM pg_catalog.pg_control_system(), pg_catalog.pg_control_checkpoint()";
 
 /// Under its old name `pg_xact_status` is on all servers; so is `pg_current_xact_id_if_assigned`.
-pub(super) const ID: &str = "SELECT pg_catalog.txid_current_if_assigned(), pg_catalog.pg_current_wal_insert_lsn(), \
-    pg_catalog.pg_current_wal_flush_lsn()";
+pub(super) const ID: &str = "SELECT pg_catalog.txid_current_if_assigned()";
 
 /// What the server says of an id that it has not given out.
 const IN_THE_FUTURE: SqlState = SqlState(*b"22023");
@@ -57,9 +56,10 @@ pub(super) struct Settle {
     pub(super) asked: Option<Question>,
     pub(super) rows: Vec<Vec<Option<Vec<u8>>>>,
     pub(super) refused: Option<SqlState>,
-    /// Something was sent since the last answer that may have written, or may have had it flushed.
+    /// Something was sent since the last answer that may have written.
     pub(super) is_due: bool,
-    pub(super) xact: Option<Xact>,
+    /// The transaction's id.
+    pub(super) xact: Option<u64>,
     pub(super) commit: Commit,
     /// The client has its `CommandComplete`.
     pub(super) has_tag: bool,
@@ -75,8 +75,8 @@ pub(super) struct Settle {
 /// A COMMIT that is being settled.
 #[derive(Debug)]
 pub(super) struct Settling {
-    /// The transaction, and the server that had it; `None` if it is known to have committed.
-    pub(super) xact: Option<(Xact, Incarnation)>,
+    /// The transaction's id, and the server that had it; `None` if it is known to have committed.
+    pub(super) xact: Option<(u64, Incarnation)>,
     pub(super) has_tag: bool,
     /// What is still to be answered, in order.
     pub(super) rest: Vec<Owed>,
@@ -91,8 +91,11 @@ pub(super) struct Settling {
 impl Settle {
     /// From the columns of [`ID`].
     pub(super) fn take_id(&mut self) {
-        self.xact = Xact::read(&self.row(0), self.xact);
-        // Asked again behind the next statement, if there is more to know.
+        self.xact = match self.row(0)[..] {
+            [Some(id)] => std::str::from_utf8(id).ok().and_then(|id| id.parse().ok()),
+            _ => None,
+        };
+        // Without one it is asked again behind the next statement that may write.
         self.is_due = false;
         self.asked = None;
     }

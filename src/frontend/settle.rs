@@ -4,7 +4,7 @@
 //! - *which*: before a session's first statement on a connection, outside a transaction: which server this is, and its
 //!   last checkpoint. Asked again when it is older than [`WHICH_AGE`]; the statement waits for it;
 //! - *id*: in a transaction, behind a statement that may have written, once it is answered: the transaction's id, if it
-//!   has one, and whether what it wrote is flushed. Asked until both are known;
+//!   has one. Asked until it has;
 //! - *outcome*: after the loss of the connection amid COMMIT, of the server that is the primary then.
 //!
 //! [`outcome`] decides by the answers. What is not known by them is unknown.
@@ -73,7 +73,7 @@ impl Session {
             _ => Commit::Other,
         };
         settle.has_tag = false;
-        settle.is_due |= may_write || settle.xact.is_some();
+        settle.is_due |= may_write;
         if ends && !is_commit {
             // What follows may be another transaction.
             settle.xact = None;
@@ -120,7 +120,7 @@ impl Session {
         let is_known = |(at, _): &(Instant, _)| now.duration_since(*at) < WHICH_AGE;
         let text = match &settle.under_way {
             Some(settling) => {
-                let id = settling.xact.as_ref().map_or(0, |(xact, _)| xact.id);
+                let id = settling.xact.as_ref().map_or(0, |(id, _)| *id);
                 format!("{WHICH}; SELECT pg_catalog.txid_status({id})")
             }
             None if lease.incarnation.as_ref().is_some_and(is_known) => return false,
@@ -147,9 +147,8 @@ impl Session {
         let (Some(settle), Some(lease)) = (self.settle_ref(), &self.lease) else {
             return;
         };
-        let is_known = settle.xact.is_some_and(|xact| xact.is_durable);
         if !settle.is_due
-            || is_known
+            || settle.xact.is_some()
             || lease.status != TransactionStatus::InTransaction
             || lease.identity.cancels_begun() != settle.cancels
         {
@@ -323,7 +322,7 @@ impl Session {
             return Ok(());
         };
         let found = match (&now, &settling.xact) {
-            (Some(now), Some((xact, then))) if !is_in_vain => outcome(*xact, then, now, word),
+            (Some(now), Some((_, then))) if !is_in_vain => outcome(then, now, word),
             // A standby, or a server that would not answer now.
             _ => Outcome::Open,
         };

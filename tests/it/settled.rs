@@ -187,7 +187,7 @@ fn rows(server: &Server) -> String {
 /// committed is not taken for it. A transaction may have its id long before it writes anything to the WAL.
 #[tokio::test]
 async fn an_id_that_was_given_out_again_proves_nothing() {
-    for (is_reused, id_comes_first) in [(true, false), (false, false)] {
+    for (is_reused, id_comes_first) in [(true, false), (true, true), (false, false)] {
         let (mut server, link, pgweir) = stage(|options| options).await;
         let mut client = pgweir.client_as(&Login::new("app", "postgres")).await;
         let ask_id = "SELECT txid_current()";
