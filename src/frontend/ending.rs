@@ -36,6 +36,8 @@ impl Session {
     /// Tells the client why, gives the backend back, and closes.
     pub(super) async fn finish(mut self, end: End) {
         self.entry.clear_running();
+        // What was not answered may have been done. Who looks for it is to see it.
+        self.note_acknowledged();
         let end = match end {
             End::Fatal(report) => End::Fatal(Box::new(self.with_outcome(*report))),
             end => end,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use pgweir::demo::cluster::{Cluster, Server};
 
 use crate::support::client::Client;
+use crate::support::faulty_link::{Hold, Link};
 use crate::support::messages;
 use crate::support::pgweir::{Options, Pgweir};
 use crate::support::wait::eventually;
@@ -19,7 +20,11 @@ pub(super) struct Stage {
 }
 
 pub(super) fn options(primary: &Server) -> Options {
-    Options::new(primary)
+    quick(Options::new(primary))
+}
+
+fn quick(options: Options) -> Options {
+    options
         .set("cluster.probe_interval", "100ms")
         .set("cluster.probe_timeout", "500ms")
         .set("cluster.down_after", "2")
@@ -201,6 +206,38 @@ async fn a_session_sees_its_own_writes_however_far_replicas_are_behind() {
     stage.resume_replay();
     stage.reaches_replica(&mut writer).await;
     assert_eq!(writer.value("SELECT v FROM t WHERE id = 1").await, "1");
+}
+
+/// Its client is told to look in the database.
+#[tokio::test]
+async fn a_write_of_unknown_outcome_is_seen_by_who_comes_to_look_for_it() {
+    let cluster = cluster(1);
+    let link = Link::to(cluster.primary.address()).await;
+    let options = quick(Options::in_front_of(&link.node_url()));
+    let pgweir = with_replicas(options, &cluster).start();
+    let stage = Stage { cluster, pgweir };
+    stage.warm_up().await;
+    stage.pause_replay();
+    let texts = [
+        "UPDATE t SET v = 1 WHERE id = 1",
+        "BEGIN; UPDATE t SET v = 2 WHERE id = 1; COMMIT",
+    ];
+    for (text, value) in texts.into_iter().zip(["1", "2"]) {
+        let mut client = stage.pgweir.client().await;
+        link.hold(Hold::Answer("UPDATE t"));
+        client.send(&messages::query(text)).await;
+        link.held().await;
+        let read = "SELECT v FROM t WHERE id = 1";
+        eventually("the write", async || {
+            stage.cluster.primary.sql("postgres", read).unwrap() == value
+        })
+        .await;
+        link.reset();
+        assert_eq!(client.expect_end().await[0].code, "08007");
+        let mut next = stage.pgweir.client().await;
+        assert_eq!(next.value(read).await, value);
+    }
+    stage.resume_replay();
 }
 
 #[tokio::test]
