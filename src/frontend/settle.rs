@@ -249,11 +249,13 @@ impl Session {
         if settle.commit != Commit::Last || (xact.is_none() && !has_tag) {
             return None;
         }
+        let listening = self.listening.as_ref();
+        let listens = listening.is_some_and(|it| it.channels.is_pending());
         Some(Settling {
             xact,
             rest: rest_of_commit(&backend.expect, has_tag)?,
             has_tag,
-            ends_session: self.keeps_backend() || self.settings.is_touched(),
+            ends_session: self.keeps_backend() || self.settings.is_touched() || listens,
             names: self.names.unsettled(),
             since: self.now,
             asked: 0,

@@ -261,3 +261,14 @@ async fn the_end_of_the_session_that_asks_is_no_answer() {
         assert_eq!(rows(&server), "1", "{setting}");
     }
 }
+
+/// What it was to listen on by its COMMIT the session has lost with the connection.
+#[tokio::test]
+async fn who_is_to_listen_from_its_commit_on_is_not_left_deaf() {
+    let (server, link, pgweir) = stage(|options| options).await;
+    let mut client = pgweir.client_as(&Login::new("app", "postgres")).await;
+    commit_unheard(&server, &link, &mut client, "LISTEN a").await;
+    link.reset();
+    assert_eq!(client.reply().await.ok().tags, ["COMMIT"]);
+    assert_eq!(client.expect_end().await[0].code, "08006");
+}
