@@ -105,7 +105,8 @@ impl Session {
     /// Sends the first question to a backend that is this session's now: what became of a COMMIT, or which server this is,
     /// if that is not known or too old. True if there is one, whose answer is to be awaited.
     pub(super) fn ask_first(&mut self, gather: &mut Gather) -> bool {
-        if !self.effective.retry.settle_commit && !self.is_settling() {
+        let may_commit = self.effective.retry.settle_commit && !self.is_on_replica();
+        if !may_commit && !self.is_settling() {
             return false;
         }
         let now = self.now;
@@ -147,8 +148,11 @@ impl Session {
         let (Some(settle), Some(lease)) = (self.settle_ref(), &self.lease) else {
             return;
         };
+        // Without it nothing could be made of the id.
+        let knows_server = matches!(lease.incarnation, Some((_, Some(_))));
         if !settle.is_due
             || settle.xact.is_some()
+            || !knows_server
             || lease.status != TransactionStatus::InTransaction
             || lease.identity.cancels_begun() != settle.cancels
         {

@@ -208,6 +208,18 @@ async fn a_session_sees_its_own_writes_however_far_replicas_are_behind() {
     assert_eq!(writer.value("SELECT v FROM t WHERE id = 1").await, "1");
 }
 
+#[tokio::test]
+async fn a_replica_is_not_asked_for_what_settles_a_commit() {
+    let cluster = cluster(1);
+    let link = Link::to(cluster.replicas[0].address()).await;
+    link.hold(Hold::Request("system_identifier, checkpoint_lsn"));
+    let pgweir = options(&cluster.primary)
+        .flag("--replica", &link.node_url())
+        .set("retry.settle_commit", "true")
+        .start();
+    Stage { cluster, pgweir }.warm_up().await;
+}
+
 /// Its client is told to look in the database.
 #[tokio::test]
 async fn a_write_of_unknown_outcome_is_seen_by_who_comes_to_look_for_it() {

@@ -272,3 +272,17 @@ async fn who_is_to_listen_from_its_commit_on_is_not_left_deaf() {
     assert_eq!(client.reply().await.ok().tags, ["COMMIT"]);
     assert_eq!(client.expect_end().await[0].code, "08006");
 }
+
+/// A transaction whose server is not known can't be settled: nothing is asked in it that could fail.
+#[tokio::test]
+async fn an_id_is_not_asked_for_where_it_would_be_of_no_use() {
+    let (server, _link, pgweir) = stage(|options| options).await;
+    let setup = "CREATE ROLE low LOGIN; GRANT ALL ON t TO low;
+        REVOKE EXECUTE ON FUNCTION pg_control_system(), txid_current_if_assigned() FROM PUBLIC";
+    server.sql("postgres", setup).unwrap();
+    let mut client = pgweir.client_as(&Login::new("low", "postgres")).await;
+    client.query("BEGIN").await.ok();
+    client.query("INSERT INTO t VALUES (1)").await.ok();
+    assert_eq!(client.query("COMMIT").await.ok().tags, ["COMMIT"]);
+    assert_eq!(rows(&server), "1");
+}
