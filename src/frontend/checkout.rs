@@ -158,7 +158,7 @@ impl Session {
     }
 
     /// Brings the backend to the session's settings; see [`Self::begin`].
-    fn prepare(&mut self, gather: &mut Gather) -> bool {
+    pub(super) fn prepare(&mut self, gather: &mut Gather) -> bool {
         let awaited = self.plan(gather) == Pace::Awaited;
         self.reopen(gather);
         self.open_to_fail(gather);
@@ -293,11 +293,7 @@ impl Session {
         }
         self.end_exchange_under_way(is_in_transaction);
         if self.phase == Phase::Planning && self.takes_which() {
-            let mut gather = Gather::take();
-            self.prepare(&mut gather);
-            self.send_to_server(cx, &mut gather, &[]);
-            gather.give();
-            return self.process_inbox(cx);
+            return self.begin_behind_which(cx);
         }
         if self.phase == Phase::Planning {
             self.metering.planned(self.now.duration_since(self.since));

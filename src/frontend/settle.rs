@@ -28,6 +28,7 @@ use super::questions::{
     rolled_back,
 };
 use super::replay::Original;
+use super::reply;
 use super::session::{End, Phase, Session};
 use crate::backend::connection::Backend;
 use crate::error::{Report, SqlState};
@@ -206,10 +207,38 @@ impl Session {
         if settle.asked.is_some() {
             return;
         }
-        let identity = &backend.identity;
-        if self.entry.set_running(Arc::clone(identity)) && !self.inbox.is_empty() {
-            self.cancel_late(identity);
+        // Of what is behind the question nothing was sent; what the client has not sent yet it can't have meant.
+        let is_cancelled = self.entry.set_running(Arc::clone(&backend.identity));
+        let front = self.inbox.bytes().first();
+        let is_there = front.is_some_and(|tag| {
+            matches!(
+                *tag,
+                f::QUERY | f::PARSE | f::BIND | f::DESCRIBE | f::EXECUTE | f::CLOSE
+            )
+        });
+        if is_cancelled && is_there {
+            self.rerun_mut().refuses = Some(payload(&reply::canceled()));
         }
+    }
+
+    /// Goes on with the statement that has waited for the answer which server this is.
+    pub(super) fn begin_behind_which(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let identity = self.lease.as_ref().map(|lease| Arc::clone(&lease.identity));
+        if identity.is_some_and(|identity| self.entry.set_running(identity)) {
+            self.part_with_backend(false);
+            self.stop_waiting();
+            if self.is_replaying() {
+                return self.fall_back(false, cx);
+            }
+            self.enter(Phase::Idle);
+            self.refuse(&reply::canceled(), cx)?;
+            return self.process_inbox(cx);
+        }
+        let mut gather = Gather::take();
+        self.prepare(&mut gather);
+        self.send_to_server(cx, &mut gather, &[]);
+        gather.give();
+        self.process_inbox(cx)
     }
 
     /// Whether the session was waiting for the answer to the question which server this is.
@@ -288,10 +317,7 @@ impl Session {
             return Ok(());
         };
         if !settling.has_tag && self.effective.retry.replay && self.may_replay() {
-            let mut original = Vec::new();
-            b::put_report(&mut original, &rolled_back());
-            original.drain(..HEADER);
-            self.rerun_mut().original = Some(Original::Error(original));
+            self.rerun_mut().original = Some(Original::Error(payload(&rolled_back())));
             self.begin_replay();
             self.unsend();
         } else {
@@ -415,4 +441,12 @@ impl Session {
         let _ = self.outbox.poll_send(&mut self.stream, cx);
         self.process_inbox(cx)
     }
+}
+
+/// `report` as the server would send it, without the head of the message.
+fn payload(report: &Report) -> Vec<u8> {
+    let mut payload = Vec::new();
+    b::put_report(&mut payload, report);
+    payload.drain(..HEADER);
+    payload
 }

@@ -4,7 +4,7 @@
 use pgweir::demo::cluster::{Server, ServerOptions};
 
 use crate::shared;
-use crate::support::client::{Client, Login};
+use crate::support::client::{Client, Login, cancel};
 use crate::support::faulty_link::{Hold, Link};
 use crate::support::messages as m;
 use crate::support::pgweir::{Options, Pgweir};
@@ -271,6 +271,47 @@ async fn who_is_to_listen_from_its_commit_on_is_not_left_deaf() {
     link.reset();
     assert_eq!(client.reply().await.ok().tags, ["COMMIT"]);
     assert_eq!(client.expect_end().await[0].code, "08006");
+}
+
+/// Whoever cancels a statement that waits behind a question means the statement.
+#[tokio::test]
+async fn a_cancel_request_behind_a_question_ends_the_statement_that_waits() {
+    let (_server, link, pgweir) = stage(|options| options).await;
+    let mut client = pgweir.client_as(&Login::new("app", "postgres")).await;
+    let sleep = m::query("SELECT pg_sleep(600)");
+    link.hold(Hold::Request("pg_control_system"));
+    client.send(&sleep).await;
+    link.held().await;
+    cancel(pgweir.address, &client.key).await;
+    link.pass();
+    let reply = client.reply().await;
+    assert_eq!((reply.sqlstate(), reply.status), ("57014", 'I'));
+    assert_eq!(client.value("SELECT 1").await, "1");
+    let extended = [
+        m::parse("", "SELECT pg_sleep(600)", &[]),
+        m::bind("", "", &[]),
+        m::execute("", 0),
+        m::sync(),
+    ];
+    for sleep in [sleep, extended.concat()] {
+        client.query("BEGIN").await.ok();
+        link.hold(Hold::Request("txid_current_if_assigned"));
+        client.query("INSERT INTO t VALUES (1)").await.ok();
+        link.held().await;
+        let received = "pgweir_received_bytes_total{database=\"postgres\",user=\"app\"}";
+        let before = pgweir.metric(received).unwrap();
+        client.send(&sleep).await;
+        eventually("the statement to be there", async || {
+            pgweir.metric(received).unwrap() > before
+        })
+        .await;
+        cancel(pgweir.address, &client.key).await;
+        link.pass();
+        let reply = client.reply().await;
+        assert_eq!((reply.sqlstate(), reply.status), ("57014", 'E'));
+        assert_eq!(client.query("COMMIT").await.ok().tags, ["ROLLBACK"]);
+        assert_eq!(client.value("SELECT count(*) FROM t").await, "0");
+    }
 }
 
 /// A transaction whose server is not known can't be settled: nothing is asked in it that could fail.
