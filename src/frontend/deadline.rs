@@ -24,6 +24,8 @@ pub(super) enum Limit {
     Listener,
     /// The end of the pause before another run.
     Pause,
+    /// The server has not said what became of a COMMIT.
+    Settling,
     Query,
     /// The end of a statement that was cancelled for `query_timeout`.
     CancelWait,
@@ -82,7 +84,12 @@ impl Session {
                 at(self.since, self.query_limit(), Limit::Query),
                 transaction,
             ),
-            Phase::Planning => at(self.since, timeouts.query_timeout, Limit::Query),
+            Phase::Planning => {
+                let deadline = self.is_settling().then_some(self.effective.retry.deadline);
+                let settling = at(self.since, deadline, Limit::Settling);
+                let query = at(self.since, timeouts.query_timeout, Limit::Query);
+                earlier(query, settling)
+            }
             Phase::Active if self.is_awaiting_client() && !self.holds_transaction() => {
                 let limit = timeouts.pin_idle_timeout.filter(|_| !self.pins.is_empty());
                 let idle = earlier(
@@ -150,6 +157,10 @@ impl Session {
                     return Ok(());
                 }
                 self.process_inbox(cx)
+            }
+            Limit::Settling => {
+                self.part_with_backend(true);
+                Err(self.unsettled())
             }
             Limit::Replica => {
                 self.enter(Phase::Idle);

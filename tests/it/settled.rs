@@ -273,6 +273,17 @@ async fn who_is_to_listen_from_its_commit_on_is_not_left_deaf() {
     assert_eq!(client.expect_end().await[0].code, "08006");
 }
 
+#[tokio::test]
+async fn a_server_that_does_not_say_what_became_of_a_commit_is_not_awaited_longer_than_the_deadline()
+ {
+    let (server, link, pgweir) = stage(|options| options.set("retry.deadline", "1s")).await;
+    let mut client = pgweir.client_as(&Login::new("app", "postgres")).await;
+    commit_unheard(&server, &link, &mut client, "").await;
+    lose_and_hold_question(&link, &pgweir).await;
+    assert_eq!(client.expect_end().await[0].code, "08007");
+    assert_eq!(settled(&pgweir, "unknown").to_string(), "1");
+}
+
 /// Whoever cancels a statement that waits behind a question means the statement.
 #[tokio::test]
 async fn a_cancel_request_behind_a_question_ends_the_statement_that_waits() {
