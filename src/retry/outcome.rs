@@ -10,7 +10,8 @@
 //! anything in the WAL has it (`txid_current()`, a write to a temporary or unlogged table).
 //!
 //! "Aborted" needs no such proof: had the transaction committed for good, its id would be known and never given out again.
-//! And an id that the server has not given out yet is that of a transaction which it does not have.
+//! And an id that the server has not given out yet is that of a transaction which it does not have. Only a server on an
+//! older timeline than that of the transaction proves nothing by it: it is not the one that took over.
 
 use crate::session::mirror::Incarnation;
 
@@ -44,9 +45,9 @@ pub fn outcome(then: &Incarnation, now: &Incarnation, word: Word) -> Outcome {
     let is_same = then.timeline == now.timeline && then.checkpoint == now.checkpoint;
     match word {
         Word::Committed if is_same => Outcome::Committed,
-        Word::Aborted | Word::Future => Outcome::Aborted,
+        Word::Aborted | Word::Future if now.timeline >= then.timeline => Outcome::Aborted,
         Word::InProgress => Outcome::Open,
-        Word::Committed | Word::None => Outcome::Unknown,
+        Word::Committed | Word::Aborted | Word::Future | Word::None => Outcome::Unknown,
     }
 }
 
@@ -78,6 +79,10 @@ mod tests {
             assert_eq!(outcome(&then, now, Word::Future), Outcome::Aborted);
             assert_eq!(outcome(&then, now, Word::InProgress), Outcome::Open);
             assert_eq!(outcome(&then, now, Word::None), Outcome::Unknown);
+        }
+        // A primary of yesterday.
+        for word in [Word::Committed, Word::Aborted, Word::Future] {
+            assert_eq!(outcome(&promoted, &then, word), Outcome::Unknown);
         }
         for word in [
             Word::Committed,

@@ -210,6 +210,7 @@ pub struct Mirror {
 pub struct Incarnation {
     /// The identifier of its database cluster.
     pub system: Box<[u8]>,
+    /// In eight hexadecimal digits.
     pub timeline: Box<[u8]>,
     /// Where its last checkpoint is.
     pub checkpoint: Box<[u8]>,
