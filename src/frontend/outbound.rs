@@ -82,7 +82,7 @@ impl Receiver for Relay<'_> {
                 self.session.take_setting(reported, payload);
             }
             b::COMMAND_COMPLETE if owed.to == For::Client => {
-                self.session.note_tag(backend, owed);
+                self.session.note_tag(backend, owed, payload);
                 self.session.note_acknowledged();
                 self.session.note_completed();
                 self.session.passes_trial(true);

@@ -82,7 +82,7 @@ impl Session {
     }
 
     /// A statement of the client's was completed.
-    pub(super) fn note_tag(&mut self, backend: &Backend, owed: Owed) {
+    pub(super) fn note_tag(&mut self, backend: &Backend, owed: Owed, tag: &[u8]) {
         if let Some(rerun) = &mut self.rerun
             && let Some(settle) = &mut rerun.settle
             && settle.commit == Commit::Last
@@ -90,7 +90,12 @@ impl Session {
             let runs = |owed: &&Owed| matches!(owed.request, Request::Query | Request::Execute);
             let left = backend.expect.iter().filter(runs);
             let left = left.filter(|owed| owed.to == For::Client).count();
-            settle.has_tag = left == usize::from(owed.request == Request::Query);
+            let is_last = left == usize::from(owed.request == Request::Query);
+            settle.has_tag = is_last && tag == b"COMMIT\0";
+            if is_last && !settle.has_tag {
+                // It has failed, and the client knows.
+                settle.commit = Commit::Other;
+            }
         }
     }
 
