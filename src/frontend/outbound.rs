@@ -156,14 +156,7 @@ impl Relay<'_> {
         let code = refused.as_ref().map(|report| report.code);
         let code = code.or(b::sqlstate(payload));
         let is_fatal = b::is_fatal(payload);
-        if is_fatal && self.session.is_settling() {
-            // It says nothing of the COMMIT, which is asked for again on another connection.
-            self.is_lost = true;
-            return false;
-        }
-        if owed.to == For::Xact && !is_fatal {
-            let end = self.session.take_refused_question(payload);
-            self.end = self.end.take().or(end);
+        if self.fails_question(owed, is_fatal, payload) {
             return false;
         }
         if self.session.fails_on_trial(owed, code, is_fatal) {
@@ -219,6 +212,21 @@ impl Relay<'_> {
         };
         self.gather.own(|out| b::put_report(out, &report));
         false
+    }
+
+    /// Takes in an error in place of the answer to a question of `settle`. False if it is another one.
+    fn fails_question(&mut self, owed: Owed, is_fatal: bool, payload: &[u8]) -> bool {
+        if is_fatal && self.session.is_settling() {
+            // It says nothing of the COMMIT, which is asked for again on another connection.
+            self.is_lost = true;
+            return true;
+        }
+        if is_fatal || owed.to != For::Xact {
+            return false;
+        }
+        let end = self.session.take_refused_question(payload);
+        self.end = self.end.take().or(end);
+        true
     }
 
     /// Takes in the end of a session in place of the answer to a COMMIT. True if that is not for the client.
