@@ -46,31 +46,26 @@ impl Runner {
 
     /// How long may be waited for what is waited for.
     fn patience(&self, pool: &Pool) -> Option<Duration> {
-        let cancel_wait = || pool.effective.load().timeouts.cancel_wait_timeout;
         if self.is_waiting {
-            Some(QUEUE_PATIENCE)
-        } else if self.is_planning {
-            Some(cancel_wait())
-        } else {
-            let front = self.flights.front()?;
-            if front.streams {
-                // It goes at its client's pace, who has limits of its own. Those behind have not.
-                let is_waited_for = self.behind().any(|flight| flight.ticket.is_good());
-                return is_waited_for.then(|| {
-                    // Without another run their connections end.
-                    if pool.effective.load().retry.statements {
-                        STREAM_PATIENCE
-                    } else {
-                        cancel_wait()
-                    }
-                });
-            }
-            Some(if front.was_slow {
-                cancel_wait()
-            } else {
-                PATIENCE
-            })
+            return Some(QUEUE_PATIENCE);
         }
+        let front = self.flights.front();
+        if !self.is_planning && !front?.streams && !front?.was_slow {
+            return Some(PATIENCE);
+        }
+        let effective = pool.effective.load();
+        let cancel_wait = effective.timeouts.cancel_wait_timeout;
+        if self.is_planning || !front?.streams {
+            return Some(cancel_wait);
+        }
+        // It goes at its client's pace, who has limits of its own. Those behind have not.
+        let is_waited_for = self.behind().any(|flight| flight.ticket.is_good());
+        // Without another run their connections end.
+        is_waited_for.then_some(if effective.retry.statements {
+            STREAM_PATIENCE
+        } else {
+            cancel_wait
+        })
     }
 
     /// What is sent behind the request in front.
