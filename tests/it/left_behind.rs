@@ -1,5 +1,7 @@
 //! What a session leaves on a connection that it kept for a while, and what an EXECUTE leaves there.
 
+use super::listening::pinned;
+use super::own_numbers::{define, step};
 use crate::same::Same;
 use crate::shared::{self, Role};
 use crate::support::client::Client;
@@ -15,28 +17,12 @@ async fn alone(name: &'static str) -> (Role, Pgweir) {
     (role, pgweir)
 }
 
-async fn define(texts: &[&str]) {
-    let mut direct = shared::direct().await;
-    for text in texts {
-        direct.query(text).await.ok();
-    }
-}
-
-fn step(text: &str) -> Vec<u8> {
-    [parse("", text, &[]), bind("", "", &[]), execute("", 0)].concat()
-}
-
 fn run(text: &str) -> Vec<u8> {
     [step(text), sync()].concat()
 }
 
-async fn pins(pgweir: &Pgweir) -> usize {
-    let reply = pgweir.console().await.query("SHOW PINS").await.ok();
-    reply.rows.len()
-}
-
 async fn nobody_is_pinned(pgweir: &Pgweir) {
-    eventually("the pins to end", async || pins(pgweir).await == 0).await;
+    eventually("the pins to end", async || pinned(pgweir).await == 0).await;
 }
 
 /// `other` has none of the statements that `one` has.
@@ -98,7 +84,7 @@ async fn a_text_that_has_begun_to_run_pins_though_code_in_it_cannot_be_parsed() 
         let text = [&lock[..], code.as_bytes(), b"\0"].concat();
         one.send(&messages::frame(b'Q', &text)).await;
         assert_eq!(one.reply().await.sqlstate(), "42601");
-        assert_eq!(pins(&pgweir).await, 1, "{code}");
+        assert_eq!(pinned(&pgweir).await, 1, "{code}");
         one.terminate().await;
         let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711";
         let mut other = role.client(&pgweir).await;

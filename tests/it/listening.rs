@@ -16,27 +16,33 @@ use crate::support::scripted_backend::{BackendConnection, ScriptedBackend};
 use crate::support::wait::eventually;
 
 /// A database of one test: notifications go no further.
-async fn database(name: &str) -> String {
+pub(super) async fn database(name: &str) -> String {
     let mut direct = shared::direct().await;
     direct.query(&format!("CREATE DATABASE {name}")).await.ok();
     name.to_owned()
 }
 
-async fn client(pgweir: &Pgweir, database: &str) -> Client {
+pub(super) async fn client(pgweir: &Pgweir, database: &str) -> Client {
     pgweir.client_as(&Login::new("postgres", database)).await
 }
 
-async fn direct(database: &str) -> Client {
+pub(super) async fn direct(database: &str) -> Client {
     Client::connect(shared::server().address(), "postgres", database).await
 }
 
-fn note(channel: &str, payload: &str) -> (String, String) {
+pub(super) fn note(channel: &str, payload: &str) -> (String, String) {
     (channel.to_owned(), payload.to_owned())
 }
 
 /// What came so far.
-fn heard(client: &mut Client) -> Vec<(String, String)> {
+pub(super) fn heard(client: &mut Client) -> Vec<(String, String)> {
     client.notifications.drain(..).collect()
+}
+
+/// How many sessions are pinned.
+pub(super) async fn pinned(pgweir: &Pgweir) -> usize {
+    let mut console = pgweir.console().await;
+    console.query("SHOW PINS").await.ok().rows.len()
 }
 
 /// Backends of a database, by what they are.

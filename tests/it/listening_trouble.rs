@@ -7,43 +7,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::listening::{client, database, direct, heard, note, pinned};
 use crate::shared;
 use crate::support::client::{Client, Login};
 use crate::support::messages::{self, bind, execute, parse, query, sync};
-use crate::support::pgweir::{Options, Pgweir};
+use crate::support::pgweir::Options;
 use crate::support::scripted_backend::{BackendConnection, ScriptedBackend};
 use crate::support::wait::eventually;
 
 const MISSED: &str = "notifications may have been missed";
 const LISTENER: &str = "pgweir listener";
-
-/// A database of one test: notifications go no further.
-async fn database(name: &str) -> String {
-    let mut direct = shared::direct().await;
-    direct.query(&format!("CREATE DATABASE {name}")).await.ok();
-    name.to_owned()
-}
-
-async fn client(pgweir: &Pgweir, database: &str) -> Client {
-    pgweir.client_as(&Login::new("postgres", database)).await
-}
-
-async fn direct(database: &str) -> Client {
-    Client::connect(shared::server().address(), "postgres", database).await
-}
-
-fn note(channel: &str, payload: &str) -> (String, String) {
-    (channel.to_owned(), payload.to_owned())
-}
-
-fn heard(client: &mut Client) -> Vec<(String, String)> {
-    client.notifications.drain(..).collect()
-}
-
-async fn pinned(pgweir: &Pgweir) -> usize {
-    let mut console = pgweir.console().await;
-    console.query("SHOW PINS").await.ok().rows.len()
-}
 
 #[tokio::test]
 async fn what_an_encoding_lacks_is_missed_by_its_clients_and_nobody_is_refused_for_it() {

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use pgweir::demo::cluster::ServerOptions;
-use pgweir::session::sequences::PROBATION;
 use tokio::sync::Semaphore;
 
+use super::sequences::{end_probation, two};
 use crate::routing::{PLACE, Stage};
 use crate::shared::{self, Role};
 use crate::support::client::{Client, Login};
@@ -23,25 +23,16 @@ fn pgweir(pool_size: &str) -> Pgweir {
         .start()
 }
 
-async fn two(role: &Role, pgweir: &Pgweir) -> [Client; 2] {
-    [role.client(pgweir).await, role.client(pgweir).await]
-}
-
-async fn end_probation(client: &mut Client) {
-    for _ in 0..=PROBATION {
-        client.query("SELECT txid_current()").await.ok();
-    }
-}
-
 /// Runs `texts` past pgweir, which learns nothing from them.
-async fn define(texts: &[&str]) {
+pub(super) async fn define(texts: &[&str]) {
     let mut direct = shared::direct().await;
     for text in texts {
         direct.query(text).await.ok();
     }
 }
 
-fn step(text: &str) -> Vec<u8> {
+/// A statement of an exchange.
+pub(super) fn step(text: &str) -> Vec<u8> {
     [parse("", text, &[]), bind("", "", &[]), execute("", 0)].concat()
 }
 

@@ -10,13 +10,13 @@ use crate::support::pgweir::{Options, Pgweir};
 use crate::support::wait::{eventually, within_limit};
 
 /// The application of these clients has written often enough to be known as one that reads no numbers.
-async fn end_probation(client: &mut Client) {
+pub(super) async fn end_probation(client: &mut Client) {
     for _ in 0..=PROBATION {
         client.query("SELECT txid_current()").await.ok();
     }
 }
 
-async fn two(role: &Role, pgweir: &Pgweir) -> [Client; 2] {
+pub(super) async fn two(role: &Role, pgweir: &Pgweir) -> [Client; 2] {
     [role.client(pgweir).await, role.client(pgweir).await]
 }
 
