@@ -57,6 +57,8 @@ pub struct Known {
     pub may_unpin: bool,
     /// It is not proved to only read: it may advance a sequence, if only by a default or a trigger.
     pub writes: bool,
+    /// It makes something that is temporary if the `search_path` says so.
+    pub creates: bool,
     /// It may run code that its text does not show, of a view or a trigger.
     pub runs_code: bool,
     /// Whether it may run again once the server has rolled it back.
@@ -145,6 +147,7 @@ impl Known {
             pins,
             may_unpin: class_unpins,
             writes: !class_reads,
+            creates: class.statements.iter().any(|it| creates(it, class_reads)),
             runs_code: runs_code(&class),
             doubt,
             block_end: repeat::block_end(&class),
@@ -233,6 +236,16 @@ fn may_unpin(statement: &Statement) -> bool {
                 | Effect::DiscardTemp
         )
     })
+}
+
+/// Whether `statement`, of a text that only `reads` or does not, makes a table or the like.
+fn creates(statement: &Statement, reads: bool) -> bool {
+    match &statement.kind {
+        StatementKind::Ddl { verb, .. } => *verb == DdlVerb::Create,
+        // SELECT INTO.
+        StatementKind::Select | StatementKind::Explain { .. } => !reads,
+        _ => false,
+    }
 }
 
 fn runs_code(class: &Class) -> bool {

@@ -71,6 +71,8 @@ pub(super) fn set_config(cursor: &Cursor<'_>, out: &mut Findings) {
     out.writes = true;
     out.needs_text = true;
     match assignment(cursor) {
+        // As `SET seed`: no value that could be read again.
+        Some(assignment) if assignment.name == "seed" => out.effect(Effect::SetSeed),
         Some(assignment) => {
             if assignment.name == "search_path" && assignment.names_temp_schema(cursor.text()) {
                 out.effect(Effect::TempTable {

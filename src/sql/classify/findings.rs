@@ -27,6 +27,15 @@ pub(super) struct Findings {
 
 impl Findings {
     pub(super) fn effect(&mut self, effect: Effect) {
+        let effect = match effect {
+            // Values are asked for by name, and how this one is spelled depends on an encoding that may change.
+            Effect::Setting { name, local: false } | Effect::ResetSetting(name)
+                if !name.as_bytes().is_ascii() =>
+            {
+                Effect::SettingsUnknown
+            }
+            effect => effect,
+        };
         if self.effects.contains(&effect) {
             return;
         }
