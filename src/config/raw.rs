@@ -338,7 +338,7 @@ tables! {
         /// Share of `max_size` that sessions may hold that keep their server connection (`SHOW PINS`), rounded up; a
         /// statement that would need one more is refused with 53300.
         max_pinned: Percent = Percent(100), Live;
-        /// Statement run once on each new server connection.
+        /// Statements run on each new server connection, and again where what they have set was changed or reset by a client.
         connect_query: Option<String> = None, NewConnections;
     }
 

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use super::reply;
 use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
-use crate::error::UserFacing;
+use crate::error::{SqlState, UserFacing};
 use crate::net::buffer::Gather;
 use crate::pool::Lease;
 use crate::pool::reset::{self, Residue};
@@ -15,7 +15,7 @@ use crate::pool::waiter::CheckoutError;
 use crate::routing::reason::Reason;
 use crate::session::mirror::Mirror;
 use crate::session::plan::{self, Pace};
-use crate::session::settings::Row;
+use crate::session::settings::{self, Login, Row};
 use crate::sql::reading::Rereads;
 use crate::sql::state::PinSet;
 use crate::wire::backend::TransactionStatus;
@@ -160,6 +160,9 @@ impl Session {
     /// Brings the backend to the session's settings; see [`Self::begin`].
     pub(super) fn prepare(&mut self, gather: &mut Gather) -> bool {
         let awaited = self.plan(gather) == Pace::Awaited;
+        if !awaited {
+            self.planning.succeeded();
+        }
         self.reopen(gather);
         self.open_to_fail(gather);
         if self.in_transaction {
@@ -181,8 +184,12 @@ impl Session {
         };
         let want = self.settings.current();
         let is_foreign = |session| session != self.entry.pid.0;
-        let resets = lease.mirror.unknown_to.is_some_and(is_foreign);
-        if !resets && crate::session::settings::same(&lease.mirror.settings, want) {
+        let how = plan::How {
+            order: self.planning.order,
+            is_foreign: lease.mirror.unknown_to.is_some_and(is_foreign),
+            connect_query: self.effective.pool.connect_query.as_deref(),
+        };
+        if !plan::is_due(&lease.mirror, want, how) {
             reply::tell_changes(&mut self.told, &mut lease.mirror.reported, &mut self.outbox);
             let identity = Arc::clone(&lease.identity);
             if self.entry.set_running(Arc::clone(&identity)) {
@@ -191,8 +198,7 @@ impl Session {
             return Pace::None;
         }
         let mut text = Vec::new();
-        let connect_query = self.effective.pool.connect_query.as_deref();
-        let pace = plan::onto(&mut lease.mirror, want, resets, connect_query, &mut text);
+        let pace = plan::onto(&mut lease.mirror, want, how, &mut text);
         gather.own(|out| frontend::put_query(out, &text));
         lease.expect.push(Owed::new(Request::Query, For::Plan));
         // A cancel request that hit the plan would have the client's statement run with other settings.
@@ -227,7 +233,10 @@ impl Session {
         if self.in_transaction {
             return;
         }
-        let (Some(probe), Some(lease)) = (self.settings.probe(), &mut self.lease) else {
+        let Some(lease) = &mut self.lease else {
+            return;
+        };
+        let Some(probe) = self.settings.probe(lease.mirror.login_role.is_some()) else {
             return;
         };
         gather.own(|out| frontend::put_query(out, &probe.text));
@@ -240,8 +249,14 @@ impl Session {
 
     /// What was learnt is what the backend has. As a rule that is what the session has, and the two share it.
     pub(super) fn reflect(&self, mirror: &mut Mirror, learnt: &[Row]) {
-        let user = self.effective.login_user.as_bytes();
-        let next = mirror.settings.with(learnt, user);
+        if let Some(role) = settings::login_role(learnt) {
+            mirror.login_role = Some(role.into());
+        }
+        let login = Login {
+            user: self.effective.login_user.as_bytes(),
+            role: mirror.login_role.as_deref(),
+        };
+        let next = mirror.settings.with(learnt, login);
         let current = self.settings.current();
         mirror.settings = if next == **current {
             Arc::clone(current)
@@ -297,6 +312,7 @@ impl Session {
         }
         if self.phase == Phase::Planning {
             self.metering.planned(self.now.duration_since(self.since));
+            self.planning.succeeded();
             // The client's bytes are still to be written.
             self.forget_written();
             self.enter(Phase::Active);
@@ -396,5 +412,19 @@ impl Session {
         self.left_with_backend();
         self.release();
         self.process_inbox(cx)
+    }
+
+    /// The server has answered a question of pgweir's with an error.
+    pub(super) fn fail_probe(&mut self, code: Option<SqlState>) {
+        let probe = self.probe.get_or_insert_default();
+        probe.failed = true;
+        // A cancel request that the client meant for its own statement may have come late.
+        probe.refused = code != Some(SqlState::QUERY_CANCELED);
+    }
+
+    pub(super) fn drop_backend(&mut self) {
+        self.note_torn();
+        self.entry.clear_running();
+        self.lease = None;
     }
 }

@@ -9,14 +9,13 @@ use super::listening::Gate;
 use super::refusal::Refusal;
 use super::reply;
 use super::session::{End, Phase, Session};
-use crate::config::model::PoolMode;
 use crate::error::{Report, Severity, SqlState};
 use crate::net::buffer::Gather;
 use crate::session::plan::Pace;
 use crate::sql::known::Known;
 use crate::sql::prepared::PreparedUse;
 use crate::sql::reading::Rereads;
-use crate::sql::state::{Effect, PinReason};
+use crate::sql::state::PinReason;
 use crate::wire::backend::TransactionStatus;
 use crate::wire::expect::{For, Owed, Request};
 use crate::wire::frame::{FrameError, HEADER, Header};
@@ -425,69 +424,5 @@ impl Session {
             self.probe(gather);
         }
         Ok(true)
-    }
-
-    /// Code is about to be sent that can't be seen through.
-    pub(super) fn note_opaque(&mut self) {
-        if self.effective.pool.pool_mode != PoolMode::Session {
-            self.settings.touch_opaque();
-            if let Some(lease) = &mut self.lease {
-                lease.mirror.unknown_to = Some(self.entry.pid.0);
-            }
-        }
-    }
-
-    /// Notes what a statement that is about to be sent does to the session.
-    pub(super) fn note(&mut self, known: &Known) -> Result<(), End> {
-        if !self.pins.is_empty() && known.may_unpin {
-            self.settings.ask_leftovers();
-        }
-        self.rereads.add(known.rereads);
-        let transaction = known.class.transaction;
-        if transaction.ends() || transaction.savepoints() {
-            self.rereads.may_be_taken_back();
-        }
-        if known.is_plain {
-            return Ok(());
-        }
-        if known.empties_database {
-            self.shared.pools.vacate(&known.query.text);
-        }
-        let class = &known.class;
-        self.copies_in |= known.copies_in;
-        if transaction.begins() || transaction.ends() {
-            // A string that does both is settled by what the server reports.
-            self.in_transaction = transaction.begins() || transaction.chains();
-        }
-        if self.in_transaction && self.effective.pool.pool_mode == PoolMode::Statement {
-            let report = Report::fatal(
-                SqlState::FEATURE_NOT_SUPPORTED,
-                "transaction blocks are not allowed in statement pooling mode",
-            )
-            .hint("Use pool_mode = \"transaction\".");
-            return Err(End::Fatal(Box::new(report)));
-        }
-        for effect in class.effects() {
-            match effect {
-                Effect::Setting { name, local: false } => self.settings.touch(name.as_bytes()),
-                Effect::ResetSetting(name) => self.settings.reset(name.as_bytes()),
-                Effect::DeallocateSql(name) => {
-                    self.deallocates = true;
-                    // The name may be one that pgweir has given.
-                    if name.is_some() {
-                        self.settings.ask_leftovers();
-                    }
-                }
-                Effect::ResetAll => self.settings.reset_known(),
-                Effect::DiscardAll => {
-                    self.discards = true;
-                    self.settings.reset_known();
-                }
-                Effect::SettingsUnknown => self.settings.touch_anything(),
-                Effect::OpaqueCode => self.note_opaque(),
-                _ => {}
-            }
-        }
-        Ok(())
     }
 }

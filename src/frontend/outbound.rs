@@ -16,7 +16,7 @@ use crate::backend::receive::{self, ReceiveError, Receiver};
 use crate::error::SqlState;
 use crate::net::buffer::{Gather, ReadBuffer};
 use crate::session::leftovers;
-use crate::session::settings::Row;
+use crate::session::settings::{Login, Row};
 use crate::sql::state::{PinReason, PinSet};
 use crate::wire::backend::{self as b, TransactionStatus};
 use crate::wire::expect::{For, OWN_NAME, Owed, Received, Request, UNNAMED};
@@ -36,6 +36,8 @@ struct Relay<'a> {
     prepared: Option<usize>,
     /// The server has said that it ends the session, and the client is not told.
     is_lost: bool,
+    /// The server has refused the session's settings, and another backend is tried.
+    plans_elsewhere: bool,
     /// Why the session ends once the client has what came so far.
     end: Option<End>,
 }
@@ -176,6 +178,10 @@ impl Relay<'_> {
         if is_fatal {
             self.end = Some(End::ServerGone);
         } else if owed.to == For::Plan && !comes_again(owed, code) {
+            if self.session.plans_again(payload) {
+                self.plans_elsewhere = true;
+                return false;
+            }
             let overrun = self.session.take_overrun(b::sqlstate(payload));
             let end = overrun.map(|_| self.session.cannot_cancel());
             let failed = || End::Fatal(Box::new(reply::not_restored(payload)));
@@ -313,6 +319,7 @@ impl Relay<'_> {
                 self.tell(backend);
                 self.learn(backend, owed);
             }
+            For::Plan if self.plans_elsewhere => {}
             For::Plan => {
                 self.tell(backend);
                 let identity = &backend.identity;
@@ -344,19 +351,21 @@ impl Relay<'_> {
     fn learn(&mut self, backend: &Backend, owed: Owed) {
         let answer = self.session.probe.take().unwrap_or_default();
         let ProbeAnswer {
-            mut rows, refused, ..
+            mut rows,
+            refused,
+            failed,
         } = *answer;
         if backend.status != TransactionStatus::Idle {
             return;
         }
-        // No answer at all would be asked for again without end.
-        let is_silent = owed.statement == QUESTION && rows.is_empty();
-        if refused || is_silent {
+        // It is asked again once, and not without end.
+        let is_silent = owed.statement == QUESTION && (failed || rows.is_empty());
+        if refused || (is_silent && !self.session.settings.asks_again()) {
             // Nothing is known of what the session has left on this backend: it stays there.
             self.session.settings.give_up();
             let unknown = PinReason::SettingsUnknown.into();
             self.session.set_pins(self.session.pins.union(unknown));
-        } else if !rows.is_empty() {
+        } else if !is_silent && !rows.is_empty() {
             if let Some(mut left) = leftovers::take(&mut rows) {
                 // Those that the session has under their own names, it knows.
                 if left.own == self.session.names.own_sql(backend.id) {
@@ -366,22 +375,17 @@ impl Relay<'_> {
                     .settle_pins(left.pins, backend.expect.is_at_rest());
                 self.prepared = Some(left.prepared);
             }
-            let user = self.session.effective.login_user.as_bytes();
-            self.session.settings.learn(&rows, user);
+            let login = Login {
+                user: self.session.effective.login_user.as_bytes(),
+                role: backend.mirror.login_role.as_deref(),
+            };
+            self.session.settings.learn(&rows, login);
             self.learnt = rows;
         }
     }
 }
 
 impl Session {
-    /// The server has answered a question of pgweir's with an error.
-    fn fail_probe(&mut self, code: Option<SqlState>) {
-        let probe = self.probe.get_or_insert_default();
-        probe.failed = true;
-        // A cancel request that the client meant for its own statement may have come late.
-        probe.refused = code != Some(SqlState::QUERY_CANCELED);
-    }
-
     /// Reads the server once and passes on what came.
     pub(super) fn poll_server(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         if self.outbox.len() >= OUTBOX_MAX {
@@ -428,6 +432,7 @@ impl Session {
             learnt: Vec::new(),
             prepared: None,
             is_lost: false,
+            plans_elsewhere: false,
             end: None,
         };
         let backend = &mut *lease;
@@ -450,6 +455,7 @@ impl Session {
             learnt,
             prepared,
             is_lost,
+            plans_elsewhere,
             end,
             ..
         } = relay;
@@ -470,6 +476,9 @@ impl Session {
         if is_lost || self.was_terminated() {
             return self.lose_server(&ReceiveError::Closed, cx);
         }
+        if plans_elsewhere {
+            return self.plan_elsewhere(cx);
+        }
         let is_over = matches!(end, Some(End::ServerGone | End::Fatal(_)));
         if self.replay_differs() || (is_over && self.is_replaying()) {
             return self.fall_back(is_over, cx);
@@ -483,11 +492,5 @@ impl Session {
             }
         }
         Ok(())
-    }
-
-    pub(super) fn drop_backend(&mut self) {
-        self.note_torn();
-        self.entry.clear_running();
-        self.lease = None;
     }
 }

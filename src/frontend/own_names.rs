@@ -97,16 +97,12 @@ impl Session {
         self.lend(missing, alone, gather)
     }
 
-    /// Code may run a statement that is `known`: what that resets is the server's own then, not what the client started
-    /// with.
+    /// Code may run a statement that is `known`.
     fn note_resets(&mut self, known: &Known) {
-        for effect in known.class.effects() {
-            match effect {
-                Effect::ResetAll => self.settings.reset_known(),
-                Effect::ResetSetting(name) => self.settings.reset(name.as_bytes()),
-                _ => {}
-            }
-        }
+        known
+            .class
+            .effects()
+            .for_each(|effect| self.note_reset(effect));
     }
 
     /// Whether what is sent now is an exchange of its own, outside a transaction.

@@ -144,10 +144,16 @@ async fn try_on(
     settings: &Arc<Settings>,
 ) -> Result<Arc<Reported>, HandshakeError> {
     let mut text = Vec::new();
-    plan::settings(&lease.mirror.settings, settings, &mut text);
+    let effective = lease.pool().effective.load_full();
+    let how = plan::How {
+        connect_query: effective.pool.connect_query.as_deref(),
+        is_foreign: lease.mirror.unknown_to.is_some(),
+        ..plan::How::default()
+    };
+    plan::put(&lease.mirror, settings, how, &mut text);
     if !text.is_empty() {
         match query::on_backend(lease, &text).await {
-            Ok(_) => lease.mirror.settings = Arc::clone(settings),
+            Ok(_) => plan::done(&mut lease.mirror, settings, how),
             Err(QueryError::Server {
                 code,
                 payload,

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use super::session::Session;
 use crate::net::buffer::Gather;
+use crate::session::literal::{put_literal, put_text};
 use crate::session::mirror::settings_of;
-use crate::session::settings::put_literal;
 use crate::session::statements::Meaning;
 use crate::shared::Prepared;
 use crate::sql::LexOptions;
@@ -124,7 +124,7 @@ fn set_texts(wanted: &[Wanted<'_>]) -> (Vec<u8>, Vec<u8>) {
         kept.extend(name.to_ascii_lowercase());
         put_call(&mut there, &kept, |text| put_current(text, name));
         put_call(&mut there, name, |text| match value {
-            Some(value) => put_literal(text, value),
+            Some(value) => put_text(text, value),
             None => text.extend_from_slice(b"NULL"),
         });
         put_call(&mut back, name, |text| put_current(text, &kept));

@@ -20,6 +20,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::listening::Listening;
 use super::metering::Metering;
+use super::planning::Planning;
 use super::refusal::Refusal;
 use super::rerun::Rerun;
 use super::ride::Riding;
@@ -120,6 +121,7 @@ pub struct Session {
     /// Bytes the client has not taken.
     pub(super) outbox: Outbox,
     pub(super) settings: Tracker,
+    pub(super) planning: Planning,
     /// Boxed: rarely asked for.
     pub(super) probe: Option<Box<ProbeAnswer>>,
     /// What the client was told by `ParameterStatus`.
@@ -220,6 +222,7 @@ impl Session {
             inbox: Held::default(),
             outbox: Outbox::default(),
             settings: start.settings,
+            planning: Planning::default(),
             probe: None,
             told: start.told,
             names: Names::default(),

@@ -18,7 +18,7 @@ use crate::backend::login::{Credentials, LoginError};
 use crate::backend::query::{self, QueryError, Row};
 use crate::config::model::Config;
 use crate::error::{ErrorKind, Report, SqlState, UserFacing};
-use crate::session::settings::put_literal;
+use crate::session::literal::put_literal;
 
 /// Answers kept; when there are more the table starts anew.
 const ANSWERS_MAX: usize = 10_000;

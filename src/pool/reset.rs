@@ -108,12 +108,26 @@ async fn clean(
             .map_err(io::Error::other)?;
         lease.mirror.reset();
         lease.mirror.numbers = Numbers::default();
+        take_login_role(&mut lease).await?;
     }
     if lease.is_clean() {
         Ok(lease)
     } else {
         Err(io::Error::other("not clean after ROLLBACK"))
     }
+}
+
+/// Gives a connection its login's role back, which DISCARD ALL leaves at `none` on servers before November 2024.
+async fn take_login_role(lease: &mut Lease) -> io::Result<()> {
+    if lease.mirror.login_role.as_deref() == Some(b"none") {
+        return Ok(());
+    }
+    let rows = query::on_backend(lease, b"SELECT pg_catalog.set_config('role', NULL, false)")
+        .await
+        .map_err(io::Error::other)?;
+    let role = rows.into_iter().flatten().next().flatten();
+    lease.mirror.login_role = role.map(Into::into);
+    Ok(())
 }
 
 /// Ends a COPY FROM STDIN, whose data nobody sends any more. A cancel request doesn't: the server waits for the data.

@@ -192,6 +192,10 @@ pub struct Mirror {
     /// The session whose code may have set what the server does not list: custom settings of no extension. They stay
     /// for that session and are reset for any other.
     pub unknown_to: Option<u32>,
+    /// Something was reset that `connect_query` may have set, if there is one.
+    pub is_bare: bool,
+    /// The role it began with, once it was asked.
+    pub login_role: Option<Box<[u8]>>,
     /// What it last reported.
     pub reported: Arc<Reported>,
     /// Global statements it has, least recently used first to go.
@@ -230,6 +234,8 @@ impl Mirror {
         Self {
             settings: Arc::default(),
             unknown_to: None,
+            is_bare: false,
+            login_role: None,
             reported,
             prepared,
             awaited_shapes: Awaited::default(),
@@ -326,6 +332,7 @@ impl Mirror {
         self.forget_all();
         self.settings = Arc::default();
         self.unknown_to = None;
+        self.is_bare = true;
         self.numbers.forget();
     }
 

@@ -4,22 +4,33 @@
 //! What a transaction leaves behind depends on savepoints, rollbacks, errors half-way and functions. Rather than model
 //! all that, pgweir notes the *names* a transaction may have changed and asks the server for their values when it is
 //! over, in the same write as the statement that ends it. The answer is exact and canonical.
+//!
+//! # Why values are in the database's encoding
+//! What a client sends and is told is in its `client_encoding`, which differs from session to session and changes
+//! within one, and the server reads a plan by the one that the backend happens to have. So the server is asked for the
+//! bytes of the database's own encoding, and is told them in ASCII ([`put_text`]); those of a startup packet are taken
+//! for that as they come, as PostgreSQL does. A setting whose *name* is not ASCII pins the session (`sql::classify`).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::leftovers;
+use super::literal::{
+    TIMEOUT, put_bytes_of, put_literal, put_question, put_text, put_time, unescaped,
+};
 use crate::sql::reading::UNREPORTED;
 
 /// Settings that are never carried: the life of the first three ends with the transaction, the others can't be set
-/// and are only reported.
-const NOT_CARRIED: [&[u8]; 8] = [
+/// and are only reported, or can't be read.
+const NOT_CARRIED: [&[u8]; 9] = [
     b"transaction_isolation",
     b"transaction_read_only",
     b"transaction_deferrable",
     b"in_hot_standby",
     b"integer_datetimes",
     b"is_superuser",
+    // Reads as `unavailable`; who sets it is pinned.
+    b"seed",
     b"server_encoding",
     b"server_version",
 ];
@@ -31,6 +42,23 @@ type NameSet = BTreeSet<Box<[u8]>>;
 
 /// A name and its value, as the server answers a [`Probe`].
 pub type Row = (Vec<u8>, Option<Vec<u8>>);
+
+/// Whom a backend is where nothing of a session's says otherwise.
+#[derive(Clone, Copy, Debug)]
+pub struct Login<'a> {
+    pub user: &'a [u8],
+    /// The role it began with, by `ALTER ROLE … SET role` or the startup packet; `None` while nobody has asked.
+    pub role: Option<&'a [u8]>,
+}
+
+/// The row that tells [`Login::role`]; no setting has a name with a space in it.
+const LOGIN_ROLE: &[u8] = b"login role";
+
+/// The role a backend began with, if `rows` tell it.
+pub fn login_role(rows: &[Row]) -> Option<&[u8]> {
+    let row = rows.iter().find(|(name, _)| name == LOGIN_ROLE)?;
+    row.1.as_deref()
+}
 
 /// A set of settings that differ from the server's own, sorted by name. Shared by all sessions that have the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -91,19 +119,21 @@ impl Settings {
         self.analysis.as_deref()
     }
 
-    /// These settings with what the server answered to a [`Probe`], oldest first. `login_user` is whom the backend
-    /// logged in as: being that user is no setting.
+    /// These settings with what the server answered to a [`Probe`], oldest first. Being who the backend logged in as is
+    /// no setting.
     #[must_use]
-    pub fn with(&self, rows: &[Row], login_user: &[u8]) -> Self {
+    pub fn with(&self, rows: &[Row], login: Login<'_>) -> Self {
+        let login_role = login_role(rows).or(login.role).unwrap_or(b"none");
         let mut next = self.clone();
         for (name, value) in rows {
             let name = canonical_name(name);
-            if NOT_CARRIED.contains(&name.as_slice()) {
+            if name == LOGIN_ROLE || NOT_CARRIED.contains(&name.as_slice()) {
                 continue;
             }
+            let value = value.as_deref().map(unescaped);
             let is_default = match name.as_slice() {
-                b"role" => value.as_deref() == Some(b"none"),
-                b"session_authorization" => value.as_deref() == Some(login_user),
+                b"role" => value.as_deref() == Some(login_role),
+                b"session_authorization" => value.as_deref() == Some(login.user),
                 _ => false,
             };
             next.set(&name, value.as_deref().filter(|_| !is_default));
@@ -136,6 +166,10 @@ pub struct Tracker {
     reset: NameSet,
     /// Those of them that go back to a startup value, which the server does not know, and were not put back yet.
     restore: NameSet,
+    /// A `search_path` was set that no text tells.
+    has_unseen_path: bool,
+    /// The last question was cancelled, as by the session's own `statement_timeout`: the next one takes its time.
+    takes_time: bool,
 }
 
 /// What the present transaction may have changed.
@@ -164,6 +198,8 @@ impl Tracker {
             asks_leftovers: false,
             reset: NameSet::new(),
             restore: NameSet::new(),
+            has_unseen_path: false,
+            takes_time: false,
         }
     }
 
@@ -183,13 +219,23 @@ impl Tracker {
     /// The present transaction may have set or reset `name` for the session.
     pub fn touch(&mut self, name: &[u8]) {
         let name = canonical_name(name);
-        if NOT_CARRIED.contains(&name.as_slice()) {
+        if NOT_CARRIED.contains(&name.as_slice()) || !name.is_ascii() {
             return;
         }
         self.names().insert(name.clone().into_boxed_slice());
         // SET SESSION AUTHORIZATION resets the role as well.
         if name == b"session_authorization" {
             self.names().insert(b"role"[..].into());
+        }
+    }
+
+    /// `SET name` is being sent, a statement of its own: behind a reset in the same text it has the last word.
+    pub fn assign(&mut self, name: &[u8]) {
+        self.touch(name);
+        let name = canonical_name(name);
+        self.restore.remove(name.as_slice());
+        if name == b"session_authorization" {
+            self.restore.remove(&b"role"[..]);
         }
     }
 
@@ -234,18 +280,41 @@ impl Tracker {
     pub fn restore_texts(&self) -> Vec<Vec<u8>> {
         let text = |name: &[u8]| {
             let mut text = b"SELECT pg_catalog.set_config(".to_vec();
-            put_literal(&mut text, name);
+            put_text(&mut text, name);
             text.push(b',');
-            put_literal(&mut text, self.startup.get(name).unwrap_or_default());
-            text.extend_from_slice(
-                b",false) WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_settings ",
-            );
-            text.extend_from_slice(b"WHERE source = 'session' AND pg_catalog.lower(name) = ");
-            put_literal(&mut text, name);
+            put_text(&mut text, self.startup.get(name).unwrap_or_default());
+            text.extend_from_slice(b",false) WHERE ");
+            if name.contains(&b'.') {
+                // The view has it only if a library has defined it. Where none has, RESET leaves an empty value.
+                text.extend_from_slice(b"(pg_catalog.current_setting(");
+                put_text(&mut text, name);
+                text.extend_from_slice(
+                    b",true) <> '') IS NOT TRUE OR EXISTS (SELECT FROM pg_catalog.pg_settings ",
+                );
+                text.extend_from_slice(b"WHERE source <> 'session' AND pg_catalog.lower(name) = ");
+            } else {
+                text.extend_from_slice(b"NOT EXISTS (SELECT FROM pg_catalog.pg_settings ");
+                text.extend_from_slice(b"WHERE source = 'session' AND pg_catalog.lower(name) = ");
+            }
+            put_text(&mut text, name);
             text.push(b')');
             text
         };
         self.restore.iter().map(|name| text(name)).collect()
+    }
+
+    /// `set_config` may be setting a `search_path` that the text does not show, for the transaction or longer.
+    pub fn take_unseen_path(&mut self) {
+        self.has_unseen_path = true;
+    }
+
+    /// Whether what is created without a schema may come to be in the temporary one.
+    pub fn may_create_in_temp(&self) -> bool {
+        let names_it = |path: &[u8]| {
+            path.windows(7)
+                .any(|part| part.eq_ignore_ascii_case(b"pg_temp"))
+        };
+        self.has_unseen_path || self.current.get(b"search_path").is_some_and(names_it)
     }
 
     /// They have been put back.
@@ -276,8 +345,14 @@ impl Tracker {
     pub fn give_up(&mut self) {
         self.touched = Touched::Nothing;
         self.asks_leftovers = false;
+        self.takes_time = false;
         self.reset = NameSet::new();
         self.restore = NameSet::new();
+    }
+
+    /// The question was cancelled. True if it is asked once more.
+    pub fn asks_again(&mut self) -> bool {
+        !std::mem::replace(&mut self.takes_time, true)
     }
 
     /// The present transaction may have changed settings nobody knows the names of.
@@ -291,7 +366,8 @@ impl Tracker {
 
     /// Every setting the session has may have been reset (`RESET ALL`).
     pub fn touch_known(&mut self) {
-        let known: Vec<Box<[u8]>> = self.known().map(Into::into).collect();
+        let known = self.known().filter(|name| name.is_ascii());
+        let known: Vec<Box<[u8]>> = known.map(Into::into).collect();
         if !known.is_empty() {
             self.names().extend(known);
         }
@@ -308,8 +384,9 @@ impl Tracker {
         }
     }
 
-    /// What to ask the server. An unknown custom setting reads as NULL rather than as an error.
-    pub fn probe(&self) -> Option<Probe> {
+    /// What to ask a server whose role at login is known if `has_login_role`. An unknown custom setting reads as NULL
+    /// rather than as an error.
+    pub fn probe(&self, has_login_role: bool) -> Option<Probe> {
         let (names, anything) = match &self.touched {
             Touched::Nothing => return None,
             Touched::Names(names) => (names, false),
@@ -326,25 +403,36 @@ impl Tracker {
             question(&mut text);
         };
         for name in names {
-            add(&|text| {
-                put_literal(text, name);
-                text.extend_from_slice(b"::pg_catalog.text, pg_catalog.current_setting(");
-                put_literal(text, name);
-                text.extend_from_slice(b", true)");
-            });
+            if !self.takes_time || **name != *TIMEOUT {
+                add(&|text| put_question(text, name));
+            }
         }
         if !self.reset.is_empty() {
             add(&|text| self.put_reset(text));
         }
         if anything {
             add(&|text| {
-                text.extend_from_slice(
-                    b"name, setting FROM pg_catalog.pg_settings WHERE source = 'session'",
-                );
+                text.extend_from_slice(b"name, ");
+                put_bytes_of(text, |text| text.extend_from_slice(b"setting"));
+                text.extend_from_slice(b" FROM pg_catalog.pg_settings WHERE source = 'session'");
+                if self.takes_time {
+                    text.extend_from_slice(b" AND name <> 'statement_timeout'");
+                }
             });
         }
         if self.asks_leftovers {
             add(&|text| text.extend_from_slice(leftovers::QUESTION.as_bytes()));
+        }
+        if self.takes_time {
+            let behind = std::mem::take(&mut text);
+            put_time(&mut text, names.contains(TIMEOUT), anything);
+            text.extend_from_slice(&behind);
+        }
+        if !has_login_role && names.contains(&b"role"[..]) {
+            // A statement behind the others, because it takes the role for as long as the question lasts.
+            text.extend_from_slice(
+                b";SELECT 'login role'::pg_catalog.text, pg_catalog.set_config('role', NULL, true)",
+            );
         }
         Some(Probe { text })
     }
@@ -364,8 +452,8 @@ impl Tracker {
     }
 
     /// The transaction is over and these are the values the server has now.
-    pub fn learn(&mut self, rows: &[Row], login_user: &[u8]) {
-        let next = self.current.with(rows, login_user);
+    pub fn learn(&mut self, rows: &[Row], login: Login<'_>) {
+        let next = self.current.with(rows, login);
         self.give_up();
         if next != *self.current {
             // A session that is back where it started shares the set of those that never left.
@@ -378,24 +466,14 @@ impl Tracker {
     }
 }
 
-/// Appends a string literal that means the same under both values of `standard_conforming_strings`.
-pub fn put_literal(out: &mut Vec<u8>, text: &[u8]) {
-    if text.contains(&b'\\') {
-        out.extend_from_slice(b" E");
-    }
-    out.push(b'\'');
-    for &byte in text {
-        if byte == b'\'' || byte == b'\\' {
-            out.push(byte);
-        }
-        out.push(byte);
-    }
-    out.push(b'\'');
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const APP: Login<'_> = Login {
+        user: b"app",
+        role: None,
+    };
 
     fn pair(name: &str, value: &str) -> (Vec<u8>, Option<Vec<u8>>) {
         (name.into(), Some(value.into()))
@@ -405,12 +483,13 @@ mod tests {
     fn a_touched_name_is_asked_for_and_learnt() {
         let mut tracker = Tracker::new(Arc::default());
         tracker.touch(b"Search_Path");
-        let probe = tracker.probe().unwrap();
+        let probe = tracker.probe(true).unwrap();
         assert_eq!(
             String::from_utf8(probe.text).unwrap(),
-            "SELECT 'search_path'::pg_catalog.text, pg_catalog.current_setting('search_path', true)"
+            "SELECT 'search_path'::pg_catalog.text, pg_catalog.encode(pg_catalog.convert_to(\
+             pg_catalog.current_setting('search_path', true), pg_catalog.getdatabaseencoding()), 'escape')"
         );
-        tracker.learn(&[pair("search_path", "a, b")], b"app");
+        tracker.learn(&[pair("search_path", "a, b")], APP);
         assert_eq!(tracker.current().get(b"search_path"), Some(&b"a, b"[..]));
         assert!(!tracker.is_touched());
     }
@@ -440,11 +519,11 @@ mod tests {
         tracker.touch(b"session_authorization");
         tracker.learn(
             &[pair("role", "none"), pair("session_authorization", "app")],
-            b"app",
+            APP,
         );
         assert!(tracker.current().is_empty());
         tracker.touch(b"role");
-        tracker.learn(&[pair("role", "admin")], b"app");
+        tracker.learn(&[pair("role", "admin")], APP);
         assert_eq!(tracker.current().get(b"role"), Some(&b"admin"[..]));
     }
 
@@ -462,10 +541,10 @@ mod tests {
         let startup = Arc::new(startup);
         let mut tracker = Tracker::new(Arc::clone(&startup));
         tracker.touch(b"timezone");
-        tracker.learn(&[pair("timezone", "CET")], b"app");
+        tracker.learn(&[pair("timezone", "CET")], APP);
         assert!(!same(tracker.current(), &startup));
         tracker.touch(b"timezone");
-        tracker.learn(&[pair("timezone", "UTC")], b"app");
+        tracker.learn(&[pair("timezone", "UTC")], APP);
         assert!(Arc::ptr_eq(tracker.current(), &startup));
     }
 
@@ -475,27 +554,68 @@ mod tests {
         startup.set(b"timezone", Some(b"UTC"));
         let mut tracker = Tracker::new(Arc::new(startup));
         tracker.touch(b"work_mem");
-        tracker.learn(&[pair("work_mem", "1MB")], b"app");
+        tracker.learn(&[pair("work_mem", "1MB")], APP);
         tracker.reset_known();
         let restore = String::from_utf8(tracker.restore_texts().concat()).unwrap();
         assert!(restore.contains("'timezone','UTC'") && !restore.contains("work_mem"));
         tracker.restored();
         assert!(!tracker.restores());
-        let probe = String::from_utf8(tracker.probe().unwrap().text).unwrap();
+        let probe = String::from_utf8(tracker.probe(true).unwrap().text).unwrap();
         assert!(probe.ends_with("IN ('timezone','work_mem')"), "{probe}");
         let rows = [
             pair("timezone", "UTC"),
             pair("work_mem", "4MB"),
             (b"work_mem".to_vec(), None),
         ];
-        tracker.learn(&rows, b"app");
+        tracker.learn(&rows, APP);
         assert!(Arc::ptr_eq(tracker.current(), tracker.startup()));
     }
 
     #[test]
-    fn literals_survive_quotes_and_backslashes() {
-        let mut out = Vec::new();
-        put_literal(&mut out, br"a'b\c");
-        assert_eq!(out, br" E'a''b\\c'");
+    fn being_the_role_one_began_with_is_no_setting_and_being_none_may_be_one() {
+        let mut tracker = Tracker::new(Arc::default());
+        tracker.touch(b"role");
+        let probe = |has| String::from_utf8(tracker.probe(has).unwrap().text).unwrap();
+        assert!(probe(false).contains("'login role'") && !probe(true).contains("'login role'"));
+        tracker.learn(&[pair("role", "none"), pair("login role", "owner")], APP);
+        assert_eq!(tracker.current().get(b"role"), Some(&b"none"[..]));
+        let login = Login {
+            role: Some(b"owner"),
+            ..APP
+        };
+        tracker.touch(b"role");
+        tracker.learn(&[pair("role", "owner")], login);
+        assert!(tracker.current().is_empty());
+    }
+
+    #[test]
+    fn a_question_that_was_cancelled_takes_its_time_once() {
+        let mut tracker = Tracker::new(Arc::default());
+        tracker.touch(b"statement_timeout");
+        tracker.touch(b"work_mem");
+        assert!(tracker.asks_again() && !tracker.asks_again());
+        let probe = String::from_utf8(tracker.probe(true).unwrap().text).unwrap();
+        let statements: Vec<&str> = probe.split(';').collect();
+        assert!(statements[0].contains("current_setting('statement_timeout', true)"));
+        assert_eq!(
+            statements[1],
+            "SELECT pg_catalog.set_config('statement_timeout', '0', true)"
+        );
+        assert!(statements[2].contains("'work_mem'") && !statements[2].contains("timeout"));
+        tracker.learn(&[], APP);
+        assert!(tracker.asks_again());
+    }
+
+    #[test]
+    fn a_set_behind_a_reset_has_the_last_word() {
+        let mut startup = Settings::default();
+        startup.set(b"role", Some(b"a"));
+        startup.set(b"my.own", Some(b"a"));
+        let mut tracker = Tracker::new(Arc::new(startup));
+        tracker.reset_known();
+        tracker.assign(b"Role");
+        let restore = String::from_utf8(tracker.restore_texts().concat()).unwrap();
+        assert!(restore.contains("'my.own'") && !restore.contains("role"));
+        assert!(tracker.is_touched());
     }
 }

@@ -288,15 +288,17 @@ impl Runner {
             return false;
         };
         let settings = self.lane.with(|queue| Arc::clone(&queue.settings));
-        let resets = lease.mirror.unknown_to.is_some();
-        if !resets && same(&lease.mirror.settings, &settings) {
+        let effective = pool.effective.load();
+        let how = plan::How {
+            connect_query: effective.pool.connect_query.as_deref(),
+            is_foreign: lease.mirror.unknown_to.is_some(),
+            ..plan::How::default()
+        };
+        if !plan::is_due(&lease.mirror, &settings, how) {
             return false;
         }
-        let effective = pool.effective.load();
-        let connect_query = effective.pool.connect_query.as_deref();
-        let mirror = &mut lease.mirror;
         let mut text = Vec::new();
-        plan::onto(mirror, &settings, resets, connect_query, &mut text);
+        plan::onto(&mut lease.mirror, &settings, how, &mut text);
         gather.own(|out| frontend::put_query(out, &text));
         lease.expect.push(Owed::new(Asked::Query, For::Plan));
         self.is_planning = true;
