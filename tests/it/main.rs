@@ -17,6 +17,7 @@ mod agreement;
 mod bad_input;
 mod bank;
 mod cancelling;
+mod carried;
 mod chaos;
 mod client_limits;
 mod connection_log;
