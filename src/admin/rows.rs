@@ -254,8 +254,8 @@ fn address(address: Option<SocketAddr>) -> [Value; 2] {
 
 fn client(client: &ClientStatus) -> Row {
     let entry = &client.entry;
-    let [address, port] = address(entry.peer.parse().ok());
-    let [local_address, local_port] = self::address(entry.local);
+    let [address, port] = address(entry.peer.tcp());
+    let [local_address, local_port] = self::address(entry.local.as_deref().copied());
     let [wait, wait_us] = micros(client.waiting);
     vec![
         "C".into(),
@@ -385,7 +385,7 @@ mod tests {
     use crate::backend::connect::Dialer;
     use crate::cluster::Clusters;
     use crate::config::{Overrides, load};
-    use crate::meter::{Queries, Recent};
+    use crate::meter::{Address, Queries, Recent};
     use crate::pool::Pools;
     use crate::registry::{NewClient, Registry, Replication};
     use crate::status::Counted;
@@ -404,7 +404,7 @@ mod tests {
             key_len: 4,
             user: "bob".into(),
             database: "app".into(),
-            peer: "127.0.0.1:5000".into(),
+            peer: Address::Tcp(([127, 0, 0, 1], 5000).into()),
             tls: None,
             application_name: "test".into(),
             replication: Replication::None,

@@ -198,7 +198,7 @@ impl Session {
                 user: Arc::clone(&entry.user),
                 database: Arc::clone(&entry.database),
                 application: (*names.name(self.metering.origin.application)).into(),
-                peer: entry.peer.clone(),
+                peer: entry.peer,
             },
             query: ended.known.query.id,
             text: Arc::clone(&ended.known.query.text),

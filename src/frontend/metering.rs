@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::session::{End, Session};
+use super::stock::{self, Front};
 use crate::error::SqlState;
 use crate::meter::{NameId, Names, Origin, SessionBits};
 use crate::registry::ClientEntry;
@@ -32,9 +33,6 @@ const PORTALS_MAX: usize = 32;
 
 /// Replicas whose numbers a session remembers.
 const NODES_MAX: usize = 8;
-
-/// Capacity that the queue of statements keeps when it is empty.
-const KEPT: usize = 64;
 
 /// A `ReadyForQuery`, whole.
 pub(super) const READY_LEN: usize = HEADER + 1;
@@ -112,7 +110,7 @@ pub(super) struct Metering {
     primary: NameId,
     /// Replicas this session was on.
     nodes: Vec<(Arc<str>, NameId)>,
-    front: Option<Running>,
+    front: Front,
     behind: VecDeque<Running>,
     portals: Vec<Open>,
     unnamed_executed: bool,
@@ -143,7 +141,7 @@ impl Metering {
             rules: SessionBits::default(),
             primary,
             nodes: Vec::new(),
-            front: None,
+            front: Front::default(),
             behind: VecDeque::new(),
             portals: Vec::new(),
             unnamed_executed: false,
@@ -187,7 +185,7 @@ impl Metering {
                 self.trace = Tracing::Unknown;
             }
             f::COPY_DATA | f::COPY_DONE | f::COPY_FAIL => {
-                if let Some(last) = self.behind.back_mut().or(self.front.as_mut()) {
+                if let Some(last) = self.behind.back_mut().or(self.front.get_mut()) {
                     last.received += len;
                 }
             }
@@ -241,14 +239,14 @@ impl Metering {
 
     /// The client has taken what it let wait for `blocked`.
     pub(super) fn unblocked(&mut self, blocked: Duration) {
-        if let Some(front) = &mut self.front {
+        if let Some(front) = self.front.get_mut() {
             front.blocked += blocked;
         }
     }
 
     /// The server has answered something.
     pub(super) fn answered(&mut self, now: Instant) {
-        if let Some(front) = &mut self.front {
+        if let Some(front) = self.front.get_mut() {
             front.first.get_or_insert(now);
         }
     }
@@ -260,14 +258,14 @@ impl Metering {
 
     /// A command of the statement in front returned or changed `rows`.
     pub(super) fn returned(&mut self, rows: u64) {
-        if let Some(front) = &mut self.front {
+        if let Some(front) = self.front.get_mut() {
             front.rows += rows;
         }
     }
 
     /// The simple query in front failed.
     pub(super) fn failed(&mut self, code: SqlState) {
-        if let Some(front) = &mut self.front {
+        if let Some(front) = self.front.get_mut() {
             front.error = Some(code);
         }
     }
@@ -342,10 +340,13 @@ impl Metering {
             portal,
             trace: std::mem::take(&mut self.trace).found(),
         };
-        if self.front.is_none() {
+        if self.front.get().is_none() {
             self.relayed_before = self.relayed;
-            self.front = Some(running);
+            self.front.put(running);
         } else {
+            if self.behind.capacity() == 0 {
+                self.behind = stock::queue();
+            }
             self.behind.push_back(running);
         }
     }
@@ -353,11 +354,11 @@ impl Metering {
     /// Takes the statement in front off; the next one begins `now`.
     fn pop(&mut self, now: Instant) -> Option<Running> {
         let ended = self.front.take()?;
-        self.front = self.behind.pop_front();
-        match &mut self.front {
-            Some(next) => next.started = now,
-            None if self.behind.capacity() > KEPT => self.behind = VecDeque::new(),
-            None => {}
+        if let Some(mut next) = self.behind.pop_front() {
+            next.started = now;
+            self.front.put(next);
+        } else {
+            stock::give_queue(std::mem::take(&mut self.behind));
         }
         Some(ended)
     }
@@ -409,7 +410,7 @@ impl Session {
             let trace = self.shared.tracer.begin();
             self.metering.trace = Tracing::Looked(trace.map(Box::new));
         }
-        let is_first = self.metering.front.is_none();
+        let is_first = self.metering.front.get().is_none();
         self.limit_statement(&known, is_first);
         if is_first {
             self.entry.activity.runs(known.query.id, self.now);
@@ -419,7 +420,7 @@ impl Session {
 
     /// What runs now is what is in front.
     fn tell_next(&self) {
-        match &self.metering.front {
+        match self.metering.front.get() {
             Some(next) => self.entry.activity.runs(next.known.query.id, self.now),
             None => self.entry.activity.rests(),
         }
@@ -449,7 +450,7 @@ impl Session {
     /// The portal in front has returned as many rows as it was asked for.
     pub(super) fn suspend_statement(&mut self) {
         self.note_completed();
-        if let Some(front) = &mut self.metering.front {
+        if let Some(front) = self.metering.front.get_mut() {
             front.rows += u64::from(front.portal.limit);
         }
         self.end_statement(HEADER);

@@ -47,4 +47,5 @@ mod settle;
 mod sql_prepare;
 mod stale;
 pub mod startup;
+mod stock;
 mod trial;

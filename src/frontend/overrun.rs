@@ -74,10 +74,19 @@ struct OwnCancel {
 pub(super) struct Overrun {
     /// Of the statement under way.
     limit: QueryLimit,
-    /// Which rules about limits may be about this session.
-    bits: SessionBits,
     /// Until it is over nothing more is sent.
     own_cancel: Option<OwnCancel>,
+}
+
+impl Overrun {
+    /// Nothing is under way: there is no statement that had a limit. False if a cancel request of pgweir's own is.
+    pub(super) fn rest(&mut self) -> bool {
+        let Self { limit, own_cancel } = self;
+        if own_cancel.is_none() {
+            *limit = QueryLimit::default();
+        }
+        own_cancel.is_none()
+    }
 }
 
 impl Session {
@@ -115,10 +124,9 @@ impl Session {
             shared,
             metering,
             entry,
-            rerun,
+            limit_bits: bits,
             ..
         } = self;
-        let bits = &mut rerun.get_or_insert_default().overrun.bits;
         let (names, application) = (&shared.known.queries.names, metering.origin.application);
         shared.limits.may_concern(bits, || Whose {
             user: &entry.user,
@@ -133,10 +141,9 @@ impl Session {
             shared,
             metering,
             entry,
-            rerun,
+            limit_bits: bits,
             ..
         } = self;
-        let bits = &mut rerun.get_or_insert_default().overrun.bits;
         let (names, application) = (&shared.known.queries.names, metering.origin.application);
         let rule = shared.limits.of(&known.query, bits, || Whose {
             user: &entry.user,
@@ -172,7 +179,7 @@ impl Session {
 
     /// The client calls itself something else: other rules may hold.
     pub(super) fn forget_limit_rules(&mut self) {
-        self.overrun_mut().bits = SessionBits::default();
+        self.limit_bits = SessionBits::default();
     }
 
     /// Whether `frame` begins an exchange that must not be sent yet; see the module. Notes the limit of one that may.

@@ -18,6 +18,7 @@ use super::overrun::Overrun;
 use super::questions::Settle;
 use super::replay::{Original, Replay};
 use super::session::{End, Phase, Session};
+use super::stock;
 
 use crate::net::buffer::{Gather, Held, Mark, give_storage, take_storage};
 use crate::pool::reset::{self, Residue};
@@ -99,7 +100,7 @@ pub(super) struct Rerun {
 
 impl Session {
     pub(super) fn rerun_mut(&mut self) -> &mut Rerun {
-        self.rerun.get_or_insert_default()
+        self.rerun.get_or_insert_with(stock::rerun)
     }
 
     /// A statement is being sent; `None` is one that nothing is known of.
@@ -124,7 +125,7 @@ impl Session {
                 exchanges: usize::MAX,
             }
         };
-        let rerun = self.rerun.get_or_insert_default();
+        let rerun = self.rerun.get_or_insert_with(stock::rerun);
         let is_data = matches!(frame.tag, f::COPY_DATA | f::COPY_DONE | f::COPY_FAIL);
         let given_up = if frame.missing > 0 || is_data {
             Some(rerun.journal.give_up())

@@ -29,6 +29,7 @@ use super::sequences::Sequences;
 use super::sql_prepare::Underway;
 use crate::backend::receive::ReceiveError;
 use crate::error::Report;
+use crate::meter::SessionBits;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
 use crate::net::stream::Stream;
 use crate::pool::effective::Effective;
@@ -160,10 +161,12 @@ pub struct Session {
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
     pub(super) metering: Metering,
+    /// Which rules about limits may be about this session.
+    pub(super) limit_bits: SessionBits,
     /// `None` in front of a single server.
     pub(super) routes: Option<Box<Routes>>,
     pub(super) riding: Option<Riding>,
-    /// `None` until the client has sent something.
+    /// `None` until the client has sent something, and again once that is answered: see `stock`.
     pub(super) rerun: Option<Box<Rerun>>,
     /// `None` while the session listens on nothing.
     pub(super) listening: Option<Box<Listening>>,
@@ -207,6 +210,7 @@ impl Session {
             stream: start.stream,
             effective: pool.effective.load_full(),
             metering: Metering::new(&start.shared, &start.entry, &start.told),
+            limit_bits: SessionBits::default(),
             riding: None,
             rerun: None,
             listening: None,
@@ -268,9 +272,12 @@ impl Session {
                     session.open(cx);
                 }
                 let end = ready!(session.poll(cx));
-                if let Some(session) = serving.take() {
-                    ending = Some(Box::pin(session.finish(end)));
-                }
+                let has_words = session.leave(end);
+                // Most have none: their client has left, and so does the session.
+                ending = serving
+                    .take()
+                    .filter(|_| has_words)
+                    .map(|session| Box::pin(session.part()) as _);
             }
             match &mut ending {
                 Some(ending) => ending.as_mut().poll(cx),
@@ -316,7 +323,10 @@ impl Session {
         for _ in 0..TURNS_MAX {
             match self.turn(cx) {
                 Ok(true) => {}
-                Ok(false) => return self.poll_deadline(cx),
+                Ok(false) => {
+                    self.shed();
+                    return self.poll_deadline(cx);
+                }
                 Err(end) => return Poll::Ready(end),
             }
         }

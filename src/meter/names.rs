@@ -36,7 +36,7 @@ pub struct Names {
 
 #[derive(Debug, Default)]
 struct Table {
-    ids: HashMap<Arc<str>, NameId>,
+    ids: HashMap<Arc<str>, NameId, foldhash::quality::RandomState>,
     /// From the number 2 on.
     names: Vec<Arc<str>>,
 }

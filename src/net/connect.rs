@@ -5,10 +5,11 @@
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -139,6 +140,27 @@ impl SocketOptions {
             socket.set_tcp_user_timeout(self.user_timeout)?;
         }
         Ok(())
+    }
+}
+
+impl SocketOptions {
+    /// Sets every one, those that are not given to what a new socket has. Connections inherit them from a listening
+    /// socket on Linux.
+    pub fn set_all(&self, socket: &impl AsFd) -> io::Result<()> {
+        let fresh = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        let or = |given: Option<Duration>, usual: io::Result<Duration>| given.map_or(usual, Ok);
+        let keepalive = TcpKeepalive::new()
+            .with_time(or(self.keepidle, fresh.tcp_keepalive_time())?)
+            .with_interval(or(self.keepintvl, fresh.tcp_keepalive_interval())?)
+            .with_retries(
+                self.keepcnt
+                    .map_or_else(|| fresh.tcp_keepalive_retries(), Ok)?,
+            );
+        let socket = SockRef::from(socket);
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&keepalive)?;
+        socket.set_keepalive(self.keepalive)?;
+        socket.set_tcp_user_timeout(self.user_timeout)
     }
 }
 

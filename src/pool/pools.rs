@@ -3,11 +3,11 @@
 //! Bound: one pool for each (user, database) that has logged in, and one for each of them and each replica; those
 //! without clients and connections are dropped.
 
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
+use hashbrown::{Equivalent, HashMap};
 
 use super::catalogue::Catalogues;
 use super::effective::Effective;
@@ -22,7 +22,7 @@ use crate::config::model::Config;
 /// See the module.
 #[derive(Debug)]
 pub struct Pools {
-    pub(super) by_key: RwLock<HashMap<PoolKey, Arc<Pool>>>,
+    pub(super) by_key: RwLock<HashMap<PoolKey, Arc<Pool>, foldhash::quality::RandomState>>,
     pub(super) limits: Arc<Limits>,
     pub dialer: ArcSwap<Dialer>,
     /// The connections that listen for sessions.
@@ -45,6 +45,20 @@ pub struct NoPlace {
     pub limit: usize,
 }
 
+/// A [`PoolKey`] to look for, which hashes like it.
+#[derive(Hash)]
+struct Wanted<'a> {
+    database: &'a str,
+    user: &'a str,
+    node: Option<&'a str>,
+}
+
+impl Equivalent<PoolKey> for Wanted<'_> {
+    fn equivalent(&self, key: &PoolKey) -> bool {
+        (self.database, self.user, self.node) == (&*key.database, &*key.user, key.node.as_deref())
+    }
+}
+
 impl Pools {
     pub fn new(dialer: Arc<Dialer>) -> Arc<Self> {
         Arc::new(Self {
@@ -65,20 +79,25 @@ impl Pools {
         if !Effective::exists(config, database) {
             return None;
         }
-        let key = PoolKey {
-            database: database.into(),
-            user: user.into(),
+        let wanted = Wanted {
+            database,
+            user,
             node: None,
         };
         if let Some(pool) = self
             .by_key
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .get(&key)
+            .get(&wanted)
         {
             return Some(Arc::clone(pool));
         }
         let mut effective = Effective::of(config, database, user)?;
+        let key = PoolKey {
+            database: database.into(),
+            user: user.into(),
+            node: None,
+        };
         let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pools = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
         let pool = pools.entry(key.clone()).or_insert_with(|| {

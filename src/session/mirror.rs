@@ -232,7 +232,7 @@ impl Mirror {
             outside.call(application);
         }
         Self {
-            settings: Arc::default(),
+            settings: Settings::none(),
             unknown_to: None,
             is_bare: false,
             login_role: None,
@@ -330,7 +330,7 @@ impl Mirror {
     /// `DISCARD ALL` succeeded.
     pub fn reset(&mut self) {
         self.forget_all();
-        self.settings = Arc::default();
+        self.settings = Settings::none();
         self.unknown_to = None;
         self.is_bare = true;
         self.numbers.forget();

@@ -395,7 +395,12 @@ async fn a_server_killed_again_and_again_loses_and_doubles_nothing() {
     let every = Duration::from_millis(number("PGWEIR_KILL_EVERY_MS", 1500));
     let seed = number("PGWEIR_SEED", 6);
     eprintln!("seed {seed}, {clients} clients, {seconds} s, killed every {every:?}");
-    let mut server = ServerOptions::default().start().unwrap();
+    // COMMIT takes a while, as on a disk: each kill falls into some.
+    let slow_commits = ServerOptions::default()
+        .set("fsync", "on")
+        .set("commit_delay", "20000")
+        .set("commit_siblings", "0");
+    let mut server = slow_commits.start().unwrap();
     drop(open_bank(&server).await);
     let options = replaying(&server)
         .set("timeouts.server_login_retry", "100ms")
@@ -430,5 +435,6 @@ async fn a_server_killed_again_and_again_loses_and_doubles_nothing() {
     audit(&mut direct, &run.told).await;
     let others = errors.keys().filter(|code| *code != "COMMIT 08007").count();
     assert_eq!(others, 0, "unexplained errors");
+    assert!(settled > 0, "no kill fell into a COMMIT");
     assert!(kills > 0 && run.told.acknowledged.load(Ordering::Relaxed) > 0);
 }

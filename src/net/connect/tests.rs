@@ -218,3 +218,36 @@ async fn a_name_leads_to_the_addresses_it_has() {
     // What can't be looked up has not moved.
     assert!(leads_to(&at("no-such-name.invalid"), local).await);
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn connections_have_the_options_of_their_listener() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let accept = async || {
+        let _near = TcpStream::connect(listener.local_addr().unwrap()).await;
+        listener.accept().await.unwrap().0
+    };
+    let usual = SockRef::from(&accept().await).tcp_keepalive_time().unwrap();
+    let mut options = SocketOptions {
+        keepalive: true,
+        keepidle: Some(Duration::from_secs(77)),
+        keepcnt: Some(3),
+        user_timeout: Some(Duration::from_secs(9)),
+        ..SocketOptions::default()
+    };
+    options.set_all(&listener).unwrap();
+    let far = accept().await;
+    let socket = SockRef::from(&far);
+    assert!(far.nodelay().unwrap() && socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_keepalive_time().unwrap().as_secs(), 77);
+    assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+    assert_eq!(socket.tcp_user_timeout().unwrap(), options.user_timeout);
+    // What is not given any more is what it was.
+    (options.keepalive, options.keepidle, options.user_timeout) = (false, None, None);
+    options.set_all(&listener).unwrap();
+    let far = accept().await;
+    let socket = SockRef::from(&far);
+    assert!(!socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), usual);
+    assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+}
