@@ -296,6 +296,7 @@ async fn connect(cluster: &Cluster, node: &Node) -> Result<Link, ProbeError> {
         max_prepared: 1,
         generation: 0,
         heard: &AtomicBool::default(),
+        until: Instant::now() + settings.timeout,
     };
     let (mut backend, _) = cluster.dialer().log_in(login).await?;
     query::on_backend(&mut backend, PREPARATION).await?;

@@ -23,6 +23,8 @@ pub struct Limits {
     pub circuits: Arc<Circuits>,
     /// Clients waiting in all pools.
     pub waiting: AtomicUsize,
+    /// See [`Cleaning`].
+    cleaning: AtomicUsize,
     /// Whether `starved` holds anything: keeps the lock off the path of every checkin.
     has_starved: AtomicBool,
     starved: Mutex<Vec<Starved>>,
@@ -75,6 +77,16 @@ impl Cap {
             Self::User => "max_user_connections",
             Self::Node => "max_connections of the server",
         }
+    }
+}
+
+/// A connection is being cleaned, or what runs on it cancelled, for a client that may be gone; until dropped.
+#[derive(Debug)]
+pub(super) struct Cleaning(Arc<Limits>);
+
+impl Drop for Cleaning {
+    fn drop(&mut self) {
+        self.0.cleaning.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -159,6 +171,16 @@ impl Limits {
         self.has_starved
             .store(!starved.is_empty(), Ordering::Relaxed);
         *self.starved.lock().unwrap_or_else(PoisonError::into_inner) = starved;
+    }
+
+    pub(super) fn cleaning(self: &Arc<Self>) -> Cleaning {
+        self.cleaning.fetch_add(1, Ordering::SeqCst);
+        Cleaning(Arc::clone(self))
+    }
+
+    /// Whether a server may still run what nobody waits for any more.
+    pub fn is_cleaning(&self) -> bool {
+        self.cleaning.load(Ordering::SeqCst) > 0
     }
 
     /// Server connections of all pools.

@@ -53,6 +53,7 @@ pub fn give_back(lease: Lease, residue: Residue, dialer: &Arc<Dialer>, limit: Du
         drop(lease);
         return;
     }
+    let cleaning = lease.pool().limits.cleaning();
     // A half-sent message can't be ended, and COPY BOTH ends only with the connection.
     if residue == Residue::Pinned || lease.unsent_of_frame > 0 || lease.expect.copy() == Copy::Both
     {
@@ -60,6 +61,7 @@ pub fn give_back(lease: Lease, residue: Residue, dialer: &Arc<Dialer>, limit: Du
         tasks::spawn("cancel and close", async move {
             let _ = cancel::cancel(Arc::clone(&lease.identity), dialer, limit).await;
             drop(lease);
+            drop(cleaning);
         });
         return;
     }
@@ -75,6 +77,7 @@ pub fn give_back(lease: Lease, residue: Residue, dialer: &Arc<Dialer>, limit: Du
                 "closed a server connection that was not clean within cancel_wait_timeout"
             ),
         }
+        drop(cleaning);
     });
 }
 

@@ -227,8 +227,12 @@ impl Runner {
         self.shut();
         if let (Some(lease), Some(dialer)) = (&self.lease, self.dialer()) {
             let limit = lease.pool().effective.load().timeouts.cancel_wait_timeout;
-            let identity = Arc::clone(&lease.identity);
-            tasks::spawn("cancel", cancel::cancel(identity, dialer, limit));
+            let cleaning = lease.pool().limits.cleaning();
+            let request = cancel::cancel(Arc::clone(&lease.identity), dialer, limit);
+            tasks::spawn("cancel", async move {
+                let _ = request.await;
+                drop(cleaning);
+            });
         }
     }
 
