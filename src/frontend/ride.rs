@@ -64,7 +64,8 @@ impl Session {
                 sent: 0,
                 _short: short,
             });
-            if let Request::Query = exchange.request
+            if self.shared.tracer.is_on()
+                && let Request::Query = exchange.request
                 && let Ok(text) = f::query_text(&exchange.rest[HEADER..])
             {
                 self.trace(text);

@@ -186,6 +186,8 @@ pub struct Session {
     pub(super) notified_waiting: bool,
     /// The statement under way was cancelled for `query_timeout`; the server's error is still to come.
     pub(super) timed_out: bool,
+    /// The client has sent nothing more, and wakes this poll's task when it does.
+    client_wakes: bool,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
@@ -250,6 +252,7 @@ impl Session {
             torn: false,
             notified_waiting: false,
             timed_out: false,
+            client_wakes: false,
             sleep: None,
         }
     }
@@ -317,6 +320,7 @@ impl Session {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         self.now = Instant::now();
+        self.client_wakes = false;
         for _ in 0..TURNS_MAX {
             match self.turn(cx) {
                 Ok(true) => {}
@@ -396,7 +400,8 @@ impl Session {
             .lease
             .as_ref()
             .is_some_and(|lease| lease.expect.len() >= OWED_MAX);
-        if server_is_full
+        if self.client_wakes
+            || server_is_full
             || owes_too_much
             || self.outbox.len() >= OUTBOX_MAX
             || (collects && self.inbox.len() >= WHOLE_FRAME_MAX + self.unsent_of_replay())
@@ -405,6 +410,7 @@ impl Session {
         }
         let mut buffer = ReadBuffer::take();
         let Poll::Ready(read) = buffer.poll_fill(&mut self.stream, cx) else {
+            self.client_wakes = true;
             return Ok(false);
         };
         let count = read?;
