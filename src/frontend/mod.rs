@@ -23,6 +23,7 @@ mod locals;
 pub mod login;
 mod metering;
 mod moving;
+mod opened;
 mod outbound;
 mod overrun;
 mod own_names;

@@ -139,6 +139,18 @@ impl Pools {
         }
     }
 
+    /// Gives up whatever is under way on the primaries' connections to `node`, which are replaced: what is written there
+    /// is lost to the cluster.
+    pub fn abandon_outdated(&self, servers: &str, node: &Node) {
+        for pool in self.of_servers(servers) {
+            if pool.key.node.is_none() {
+                pool.reconnect();
+                pool.moved.notify_waiters();
+                pool.abandon(|it| it.is_same_server(node));
+            }
+        }
+    }
+
     /// The name of `node` leads elsewhere now: connections to it are replaced when they are next free.
     pub fn readdress(&self, servers: &str, node: &Node) {
         for pool in self.of_servers(servers) {
