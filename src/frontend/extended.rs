@@ -364,6 +364,7 @@ impl Session {
     }
 
     pub(super) fn execute(&mut self, frame: Frame<'_>) {
+        self.note_portal_end(f::portal_of(frame.payload).0);
         self.expect(Request::Execute);
         self.start_execute(frame.payload);
     }

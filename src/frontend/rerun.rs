@@ -110,6 +110,24 @@ impl Session {
         self.note_for_settling(known);
     }
 
+    /// A portal is executed, which may have been bound in an exchange before this one.
+    pub(super) fn note_portal_end(&mut self, portal: &[u8]) {
+        let journal = self.rerun.as_ref().map(|rerun| &rerun.journal);
+        let may_have = journal.is_some_and(Journal::may_have_committed);
+        let has_ended = journal.is_some_and(Journal::has_ended);
+        match self.metering.portal_end(portal) {
+            Ok(None) => {}
+            // As a rule it was noted by its Bind.
+            Ok(Some(BlockEnd::Commit)) | Err(()) if may_have => {}
+            Ok(Some(BlockEnd::Rollback)) if has_ended => {}
+            Ok(Some(end)) => {
+                self.rerun_mut().journal.note(Doubt::Write, Some(end));
+                self.note_for_settling(None);
+            }
+            Err(()) => self.note_doubt(None),
+        }
+    }
+
     /// Keeps a frame that was sent.
     pub(super) fn keep(&mut self, frame: Frame<'_>, bytes: &[u8]) {
         let retry = &self.effective.retry;
