@@ -20,6 +20,7 @@ use super::replay::{Original, Replay};
 use super::session::{End, Phase, Session};
 
 use crate::net::buffer::{Gather, Held, Mark, give_storage, take_storage};
+use crate::pool::Lease;
 use crate::pool::reset::{self, Residue};
 use crate::retry::backoff;
 use crate::retry::journal::{BlockEnd, Bounds, Journal};
@@ -95,6 +96,8 @@ pub(super) struct Rerun {
     pub replay: Option<Box<Replay>>,
     /// The error that the statement in front is to fail with.
     pub refuses: Option<Vec<u8>>,
+    /// It is to fail outside a transaction.
+    pub refuses_outside: bool,
 }
 
 impl Session {
@@ -373,7 +376,8 @@ impl Session {
         tracing::debug!(failure = failure.as_str(), "a request runs again");
         let is_transaction = |rerun: &Rerun| rerun.original.is_some() || rerun.replay.is_some();
         if self.rerun.as_deref().is_some_and(is_transaction) {
-            self.begin_replay();
+            let is_idle = |lease: &Lease| lease.status == TransactionStatus::Idle;
+            self.begin_replay(!is_lost && self.lease.as_ref().is_some_and(is_idle));
         }
         self.unsend();
         if is_lost || !self.keeps_backend() {
