@@ -86,6 +86,8 @@ pub(super) struct Rerun {
     pub since: Option<Instant>,
     /// Until when the request in front of the inbox pauses.
     pub until: Option<Instant>,
+    /// Since when the request in front waits for a connection, if it has waited in another queue before.
+    pub queued_since: Option<Instant>,
     pub first_write: FirstWrite,
     /// What is known of the transaction, to find out whether it has committed; only with `retry.settle_commit`.
     pub settle: Option<Box<Settle>>,
