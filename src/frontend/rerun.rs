@@ -113,6 +113,9 @@ impl Session {
         let (doubt, end) = known.map_or(unread, |known| (known.doubt, known.block_end));
         self.rerun_mut().journal.note(doubt, end);
         self.note_for_settling(known);
+        if known.is_some_and(|known| self.is_never_again(known)) {
+            self.give_up_rerun();
+        }
     }
 
     /// A portal is executed, which may have been bound in an exchange before this one.

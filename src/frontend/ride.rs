@@ -53,7 +53,9 @@ impl Session {
         let Some(exchange) = self.one_exchange(input) else {
             return false;
         };
-        if !exchange.known.may_share || !exchange.known.brevity.is_proved() {
+        // A lane may send it elsewhere once it has run.
+        let may_share = exchange.known.may_share && exchange.known.brevity.is_proved();
+        if !may_share || self.is_never_again(&exchange.known) {
             self.looked_up = Some(exchange.known);
             return false;
         }

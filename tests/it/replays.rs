@@ -240,6 +240,31 @@ async fn a_transaction_survives_a_server_that_is_killed_and_comes_back() {
 }
 
 #[tokio::test]
+async fn a_rule_forbids_to_replay_a_transaction_with_its_statement() {
+    let (backend, heard) = script(vec![
+        done("BEGIN", b'T'),
+        done("UPDATE 1", b'T'),
+        done("UPDATE 1", b'T'),
+        error("40P01", b'E'),
+    ])
+    .await;
+    let config = format!(
+        "[general]\nlisten = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\n\
+         [cluster]\nprimary = \"{}\"\n[auth]\nmethod = \"trust\"\n[retry]\nreplay = true\n\
+         [statement_rules.once]\nquery = \"%payment%\"\nretry = false\n",
+        backend.node_url()
+    );
+    let pgweir = Options::config(&config).start();
+    let mut client = pgweir.client().await;
+    client.query("BEGIN").await.ok();
+    client.query("UPDATE payment SET a = 1").await.ok();
+    client.query("UPDATE t SET a = 1").await.ok();
+    let reply = client.query("UPDATE t SET a = 2").await;
+    assert_eq!((reply.sqlstate(), reply.status), ("40P01", 'E'));
+    assert_eq!(heard.lock().unwrap().len(), 4);
+}
+
+#[tokio::test]
 async fn what_is_longer_than_the_journal_is_not_replayed() {
     for (key, value) in [
         ("retry.journal_statements", "3"),

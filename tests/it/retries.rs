@@ -423,6 +423,31 @@ async fn a_commit_bound_in_an_earlier_exchange_counts_where_it_is_executed() {
     }
 }
 
+#[tokio::test]
+async fn a_rule_forbids_to_run_a_statement_again() {
+    let acts = vec![
+        failed("40001"),
+        failed("40001"),
+        done("UPDATE 1"),
+        failed("40P01"),
+    ];
+    let script = script(acts).await;
+    let config = format!(
+        "[general]\nlisten = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\n\
+         [cluster]\nprimary = \"{}\"\n[auth]\nmethod = \"trust\"\n\
+         [statement_rules.once]\nquery = \"%payment%\"\nretry = false\n",
+        script.backend.node_url()
+    );
+    let pgweir = Options::config(&config).start();
+    let mut client = pgweir.client().await;
+    let reply = client.query("UPDATE payment SET a = 1").await;
+    assert_eq!((reply.sqlstate(), reply.status), ("40001", 'I'));
+    client.query("UPDATE other SET a = 1").await.ok();
+    client.send(&extended("", "UPDATE payment SET a = 2")).await;
+    assert_eq!(client.reply().await.sqlstate(), "40P01");
+    assert_eq!(script.heard().len(), 4);
+}
+
 /// How a session is cut off amid `text`, behind BEGIN if it `begins`, by a limit or by KILL, and with which code.
 async fn is_cut_off(by: &str, begins: bool, text: &str, code: &str) {
     let mut acts = vec![Act::Say(Vec::new())];
