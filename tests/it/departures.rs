@@ -9,7 +9,7 @@ use crate::shared;
 use crate::support::client::{Client, Login};
 use crate::support::messages::{self, PROTOCOL_3_0};
 use crate::support::pgweir::{Options, Pgweir};
-use crate::support::scripted_backend::ScriptedBackend;
+use crate::support::scripted_backend::{BackendConnection, ScriptedBackend};
 use crate::support::wait::eventually;
 
 /// Connections, logins under way included.
@@ -115,6 +115,12 @@ async fn preparing_a_session_counts_as_login() {
     pgweir.client_as(&login).await.terminate().await;
 }
 
+async fn canceled_twice(connection: &BackendConnection) {
+    while connection.canceled() < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// A backend that has not begun a statement when the signal comes ignores it.
 #[tokio::test]
 async fn a_statement_of_a_pinned_client_that_left_is_cancelled_until_it_ends() {
@@ -124,9 +130,7 @@ async fn a_statement_of_a_pinned_client_that_left_is_cancelled_until_it_ends() {
                 continue;
             }
             if message.strings()[0].contains("long") {
-                while connection.canceled() < 2 {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
+                canceled_twice(&connection).await;
                 let ended = [
                     messages::error_response("ERROR", "57014", "canceled"),
                     messages::ready_for_query(b'I'),

@@ -300,9 +300,8 @@ async fn queued(scene: &mut Scene, setting: &str, limit: &str) -> (Client, Clien
 #[tokio::test]
 async fn who_waits_on_a_lane_waits_no_longer_than_others() {
     let mut scene = scene("lane_queue", "1").await;
-    let begun = std::time::Instant::now();
     let (_holder, mut first, mut rider) = queued(&mut scene, "query_wait_timeout", "300ms").await;
-    let sent = std::time::Instant::now();
+    let sent = tokio::time::Instant::now();
     let reply = rider.reply().await;
     let waited = sent.elapsed();
     assert_eq!(reply.sqlstate(), "53300");
@@ -310,11 +309,7 @@ async fn who_waits_on_a_lane_waits_no_longer_than_others() {
     assert!(scene.boarded("elsewhere") >= 1.0);
     // A lane alone would have it wait for a second.
     let limits = std::time::Duration::from_millis(250)..std::time::Duration::from_millis(900);
-    assert!(
-        limits.contains(&waited),
-        "{waited:?}, {:?}",
-        begun.elapsed()
-    );
+    assert!(limits.contains(&waited), "{waited:?}");
     assert_eq!(first.reply().await.sqlstate(), "53300");
 }
 
