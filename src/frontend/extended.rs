@@ -367,6 +367,7 @@ impl Session {
     }
 
     pub(super) fn execute(&mut self, frame: Frame<'_>) {
+        self.note_portal_end(f::portal_of(frame.payload).0);
         self.expect(Request::Execute);
         if !frame.payload.ends_with(&[0; 4]) {
             // Of so many rows; the rest may be asked for later.

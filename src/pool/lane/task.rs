@@ -323,7 +323,7 @@ impl Runner {
             };
             let mirror = &mut lease.mirror;
             let sent = gather.own(|out| {
-                ticket.send(out, |request, told, settings| {
+                ticket.send(out, self.now, |request, told, settings| {
                     same(&mirror.settings, settings) && fits(mirror, request, told)
                 })
             });
