@@ -16,7 +16,7 @@ use crate::backend::cancel;
 use crate::error::UserFacing;
 use crate::frontend::replication;
 use crate::frontend::session::Session;
-use crate::frontend::startup::{self, Admitted, Arrival, HandshakeError};
+use crate::frontend::startup::{self, Admission, Admitted, Arrival, HandshakeError};
 use crate::meter::Address;
 use crate::net::connect::SocketOptions;
 use crate::net::stream::Stream;
@@ -239,18 +239,16 @@ async fn log_in(
     let shared = Arc::clone(&counted.shared);
     let deadline = Instant::now() + shared.config.load().timeouts.client_login_timeout;
     let tls = shared.client_tls.load_full();
-    let arrival =
-        match tokio::time::timeout_at(deadline, startup::arrive(stream, tls.as_ref().as_ref()))
-            .await
-        {
-            Ok(Ok(arrival)) => arrival,
-            Ok(Err((stream, error))) => {
-                Box::pin(refuse(stream, &error, &origin, &shared)).await;
-                return None;
-            }
-            // It has not said what it wants; there is nothing to answer.
-            Err(_) => return None,
-        };
+    let tls = tls.as_ref().as_ref();
+    let arrival = match tokio::time::timeout_at(deadline, startup::arrive(stream, tls)).await {
+        Ok(Ok(arrival)) => arrival,
+        Ok(Err((stream, error))) => {
+            Box::pin(refuse(stream, &error, &origin, &shared)).await;
+            return None;
+        }
+        // It has not said what it wants; there is nothing to answer.
+        Err(_) => return None,
+    };
     match arrival {
         Arrival::Cancel { stream, pid, key } => {
             Box::pin(cancel_client(&shared, pid, &key)).await;
@@ -261,7 +259,7 @@ async fn log_in(
             let admitted = if let Err(error) = room(counted) {
                 Err(error)
             } else {
-                let admit = startup::admit(&mut stream, &message, origin.address(), &shared);
+                let admit = startup::admit(&mut stream, tls, &message, origin.address(), &shared);
                 tokio::time::timeout_at(deadline, admit)
                     .await
                     .unwrap_or(Err(HandshakeError::Timeout { why: None }))
@@ -275,13 +273,14 @@ async fn log_in(
                     Box::pin(console.serve(stream, &message, origin.address())).await;
                     None
                 }
-                Ok(Some(place)) => {
+                Ok(Some(Admission { place, credentials })) => {
                     let client = Admitted {
                         stream,
                         message,
                         peer: origin.peer,
                         local: origin.local.clone(),
                         place,
+                        credentials,
                         shared,
                         deadline,
                     };

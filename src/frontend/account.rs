@@ -49,12 +49,12 @@ impl Session {
     /// Counts a statement whose answer came to `sent` bytes.
     pub(super) fn count(&mut self, ended: &Running, sent: u64) {
         let took = self.now.saturating_duration_since(ended.started);
-        let first = ended.first.unwrap_or(self.now);
-        let parts = Parts {
-            took,
-            first: first.saturating_duration_since(ended.started).min(took),
-            sent,
+        // As a rule an answer comes at once.
+        let first = match ended.first.filter(|first| *first < self.now) {
+            Some(first) => first.saturating_duration_since(ended.started).min(took),
+            None => took,
         };
+        let parts = Parts { took, first, sent };
         ended.known.query.finished(&Execution {
             origin: self.metering.origin,
             node: self.metering.node,

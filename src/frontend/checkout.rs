@@ -42,8 +42,7 @@ impl Session {
         if let Some(lease) = lease {
             self.begin(lease, gather)
         } else {
-            self.enter(Phase::Waiting);
-            self.notified_waiting = false;
+            self.enter_queue();
             if self.pool.is_headless() {
                 self.count_route(Reason::Held);
             } else {
@@ -52,6 +51,26 @@ impl Session {
             self.pool.enqueue_client(&self.entry.waiter);
             false
         }
+    }
+
+    /// Begins to wait for a backend, or goes on with it in another queue.
+    pub(super) fn enter_queue(&mut self) {
+        self.enter(Phase::Waiting);
+        let before = self
+            .rerun
+            .as_mut()
+            .and_then(|rerun| rerun.queued_since.take());
+        self.notified_waiting &= before.is_some();
+        self.since = before.unwrap_or(self.now);
+    }
+
+    /// Goes on with what is in the inbox, the first of which may have to wait in another queue.
+    pub(super) fn go_on_waiting(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let gone_on = self.process_inbox(cx);
+        if let Some(rerun) = &mut self.rerun {
+            rerun.queued_since = None;
+        }
+        gone_on
     }
 
     /// Takes the backend that was waited for.
@@ -93,7 +112,7 @@ impl Session {
                 self.refuse(&error.report(), cx)?;
             }
         }
-        self.process_inbox(cx)?;
+        self.go_on_waiting(cx)?;
         Ok(true)
     }
 

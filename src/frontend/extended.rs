@@ -325,6 +325,9 @@ impl Session {
         }
         self.note_bound(statement.as_ref())?;
         self.note_sent(statement.as_ref().map(|statement| &*statement.known));
+        if !bind.portal.is_empty() {
+            self.note_portal();
+        }
         if bind.statement.is_empty() {
             self.note_unnamed_used();
         }
@@ -364,7 +367,12 @@ impl Session {
     }
 
     pub(super) fn execute(&mut self, frame: Frame<'_>) {
+        self.note_portal_end(f::portal_of(frame.payload).0);
         self.expect(Request::Execute);
+        if !frame.payload.ends_with(&[0; 4]) {
+            // Of so many rows; the rest may be asked for later.
+            self.note_portal();
+        }
         self.start_execute(frame.payload);
     }
 

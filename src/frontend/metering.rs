@@ -21,6 +21,7 @@ use super::stock::{self, Front};
 use crate::error::SqlState;
 use crate::meter::{NameId, Names, Origin, SessionBits};
 use crate::registry::ClientEntry;
+use crate::retry::journal::BlockEnd;
 use crate::session::mirror::Reported;
 use crate::shared::Shared;
 use crate::sql::known::Known;
@@ -114,6 +115,8 @@ pub(super) struct Metering {
     behind: VecDeque<Running>,
     portals: Vec<Open>,
     unnamed_executed: bool,
+    /// How the statement of the unnamed portal may end the transaction.
+    unnamed_end: Option<BlockEnd>,
     failed: Option<Box<Failed>>,
     /// Bytes of the client since the last statement.
     received: u64,
@@ -145,6 +148,7 @@ impl Metering {
             behind: VecDeque::new(),
             portals: Vec::new(),
             unnamed_executed: false,
+            unnamed_end: None,
             failed: None,
             received: 0,
             relayed: 0,
@@ -287,6 +291,7 @@ impl Metering {
     pub(super) fn bound(&mut self, portal: &[u8], known: Option<&Arc<Known>>) {
         if portal.is_empty() {
             self.unnamed_executed = false;
+            self.unnamed_end = known.map_or(Some(BlockEnd::Commit), |known| known.block_end);
             return;
         }
         let number = number(portal);
@@ -301,6 +306,16 @@ impl Metering {
                 executed: false,
             });
         }
+    }
+
+    /// How the execution of the portal of this name may end the transaction; `Err` if it is not known what it runs.
+    pub(super) fn portal_end(&self, portal: &[u8]) -> Result<Option<BlockEnd>, ()> {
+        if portal.is_empty() {
+            return Ok(self.unnamed_end);
+        }
+        let number = number(portal);
+        let open = self.portals.iter().find(|open| open.number == number);
+        open.map(|open| open.known.block_end).ok_or(())
     }
 
     /// The portal of this name is executed: whether it was before, and its statement if that is not the one bound last.
@@ -387,10 +402,7 @@ impl Session {
 
     /// Counts the Execute with this payload from here.
     pub(super) fn start_execute(&mut self, payload: &[u8]) {
-        let (name, limit) = match payload.iter().position(|byte| *byte == 0) {
-            Some(end) => (&payload[..end], &payload[end + 1..]),
-            None => (payload, &[][..]),
-        };
+        let (name, limit) = f::portal_of(payload);
         let limit = limit.try_into().map_or(0, u32::from_be_bytes);
         let (continues, known) = self.metering.executes(name);
         let portal = Portal { limit, continues };

@@ -24,6 +24,7 @@ pub mod login;
 mod metering;
 mod moving;
 mod noting;
+mod opened;
 mod outbound;
 mod overrun;
 mod own_names;

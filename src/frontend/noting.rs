@@ -83,7 +83,7 @@ impl Session {
             }
             Effect::DiscardAll => {
                 self.discards = true;
-                self.settings.reset_known();
+                self.settings.discard_all();
                 // Servers before November 2024 leave nobody's role, be another one that of the login.
                 let is_none = |lease: &Lease| lease.mirror.login_role.as_deref() == Some(b"none");
                 if !self.lease.as_ref().is_some_and(is_none) {
@@ -100,7 +100,7 @@ impl Session {
     /// not what the client started with, nor what `connect_query` has set.
     pub(super) fn note_reset(&mut self, effect: &Effect) {
         match effect {
-            Effect::ResetAll => self.settings.reset_known(),
+            Effect::ResetAll => self.settings.reset_all(),
             Effect::ResetSetting(name) => self.settings.reset(name.as_bytes()),
             _ => return,
         }

@@ -159,6 +159,24 @@ impl Session {
         }
     }
 
+    /// Whether a rule forbids to run `known` again.
+    pub(super) fn is_never_again(&mut self, known: &Known) -> bool {
+        let Self {
+            shared,
+            metering,
+            entry,
+            rerun,
+            ..
+        } = self;
+        let bits = &mut rerun.get_or_insert_default().overrun.bits;
+        let (names, application) = (&shared.known.queries.names, metering.origin.application);
+        shared.limits.forbids_retry(&known.query, bits, || Whose {
+            user: &entry.user,
+            database: &entry.database,
+            application: names.name(application),
+        })
+    }
+
     fn general_limit(&self) -> QueryLimit {
         QueryLimit {
             after: self.effective.timeouts.query_timeout,

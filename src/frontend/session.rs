@@ -188,6 +188,8 @@ pub struct Session {
     pub(super) notified_waiting: bool,
     /// The statement under way was cancelled for `query_timeout`; the server's error is still to come.
     pub(super) timed_out: bool,
+    /// The client has sent nothing more, and wakes this poll's task when it does.
+    client_wakes: bool,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
@@ -253,6 +255,7 @@ impl Session {
             torn: false,
             notified_waiting: false,
             timed_out: false,
+            client_wakes: false,
             sleep: None,
         }
     }
@@ -320,6 +323,7 @@ impl Session {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         self.now = Instant::now();
+        self.client_wakes = false;
         for _ in 0..TURNS_MAX {
             match self.turn(cx) {
                 Ok(true) => {}
@@ -399,7 +403,8 @@ impl Session {
             .lease
             .as_ref()
             .is_some_and(|lease| lease.expect.len() >= OWED_MAX);
-        if server_is_full
+        if self.client_wakes
+            || server_is_full
             || owes_too_much
             || self.outbox.len() >= OUTBOX_MAX
             || (collects && self.inbox.len() >= WHOLE_FRAME_MAX + self.unsent_of_replay())
@@ -408,6 +413,7 @@ impl Session {
         }
         let mut buffer = ReadBuffer::take();
         let Poll::Ready(read) = buffer.poll_fill(&mut self.stream, cx) else {
+            self.client_wakes = true;
             return Ok(false);
         };
         let count = read?;

@@ -324,7 +324,7 @@ impl Session {
         };
         if !settling.has_tag && self.effective.retry.replay && self.may_replay() {
             self.rerun_mut().original = Some(Original::Error(payload(&rolled_back())));
-            self.begin_replay();
+            self.begin_replay(true);
             self.unsend();
         } else {
             while !self.names.is_settled() {

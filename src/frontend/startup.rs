@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use super::login::{self, Applicant, Denied};
-use crate::backend::login::LoginError;
+use crate::backend::login::{Credentials, LoginError};
 use crate::config::model::SslMode;
 use crate::error::{ErrorKind, Report, Severity, SqlState, UserFacing};
 use crate::meter::Address;
@@ -310,13 +310,22 @@ async fn negotiate(stream: &mut Stream, message: &StartupMessage) -> io::Result<
     stream.write_all(&out).await
 }
 
-/// Checks who the client is and whether it may come in; `None` is the console.
+/// Where a client may come in.
+#[derive(Debug)]
+pub struct Admission {
+    pub place: ClientPlace,
+    /// What its own server connection logs in with, if that is not what the pool does.
+    pub credentials: Option<Credentials>,
+}
+
+/// Checks who the client is and whether it may come in; `None` is the console. `tls` is what its stream began with.
 pub async fn admit(
     stream: &mut Stream,
+    tls: Option<&ClientTlsContext>,
     message: &StartupMessage,
     address: Option<IpAddr>,
     shared: &Shared,
-) -> Result<Option<ClientPlace>, HandshakeError> {
+) -> Result<Option<Admission>, HandshakeError> {
     negotiate(stream, message).await?;
     let config = shared.config.load_full();
     let text = |bytes| std::str::from_utf8(bytes).map_err(|_| HandshakeError::Encoding);
@@ -337,13 +346,16 @@ pub async fn admit(
     };
     let applicant = Applicant {
         stream,
+        tls,
         address,
         message,
         user,
         database,
     };
-    login::authenticate(applicant, shared, pool.as_ref()).await?;
-    pool.map(|pool| take_place(&pool, shared)).transpose()
+    let credentials = login::authenticate(applicant, shared, pool.as_ref()).await?;
+    let Some(pool) = pool else { return Ok(None) };
+    let place = take_place(&pool, shared)?;
+    Ok(Some(Admission { place, credentials }))
 }
 
 /// A place in `pool`, unless it takes no more clients.
@@ -367,6 +379,8 @@ pub struct Admitted {
     /// Where it connected to; `None` on a Unix socket.
     pub local: Option<Arc<SocketAddr>>,
     pub place: ClientPlace,
+    /// See [`Admission::credentials`].
+    pub credentials: Option<Credentials>,
     pub shared: Arc<Shared>,
     /// When its login has taken too long.
     pub deadline: Instant,
@@ -461,7 +475,7 @@ mod tests {
     const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
     /// What arrives when a client sends `pieces` one after the other and nothing more.
-    async fn arrives(pieces: &[&[u8]]) -> Result<Arrival, HandshakeError> {
+    async fn arrives(pieces: &[&[u8]]) -> (Result<Arrival, HandshakeError>, UnixStream) {
         let (mut theirs, ours) = UnixStream::pair().unwrap();
         let send = async {
             for piece in pieces {
@@ -472,8 +486,9 @@ mod tests {
             theirs.shutdown().await.unwrap();
             theirs
         };
-        let (arrival, _theirs) = tokio::join!(arrive(Stream::Unix(ours), None), send);
-        arrival.map_err(|(_, error)| error)
+        let (arrival, theirs) = tokio::join!(arrive(Stream::Unix(ours), None), send);
+        // Closed with an answer unread, its end would be a reset.
+        (arrival.map_err(|(_, error)| error), theirs)
     }
 
     #[tokio::test]
@@ -489,7 +504,8 @@ mod tests {
             vec![&asked[..]],
             vec![&asked[..5], &asked[5..28], &asked[28..]],
         ] {
-            let Ok(Arrival::Startup(mut stream, message)) = arrives(&pieces).await else {
+            let (Ok(Arrival::Startup(mut stream, message)), _theirs) = arrives(&pieces).await
+            else {
                 panic!("no startup message in {pieces:?}");
             };
             assert_eq!(message.user, b"bob");
@@ -501,9 +517,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_packet_without_an_end_is_refused() {
-        let cut = arrives(&[&PACKET[..12]]).await;
+        let (cut, _) = arrives(&[&PACKET[..12]]).await;
         assert!(matches!(cut, Err(HandshakeError::Io(_))));
-        let long = arrives(&[b"\0\x01\0\0", &[0; 60_000]]).await;
+        let (long, _) = arrives(&[b"\0\x01\0\0", &[0; 60_000]]).await;
         assert!(matches!(
             long,
             Err(HandshakeError::Startup(StartupError::Length))

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
 use hashbrown::{Equivalent, HashMap};
+use tokio::sync::Notify;
 
 use super::catalogue::Catalogues;
 use super::effective::Effective;
@@ -28,6 +29,8 @@ pub struct Pools {
     /// The connections that listen for sessions.
     pub listeners: Listeners,
     pub(super) targets: Targets,
+    /// Told whenever a primary may have become another.
+    pub(super) moved: Notify,
     /// By servers and database.
     pub(super) catalogues: Mutex<Catalogues>,
     /// What the console ordered; taken before `pools`.
@@ -67,6 +70,7 @@ impl Pools {
             dialer: ArcSwap::new(dialer),
             listeners: Listeners::default(),
             targets: Targets::default(),
+            moved: Notify::new(),
             catalogues: Mutex::default(),
             admitting: Mutex::default(),
             replacing: Mutex::default(),
@@ -199,8 +203,13 @@ impl Pools {
             } else {
                 next = next.for_replica(&before.primary);
             }
-            let moved = !before.primary.is_same_server(&next.primary)
-                || before.dbname != next.dbname
+            let is_elsewhere =
+                !before.primary.is_same_server(&next.primary) || before.dbname != next.dbname;
+            // Another server may know the user by another password.
+            if is_elsewhere {
+                pool.unlearn();
+            }
+            let moved = is_elsewhere
                 || before.login_user != next.login_user
                 || before.login_password != next.login_password
                 || before.startup != next.startup
@@ -220,15 +229,71 @@ impl Pools {
         self.limits.changed.notify_one();
     }
 
-    /// Drops pools nobody uses.
+    /// Drops pools nobody uses. [`Self::get`] makes them as they were: what was ordered, and whether there is a primary, is
+    /// kept elsewhere. So names that clients make up leave nothing behind while pools are held, either.
     pub fn forget_unused(&self) {
         let mut pools = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|_, pool| {
             pool.clients.load(Ordering::SeqCst) > 0
                 || pool.open() > 0
-                || pool.is_held()
-                || pool.orders.disabled.load(Ordering::Relaxed)
                 || Arc::strong_count(pool) > 1
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::config::{Overrides, load};
+    use crate::pool::orders::Scope;
+    use crate::pool::passthrough::Learnt;
+    use crate::pool::targets::Target;
+
+    fn config(primary: &str) -> Config {
+        let mut overrides = Overrides::new();
+        overrides.set("--primary", "cluster.primary", primary);
+        load(None, &overrides, &|_| None).unwrap().config
+    }
+
+    #[test]
+    fn names_that_are_made_up_leave_nothing_behind_while_everything_is_held() {
+        let config = config("postgres://db1");
+        let pools = Pools::new(Arc::new(Dialer::plain()));
+        let app = Arc::from("app");
+        pools.pause(&Scope::All);
+        pools.set_disabled(&app, true);
+        let held = Target {
+            node: None,
+            is_held: true,
+        };
+        pools.point(&Arc::default(), Some(held));
+        for number in 0..100 {
+            let pool = pools.get(&config, "app", &format!("user{number}"));
+            assert!(pool.unwrap().is_headless());
+        }
+        assert_eq!(pools.all().len(), 100);
+        pools.forget_unused();
+        assert!(pools.all().is_empty());
+        let pool = pools.get(&config, "app", "user1").unwrap();
+        let orders = &pool.orders;
+        assert!(pool.is_headless());
+        assert!(orders.paused.load(Ordering::SeqCst));
+        assert!(orders.disabled.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn another_server_may_know_a_user_by_another_password() {
+        let pools = Pools::new(Arc::new(Dialer::plain()));
+        let pool = pools.get(&config("postgres://db1"), "app", "bob").unwrap();
+        let is_known = |pool: &Pool| pool.learnt(Duration::from_secs(60)).is_some();
+        pool.learn(Learnt::NoPassword, Instant::now());
+        pools.reload(&config("postgres://db1"));
+        assert!(is_known(&pool));
+        pools.reload(&config("postgres://db2"));
+        assert!(!is_known(&pool));
     }
 }

@@ -278,10 +278,20 @@ impl Tracker {
         self.note_reset(canonical_name(name).into_boxed_slice());
     }
 
-    /// `RESET ALL` or `DISCARD ALL` is being sent.
-    pub fn reset_known(&mut self) {
+    /// `RESET ALL` is being sent, which leaves the identity alone.
+    pub fn reset_all(&mut self) {
+        self.reset_known(|name| !matches!(name, b"role" | b"session_authorization"));
+    }
+
+    /// `DISCARD ALL` is being sent.
+    pub fn discard_all(&mut self) {
+        self.reset_known(|_| true);
+    }
+
+    fn reset_known(&mut self, is_reset: impl Fn(&[u8]) -> bool) {
         self.touch_known();
-        let known: Vec<Box<[u8]>> = self.known().map(Into::into).collect();
+        let known = self.known().filter(|name| is_reset(name));
+        let known: Vec<Box<[u8]>> = known.map(Into::into).collect();
         for name in known {
             self.note_reset(name);
         }
@@ -575,7 +585,7 @@ mod tests {
         let mut tracker = Tracker::new(Arc::new(startup));
         tracker.touch(b"work_mem");
         tracker.learn(&[pair("work_mem", "1MB")], APP);
-        tracker.reset_known();
+        tracker.reset_all();
         let restore = String::from_utf8(tracker.restore_texts().concat()).unwrap();
         assert!(restore.contains("'timezone','UTC'") && !restore.contains("work_mem"));
         tracker.restored();
@@ -632,10 +642,14 @@ mod tests {
         startup.set(b"role", Some(b"a"));
         startup.set(b"my.own", Some(b"a"));
         let mut tracker = Tracker::new(Arc::new(startup));
-        tracker.reset_known();
+        tracker.discard_all();
         tracker.assign(b"Role");
         let restore = String::from_utf8(tracker.restore_texts().concat()).unwrap();
         assert!(restore.contains("'my.own'") && !restore.contains("role"));
         assert!(tracker.is_touched());
+        tracker.restored();
+        tracker.reset_all();
+        let restore = String::from_utf8(tracker.restore_texts().concat()).unwrap();
+        assert!(restore.contains("'my.own'") && !restore.contains("role"));
     }
 }

@@ -131,6 +131,8 @@ impl Known {
             && !transaction.begins()
             && !transaction.ends()
             && class.effects().all(|effect| !concerns_session(effect));
+        let has_into = || mentions(text, options, &[b"into"]);
+        let creates = !class_reads && class.statements.iter().any(|it| creates(it, has_into));
         let may_share = is_plain
             && !class_unpins
             && !class.needs_text
@@ -147,7 +149,7 @@ impl Known {
             pins,
             may_unpin: class_unpins,
             writes: !class_reads,
-            creates: class.statements.iter().any(|it| creates(it, class_reads)),
+            creates,
             runs_code: runs_code(&class),
             doubt,
             block_end: repeat::block_end(&class),
@@ -238,12 +240,12 @@ fn may_unpin(statement: &Statement) -> bool {
     })
 }
 
-/// Whether `statement`, of a text that only `reads` or does not, makes a table or the like.
-fn creates(statement: &Statement, reads: bool) -> bool {
+/// Whether `statement`, of a text that is not proved to only read, makes a table or the like.
+fn creates(statement: &Statement, has_into: impl Fn() -> bool) -> bool {
     match &statement.kind {
         StatementKind::Ddl { verb, .. } => *verb == DdlVerb::Create,
-        // SELECT INTO.
-        StatementKind::Select | StatementKind::Explain { .. } => !reads,
+        StatementKind::Select => has_into(),
+        StatementKind::Explain { .. } => true,
         _ => false,
     }
 }
@@ -296,16 +298,19 @@ fn mentions(text: &[u8], options: LexOptions, words: &[&[u8]]) -> bool {
 }
 
 fn concerns_session(effect: &Effect) -> bool {
-    matches!(
-        effect,
-        Effect::Setting { local: false, .. }
-            | Effect::DeallocateSql(_)
-            | Effect::ResetSetting(_)
-            | Effect::ResetAll
-            | Effect::DiscardAll
-            | Effect::SettingsUnknown
-            | Effect::OpaqueCode
-    )
+    // Where tables are made that stay is decided by a local `search_path` as well.
+    let sets_path = matches!(effect, Effect::Setting { name, .. } if *name == "search_path");
+    sets_path
+        || matches!(
+            effect,
+            Effect::Setting { local: false, .. }
+                | Effect::DeallocateSql(_)
+                | Effect::ResetSetting(_)
+                | Effect::ResetAll
+                | Effect::DiscardAll
+                | Effect::SettingsUnknown
+                | Effect::OpaqueCode
+        )
 }
 
 /// By fingerprint, and by what a quick look at a text finds.

@@ -339,6 +339,27 @@ async fn pause_waits_for_transactions_and_holds_statements_until_resume() {
 }
 
 #[tokio::test]
+async fn sigusr1_pauses_and_sigusr2_resumes() {
+    let mut pgweir = start();
+    let mut client = pgweir.client().await;
+    client.query("BEGIN").await.ok();
+    pgweir.signal("USR1");
+    pgweir.wait_for_log("got SIGUSR1");
+    assert_eq!(client.value("SELECT 1").await, "1");
+    assert!(!pgweir.log_contains("paused: no server connection"));
+    client.query("COMMIT").await.ok();
+    pgweir.wait_for_log("paused: no server connection");
+    let mut console = pgweir.console().await;
+    let databases = console.query("SHOW DATABASES").await.ok();
+    assert_eq!(cell(&databases, "name", "postgres", "paused"), Some("1"));
+    client.send(&messages::query("SELECT 2")).await;
+    tokio::time::sleep(SILENCE).await;
+    pgweir.signal("USR2");
+    assert_eq!(client.reply().await.ok().value(), "2");
+    assert!(pgweir.stop().success());
+}
+
+#[tokio::test]
 async fn a_cancelled_pause_is_taken_back() {
     let pgweir = start();
     let mut busy = pgweir.client().await;
