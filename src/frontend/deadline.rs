@@ -128,28 +128,12 @@ impl Session {
 
     /// Acts on a limit that was reached.
     pub(super) fn reach(&mut self, limit: Limit, cx: &mut Context<'_>) -> Result<(), End> {
-        let timeouts = &self.effective.timeouts;
         match limit {
             Limit::QueryWaitNotify => {
                 self.notify_waiting(cx);
                 Ok(())
             }
-            Limit::QueryWait => {
-                let error = self
-                    .queue()
-                    .wait_timeout(timeouts.query_wait_timeout.unwrap_or_default());
-                self.stop_waiting();
-                if self.is_settling() {
-                    return Err(self.unsettled());
-                }
-                if self.is_replaying() {
-                    return self.fall_back(false, cx);
-                }
-                self.enter(Phase::Idle);
-                self.refuse(&error.report(), cx)?;
-                let _ = self.outbox.poll_send(&mut self.stream, cx);
-                self.process_inbox(cx)
-            }
+            Limit::QueryWait => self.end_wait(cx),
             Limit::Pause => {
                 self.end_pause();
                 if self.is_settling() {
@@ -198,6 +182,25 @@ impl Session {
                 "client_write_timeout",
             ),
         }
+    }
+
+    /// The client has waited for a server connection in vain.
+    fn end_wait(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let limit = self.effective.timeouts.query_wait_timeout;
+        let error = self.queue().wait_timeout(limit.unwrap_or_default());
+        let waited = self.count_wait();
+        self.stop_waiting();
+        if self.is_settling() {
+            return Err(self.unsettled());
+        }
+        if self.is_replaying() {
+            return self.fall_back(false, cx);
+        }
+        self.enter(Phase::Idle);
+        self.metering.waited(waited);
+        self.refuse(&error.report(), cx)?;
+        let _ = self.outbox.poll_send(&mut self.stream, cx);
+        self.process_inbox(cx)
     }
 
     /// Tells the client that its statement waits for a server connection, and why.

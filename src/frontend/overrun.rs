@@ -119,11 +119,11 @@ impl Session {
             ..
         } = self;
         let bits = &mut rerun.get_or_insert_default().overrun.bits;
-        let (names, application) = (&shared.known.queries.names, metering.origin.application);
+        let (queries, application) = (&shared.known.queries, metering.origin.application);
         shared.limits.may_concern(bits, || Whose {
             user: &entry.user,
             database: &entry.database,
-            application: names.name(application),
+            application: queries.application_of(application, || entry.application()),
         })
     }
 
@@ -137,11 +137,11 @@ impl Session {
             ..
         } = self;
         let bits = &mut rerun.get_or_insert_default().overrun.bits;
-        let (names, application) = (&shared.known.queries.names, metering.origin.application);
+        let (queries, application) = (&shared.known.queries, metering.origin.application);
         let rule = shared.limits.of(&known.query, bits, || Whose {
             user: &entry.user,
             database: &entry.database,
-            application: names.name(application),
+            application: queries.application_of(application, || entry.application()),
         });
         match rule {
             Some(rule) => QueryLimit {

@@ -11,10 +11,11 @@ use arc_swap::ArcSwap;
 
 use super::catalogue::Catalogues;
 use super::effective::Effective;
+use super::forgotten::Forgotten;
 use super::limits::Limits;
 use super::listener::Listeners;
 use super::orders::OrderBook;
-use super::pool::{ClientPlace, Pool, PoolKey};
+use super::pool::{ClientPlace, Counters, Pool, PoolKey};
 use super::targets::Targets;
 use crate::backend::connect::Dialer;
 use crate::config::model::Config;
@@ -32,6 +33,8 @@ pub struct Pools {
     pub(super) catalogues: Mutex<Catalogues>,
     /// What the console ordered; taken before `pools`.
     pub(super) orders: Mutex<OrderBook>,
+    /// Changed only while `by_key` is held for writing.
+    forgotten: Forgotten,
     /// Held while the pools' settings are replaced, so that of two replacements the later one stands.
     pub(super) replacing: Mutex<()>,
     /// Held while clients are counted and one is added, so that two can't take the last place.
@@ -56,6 +59,7 @@ impl Pools {
             catalogues: Mutex::default(),
             admitting: Mutex::default(),
             replacing: Mutex::default(),
+            forgotten: Forgotten::default(),
             orders: Mutex::default(),
         })
     }
@@ -201,15 +205,28 @@ impl Pools {
         self.limits.changed.notify_one();
     }
 
+    /// Visits what each pool has counted, by database, and what those had that are dropped; each once.
+    pub fn each_counters(&self, mut visit: impl FnMut(&Arc<str>, &Counters)) {
+        let pools = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
+        for pool in pools.values() {
+            visit(&pool.key.database, &pool.counters);
+        }
+        self.forgotten.each(visit);
+    }
+
     /// Drops pools nobody uses.
     pub fn forget_unused(&self) {
         let mut pools = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|_, pool| {
-            pool.clients.load(Ordering::SeqCst) > 0
+            let is_used = pool.clients.load(Ordering::SeqCst) > 0
                 || pool.open() > 0
                 || pool.is_held()
                 || pool.orders.disabled.load(Ordering::Relaxed)
-                || Arc::strong_count(pool) > 1
+                || Arc::strong_count(pool) > 1;
+            if !is_used {
+                self.forgotten.take(pool);
+            }
+            is_used
         });
     }
 }
