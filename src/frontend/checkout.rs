@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use super::reply;
 use super::session::{End, Phase, Session};
@@ -81,21 +82,16 @@ impl Session {
         let Poll::Ready(outcome) = self.entry.waiter.poll(cx) else {
             return Ok(false);
         };
-        let waited = self.now.duration_since(self.since);
-        self.metering.waited(waited);
-        let waited = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
-        self.pool
-            .counters
-            .wait_micros
-            .fetch_add(waited, Ordering::Relaxed);
+        let waited = self.count_wait();
         match outcome {
             Ok(lease) => {
+                self.metering.waited(waited);
                 let mut gather = Gather::take();
                 self.take_granted(lease, &mut gather);
                 self.send_to_server(cx, &mut gather, &[]);
                 gather.give();
             }
-            Err(error) if self.goes_elsewhere(&error) => {}
+            Err(error) if self.goes_elsewhere(&error) => self.metering.waited(waited),
             Err(_) if self.is_settling() => return Err(self.unsettled()),
             Err(_) if self.is_replaying() => {
                 self.stop_waiting();
@@ -109,11 +105,21 @@ impl Session {
                 if self.lease.is_none() {
                     self.enter(Phase::Idle);
                 }
+                self.metering.waited(waited);
                 self.refuse(&error.report(), cx)?;
             }
         }
         self.go_on_waiting(cx)?;
         Ok(true)
+    }
+
+    /// Counts the time for which the client has stood in a queue, however that ends.
+    pub(super) fn count_wait(&self) -> Duration {
+        let waited = self.now.duration_since(self.since);
+        let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+        let counters = &self.pool.counters;
+        counters.wait_micros.fetch_add(micros, Ordering::Relaxed);
+        waited
     }
 
     /// Has the session ask anew where it waited for a replica in vain; `error` says why. False if it did not wait for

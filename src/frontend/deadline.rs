@@ -191,6 +191,7 @@ impl Session {
     fn wait_no_longer(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let limit = self.effective.timeouts.query_wait_timeout;
         let error = self.queue().wait_timeout(limit.unwrap_or_default());
+        let waited = self.count_wait();
         self.stop_waiting();
         if self.is_settling() {
             return Err(self.unsettled());
@@ -199,6 +200,7 @@ impl Session {
             return self.fall_back(false, cx);
         }
         self.enter(Phase::Idle);
+        self.metering.waited(waited);
         self.refuse(&error.report(), cx)?;
         let _ = self.outbox.poll_send(&mut self.stream, cx);
         self.process_inbox(cx)

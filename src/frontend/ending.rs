@@ -28,9 +28,16 @@ impl Session {
             End::ServerGone => "the server ended the session",
         };
         let entry = &self.entry;
-        let (user, database, client) = (&entry.user, &entry.database, &entry.peer);
+        let (user, database) = (&*entry.user, &*entry.database);
         let seconds = entry.connected.elapsed().as_secs();
-        tracing::info!(%user, %database, %client, seconds, reason, "client disconnected");
+        tracing::info!(
+            user,
+            database,
+            client = %entry.peer,
+            seconds,
+            reason,
+            "client disconnected"
+        );
     }
 
     /// Gives the backend back. False if the client is to be told nothing more.
@@ -58,8 +65,14 @@ impl Session {
             End::ClientGone => return false,
             End::Fatal(report) => {
                 if self.shared.config.load().log.log_pooler_errors {
-                    let (user, database) = (&self.entry.user, &self.entry.database);
-                    tracing::warn!(%user, %database, code = report.code.as_str(), "closing a client: {}", report.message);
+                    let (user, database) = (&*self.entry.user, &*self.entry.database);
+                    tracing::warn!(
+                        user,
+                        database,
+                        code = report.code.as_str(),
+                        "closing a client: {}",
+                        report.message
+                    );
                 }
                 if !self.torn {
                     reply::report(&mut self.outbox, &report);

@@ -115,10 +115,6 @@ impl Session {
         }
         let parse = Parse::read(frame.payload).map_err(violation)?;
         self.trace(parse.text);
-        self.pool
-            .counters
-            .parses_client
-            .fetch_add(1, Ordering::Relaxed);
         if self.names.len() >= NAMES_MAX {
             let report = Report::fatal(
                 SqlState::CONFIGURATION_LIMIT_EXCEEDED,
@@ -146,6 +142,8 @@ impl Session {
         if self.parse_awaits_numbers(&statement.known, gather) {
             return Ok(false);
         }
+        let counters = &self.pool.counters;
+        counters.parses_client.fetch_add(1, Ordering::Relaxed);
         let mut named = Named::new(Arc::clone(&statement), Arc::default());
         if parse.name.is_empty() {
             self.owe(renames(Request::Parse, For::Client, UNNAMED));

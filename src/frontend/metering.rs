@@ -6,9 +6,9 @@
 //! Times are those of the session's polls: no clock is read for a statement. The first answer of a statement is taken
 //! to be in the first bytes that come while it is in front; that is wrong by no more than the time between two reads.
 //!
-//! Bytes: a statement's are the client's Query, or Parse, Bind, Describe and Execute since the last statement, and COPY
-//! data; and everything relayed from the end of the statement before it to its own. A Sync and its `ReadyForQuery`
-//! belong to none.
+//! Bytes: a statement's are the client's Query, `FunctionCall`, or Parse, Bind, Describe and Execute since the last
+//! statement, and COPY data; and everything relayed from the end of the statement before it to its own. A Sync and its
+//! `ReadyForQuery`, Flush and Close belong to none.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -118,8 +118,10 @@ pub(super) struct Metering {
     /// How the statement of the unnamed portal may end the transaction.
     unnamed_end: Option<BlockEnd>,
     failed: Option<Box<Failed>>,
+    /// The statement that ended last in an exchange that goes on.
+    pub(super) last: Option<Arc<Known>>,
     /// Bytes of the client since the last statement.
-    received: u64,
+    pub(super) received: u64,
     /// Bytes relayed to the client, and how many of them were before the statement in front.
     relayed: u64,
     relayed_before: u64,
@@ -150,6 +152,7 @@ impl Metering {
             unnamed_executed: false,
             unnamed_end: None,
             failed: None,
+            last: None,
             received: 0,
             relayed: 0,
             relayed_before: 0,
@@ -169,14 +172,15 @@ impl Metering {
     /// Nothing is under way.
     pub(super) fn rests(&mut self) {
         (self.counted, self.again) = (0, 0);
+        (self.queued, self.checkout) = Default::default();
+        self.last = None;
     }
 
     /// What is under way is run elsewhere, and counted there.
     pub(super) fn abandon(&mut self) {
-        if let Some(front) = self.front.take() {
-            front.known.query.retried();
+        for running in self.front.take().into_iter().chain(self.behind.drain(..)) {
+            running.known.query.retried();
         }
-        self.behind.clear();
         self.failed = None;
     }
 
@@ -193,6 +197,7 @@ impl Metering {
                     last.received += len;
                 }
             }
+            f::FLUSH | f::CLOSE => {}
             _ => self.received += len,
         }
     }
@@ -231,9 +236,14 @@ impl Metering {
         self.node = self.primary;
     }
 
-    /// The client was given a backend, for which it had waited.
+    /// The client has waited for a backend, and got one or waits for another.
     pub(super) fn waited(&mut self, queued: Duration) {
-        self.queued = queued;
+        self.queued += queued;
+    }
+
+    /// It got none: how long it had waited, which is no other statement's time.
+    pub(super) fn waited_in_vain(&mut self) -> Duration {
+        std::mem::take(&mut self.queued)
     }
 
     /// The backend was brought to the session's settings.
@@ -282,6 +292,7 @@ impl Metering {
     /// An extended exchange has ended: what was to be prepared only and failed, where nothing is under way that it could be
     /// taken for.
     pub(super) fn end_exchange(&mut self) -> Option<(SqlState, Arc<Known>)> {
+        self.last = None;
         self.relayed_before = self.relayed + READY_LEN as u64;
         let failed = self.failed.take()?;
         Some((failed.code, failed.parse?))
@@ -448,6 +459,7 @@ impl Session {
             self.tell_next();
             if self.metering.again > 0 {
                 self.metering.again -= 1;
+                ended.known.query.retried();
             } else {
                 if ended.error.is_none() {
                     let took = self.now.saturating_duration_since(ended.started);
@@ -456,6 +468,7 @@ impl Session {
                 self.count(&ended, sent);
             }
             self.metering.counted += 1;
+            self.metering.last = Some(ended.known);
         }
     }
 

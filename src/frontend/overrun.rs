@@ -127,11 +127,11 @@ impl Session {
             limit_bits: bits,
             ..
         } = self;
-        let (names, application) = (&shared.known.queries.names, metering.origin.application);
+        let (queries, application) = (&shared.known.queries, metering.origin.application);
         shared.limits.may_concern(bits, || Whose {
             user: &entry.user,
             database: &entry.database,
-            application: names.name(application),
+            application: queries.application_of(application, || entry.application()),
         })
     }
 
@@ -144,11 +144,11 @@ impl Session {
             limit_bits: bits,
             ..
         } = self;
-        let (names, application) = (&shared.known.queries.names, metering.origin.application);
+        let (queries, application) = (&shared.known.queries, metering.origin.application);
         let rule = shared.limits.of(&known.query, bits, || Whose {
             user: &entry.user,
             database: &entry.database,
-            application: names.name(application),
+            application: queries.application_of(application, || entry.application()),
         });
         match rule {
             Some(rule) => QueryLimit {
@@ -165,15 +165,14 @@ impl Session {
             shared,
             metering,
             entry,
-            rerun,
+            limit_bits: bits,
             ..
         } = self;
-        let bits = &mut rerun.get_or_insert_default().overrun.bits;
-        let (names, application) = (&shared.known.queries.names, metering.origin.application);
+        let (queries, application) = (&shared.known.queries, metering.origin.application);
         shared.limits.forbids_retry(&known.query, bits, || Whose {
             user: &entry.user,
             database: &entry.database,
-            application: names.name(application),
+            application: queries.application_of(application, || entry.application()),
         })
     }
 

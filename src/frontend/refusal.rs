@@ -223,8 +223,14 @@ impl Session {
     /// A line for an error that pgweir itself gives the client, who stays.
     pub(super) fn log_error(&self, report: &Report) {
         if self.shared.config.load().log.log_pooler_errors {
-            let (user, database) = (&self.entry.user, &self.entry.database);
-            tracing::info!(%user, %database, code = report.code.as_str(), "refused a statement: {}", report.message);
+            let (user, database) = (&*self.entry.user, &*self.entry.database);
+            tracing::info!(
+                user,
+                database,
+                code = report.code.as_str(),
+                "refused a statement: {}",
+                report.message
+            );
         }
     }
 

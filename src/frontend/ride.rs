@@ -219,7 +219,7 @@ impl Session {
                 let report = self.cancelled_ride();
                 self.end_ride_failed(report.code);
                 self.enter(Phase::Idle);
-                self.refuse(&report, cx)?;
+                self.turn_down(&report, cx)?;
             }
             // It is a read, and the client has seen nothing of its answer.
             Outcome::Broken if riding.sent == 0 && self.runs_after_ride() => {

@@ -294,8 +294,8 @@ impl Session {
         entry.set_state(ClientState::Idle);
         entry.set_waker(cx.waker());
         if self.shared.config.load().log.log_connections {
-            let (user, database, client) = (&entry.user, &entry.database, &entry.peer);
-            tracing::info!(%user, %database, %client, tls = entry.tls, "client logged in");
+            let (user, database) = (&*entry.user, &*entry.database);
+            tracing::info!(user, database, client = %entry.peer, tls = entry.tls, "client logged in");
         }
     }
 

@@ -90,7 +90,11 @@ impl Rerun {
             original,
             replay,
             refuses,
+            refuses_outside,
+            queued_since,
         } = self;
+        // Says where `refuses` is to be said, and nothing by itself.
+        *refuses_outside = false;
         journal.is_new()
             && failed.is_none()
             && (*runs, *terminated) == (0, 0)
@@ -101,6 +105,7 @@ impl Rerun {
             && original.is_none()
             && replay.is_none()
             && refuses.is_none()
+            && queued_since.is_none()
             && overrun.rest()
     }
 }

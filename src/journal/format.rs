@@ -125,9 +125,10 @@ pub(super) fn tell(entry: &Entry) {
         client_ms = millis(incident.blocked),
         rows = incident.rows,
         bytes_sent = incident.sent,
-        user = %client.user,
-        database = %client.database,
-        application_name = %client.application,
+        // As strings they stand in quotes in a text, so that no name reads as another field.
+        user = &*client.user,
+        database = &*client.database,
+        application_name = &*client.application,
         client = %client.peer,
         pid = client.pid,
         node = %incident.node,

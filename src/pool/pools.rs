@@ -12,10 +12,11 @@ use tokio::sync::Notify;
 
 use super::catalogue::Catalogues;
 use super::effective::Effective;
+use super::forgotten::Forgotten;
 use super::limits::Limits;
 use super::listener::Listeners;
 use super::orders::OrderBook;
-use super::pool::{ClientPlace, Pool, PoolKey};
+use super::pool::{ClientPlace, Counters, Pool, PoolKey};
 use super::targets::Targets;
 use crate::backend::connect::Dialer;
 use crate::config::model::Config;
@@ -35,6 +36,8 @@ pub struct Pools {
     pub(super) catalogues: Mutex<Catalogues>,
     /// What the console ordered; taken before `pools`.
     pub(super) orders: Mutex<OrderBook>,
+    /// Changed only while `by_key` is held for writing.
+    forgotten: Forgotten,
     /// Held while the pools' settings are replaced, so that of two replacements the later one stands.
     pub(super) replacing: Mutex<()>,
     /// Held while clients are counted and one is added, so that two can't take the last place.
@@ -74,6 +77,7 @@ impl Pools {
             catalogues: Mutex::default(),
             admitting: Mutex::default(),
             replacing: Mutex::default(),
+            forgotten: Forgotten::default(),
             orders: Mutex::default(),
         })
     }
@@ -229,14 +233,27 @@ impl Pools {
         self.limits.changed.notify_one();
     }
 
+    /// Visits what each pool has counted, by database, and what those had that are dropped; each once.
+    pub fn each_counters(&self, mut visit: impl FnMut(&Arc<str>, &Counters)) {
+        let pools = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
+        for pool in pools.values() {
+            visit(&pool.key.database, &pool.counters);
+        }
+        self.forgotten.each(visit);
+    }
+
     /// Drops pools nobody uses. [`Self::get`] makes them as they were: what was ordered, and whether there is a primary, is
     /// kept elsewhere. So names that clients make up leave nothing behind while pools are held, either.
     pub fn forget_unused(&self) {
         let mut pools = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|_, pool| {
-            pool.clients.load(Ordering::SeqCst) > 0
+            let is_used = pool.clients.load(Ordering::SeqCst) > 0
                 || pool.open() > 0
-                || Arc::strong_count(pool) > 1
+                || Arc::strong_count(pool) > 1;
+            if !is_used {
+                self.forgotten.take(pool);
+            }
+            is_used
         });
     }
 }

@@ -564,6 +564,19 @@ async fn reload_takes_a_good_file_over_and_leaves_a_bad_one() {
 async fn set_changes_what_can_change_live() {
     let pgweir = start();
     let mut console = pgweir.console().await;
+    console.query("SET default_pool_size = 6").await.ok();
+    let config = console.query("SHOW CONFIG").await.ok();
+    assert_eq!(cell(&config, "key", "pool.max_size", "value"), Some("6"));
+    let size = cell(&config, "key", "default_pool_size", "value");
+    assert_eq!(size, Some("6"));
+    console.query("SET query_timeout = 30").await.ok();
+    let config = console.query("SHOW CONFIG").await.ok();
+    let timeout = cell(&config, "key", "timeouts.query_timeout", "value");
+    assert_eq!(timeout, Some("30s"));
+    assert_eq!(
+        console.query("SET default_pool_size = x").await.sqlstate(),
+        "22023"
+    );
     console.query("SET pool.max_size = 7").await.ok();
     let config = console.query("SHOW CONFIG").await.ok();
     assert_eq!(cell(&config, "key", "pool.max_size", "value"), Some("7"));

@@ -24,6 +24,7 @@ mod connection_log;
 mod consistency;
 mod console;
 mod copying;
+mod counted;
 mod crossing;
 mod departures;
 mod differential;

@@ -13,7 +13,7 @@ use crate::support::wait::eventually;
 
 /// What a scripted server does with a query.
 #[derive(Clone, Debug)]
-enum Act {
+pub enum Act {
     /// Sends these bytes.
     Say(Vec<u8>),
     /// Sends these bytes and closes the connection.
@@ -21,12 +21,12 @@ enum Act {
 }
 
 /// A server that takes one act for each simple query or Sync, whichever connection it comes on; and what came.
-struct Script {
+pub struct Script {
     backend: ScriptedBackend,
     heard: Arc<Mutex<Vec<String>>>,
 }
 
-async fn script(acts: Vec<Act>) -> Script {
+pub async fn script(acts: Vec<Act>) -> Script {
     let heard: Arc<Mutex<Vec<String>>> = Arc::default();
     let (next, acts) = (Arc::new(AtomicUsize::new(0)), Arc::new(acts));
     let log = Arc::clone(&heard);
@@ -68,7 +68,7 @@ async fn act(
 }
 
 impl Script {
-    fn pgweir(&self) -> Options {
+    pub fn pgweir(&self) -> Options {
         Options::in_front_of(&self.backend.node_url())
     }
 
