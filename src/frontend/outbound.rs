@@ -355,12 +355,11 @@ impl Relay<'_> {
 
     /// Takes in the answer to a question about the session's state, if it was asked outside a transaction.
     fn learn(&mut self, backend: &Backend, owed: Owed) {
-        let answer = self.session.probe.take().unwrap_or_default();
         let ProbeAnswer {
             mut rows,
             refused,
             failed,
-        } = *answer;
+        } = *self.session.probe.take().unwrap_or_default();
         if backend.status != TransactionStatus::Idle {
             return;
         }
@@ -407,9 +406,8 @@ impl Session {
         match read {
             Ok(0) => return self.lose_server(&ReceiveError::Closed, cx).map(|()| true),
             Err(error) => {
-                return self
-                    .lose_server(&ReceiveError::Io(error), cx)
-                    .map(|()| true);
+                self.lose_server(&ReceiveError::Io(error), cx)?;
+                return Ok(true);
             }
             Ok(count) => {
                 let sent = &self.pool.counters.sent_bytes;

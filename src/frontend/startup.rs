@@ -519,7 +519,7 @@ mod tests {
     async fn a_packet_without_an_end_is_refused() {
         let (cut, _) = arrives(&[&PACKET[..12]]).await;
         assert!(matches!(cut, Err(HandshakeError::Io(_))));
-        let (long, _) = arrives(&[b"\0\x01\0\0", &[0; 60_000]]).await;
+        let (long, _) = arrives(&[b"\0\x01\0\0", &vec![0; 60_000]]).await;
         assert!(matches!(
             long,
             Err(HandshakeError::Startup(StartupError::Length))
