@@ -165,7 +165,7 @@ fn session_plan_of_two_settings(bencher: Bencher<'_, '_>) {
         turn = !turn;
         text.clear();
         let want = if turn { &one } else { &two };
-        plan::onto(&mut mirror, want, false, None, &mut text);
+        plan::onto(&mut mirror, want, plan::How::default(), &mut text);
         text.len()
     });
 }
