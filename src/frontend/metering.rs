@@ -10,13 +10,14 @@
 //! statement, and COPY data; and everything relayed from the end of the statement before it to its own. A Sync and its
 //! `ReadyForQuery`, Flush and Close belong to none.
 
+mod session;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::session::{End, Session};
 use super::stock::{self, Front};
 use crate::error::SqlState;
 use crate::meter::{NameId, Names, Origin, SessionBits};
@@ -395,115 +396,4 @@ fn number(name: &[u8]) -> u64 {
     name.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })
-}
-
-impl Session {
-    /// Notes which trace a statement with this text is part of. Off, this costs a look at a flag.
-    pub(super) fn trace(&mut self, text: &[u8]) {
-        if self.shared.tracer.is_on() {
-            let trace = self.shared.tracer.trace_of(text);
-            self.metering.trace = Tracing::Looked(trace.map(Box::new));
-        }
-    }
-
-    /// Counts a simple query from here.
-    pub(super) fn start(&mut self, known: Arc<Known>) {
-        self.run_from_here(known, Portal::default());
-    }
-
-    /// Counts the Execute with this payload from here.
-    pub(super) fn start_execute(&mut self, payload: &[u8]) {
-        let (name, limit) = f::portal_of(payload);
-        let limit = limit.try_into().map_or(0, u32::from_be_bytes);
-        let (continues, known) = self.metering.executes(name);
-        let portal = Portal { limit, continues };
-        let known = known.unwrap_or_else(|| match &self.bound {
-            Some(statement) => Arc::clone(&statement.known),
-            None => Arc::clone(self.shared.known.unread()),
-        });
-        self.run_from_here(known, portal);
-    }
-
-    /// Has a statement run from here. Not inlined, as the end is not, so that a profile shows what counting costs.
-    #[inline(never)]
-    pub(super) fn run_from_here(&mut self, known: Arc<Known>, portal: Portal) {
-        self.shared.known.queries.touch(&known.query);
-        if matches!(self.metering.trace, Tracing::Unknown) && self.shared.tracer.is_on() {
-            // A statement prepared earlier carries nobody's trace.
-            let trace = self.shared.tracer.begin();
-            self.metering.trace = Tracing::Looked(trace.map(Box::new));
-        }
-        let is_first = self.metering.front.get().is_none();
-        self.limit_statement(&known, is_first);
-        if is_first {
-            self.entry.activity.runs(known.query.id, self.now);
-        }
-        self.metering.push(known, portal, self.now);
-    }
-
-    /// What runs now is what is in front.
-    fn tell_next(&self) {
-        match self.metering.front.get() {
-            Some(next) => self.entry.activity.runs(next.known.query.id, self.now),
-            None => self.entry.activity.rests(),
-        }
-    }
-
-    /// The statement in front ends with a message of `len` bytes that is still to be relayed.
-    #[inline(never)]
-    pub(super) fn end_statement(&mut self, len: usize) {
-        let before = self.metering.relayed_before;
-        self.metering.relayed_before = self.metering.relayed + len as u64;
-        let sent = self.metering.relayed_before - before;
-        if let Some(ended) = self.metering.pop(self.now) {
-            self.tell_next();
-            if self.metering.again > 0 {
-                self.metering.again -= 1;
-                ended.known.query.retried();
-            } else {
-                if ended.error.is_none() {
-                    let took = self.now.saturating_duration_since(ended.started);
-                    ended.known.brevity.saw(took, ended.rows, sent);
-                }
-                self.count(&ended, sent);
-            }
-            self.metering.counted += 1;
-            self.metering.last = Some(ended.known);
-        }
-    }
-
-    /// The portal in front has returned as many rows as it was asked for.
-    pub(super) fn suspend_statement(&mut self) {
-        self.note_completed();
-        if let Some(front) = self.metering.front.get_mut() {
-            front.rows += u64::from(front.portal.limit);
-        }
-        self.end_statement(HEADER);
-    }
-
-    /// The server skips the statement in front after an error, which is its own if it is the first one skipped.
-    pub(super) fn skip_statement(&mut self) {
-        if let Some(failed) = self.metering.failed.take() {
-            self.metering.failed(failed.code);
-            self.end_statement(0);
-        } else {
-            self.metering.pop(self.now);
-            self.tell_next();
-        }
-    }
-
-    /// The session ends amid a statement.
-    pub(super) fn abandon_statement(&mut self, end: &End) {
-        let Some(mut front) = self.metering.front.take() else {
-            return;
-        };
-        let failed = self.metering.failed.take().map(|failed| failed.code);
-        let code = match end {
-            End::Fatal(report) => report.code,
-            End::ClientGone | End::ServerGone => SqlState::CONNECTION_FAILURE,
-        };
-        front.error = front.error.or(failed).or(Some(code));
-        let sent = self.metering.relayed_since();
-        self.count(&front, sent);
-    }
 }
