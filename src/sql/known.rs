@@ -114,7 +114,7 @@ impl Known {
         if defines(&class) && mentions_sequence_state(text, options) {
             pins.insert(PinReason::SequenceState);
         }
-        let prepared = PreparedUse::of(text, &class);
+        let prepared = PreparedUse::of(text, options, &class);
         if prepared == PreparedUse::Renamed {
             // Carried, where it is a simple query.
             pins.remove(PinReason::SqlPrepare);
