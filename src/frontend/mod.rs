@@ -46,3 +46,4 @@ mod sql_prepare;
 mod stale;
 pub mod startup;
 mod trial;
+mod unseen;

@@ -49,7 +49,12 @@ impl Session {
         let Some(exchange) = self.one_exchange(input) else {
             return false;
         };
-        if !exchange.known.may_share || !exchange.known.brevity.is_proved() {
+        let is_short = exchange.known.may_share && exchange.known.brevity.is_proved();
+        let rides = is_short && !self.may_leave_unseen(&exchange.known);
+        if is_short {
+            self.look_for_unseen();
+        }
+        if !rides {
             self.looked_up = Some(exchange.known);
             return false;
         }

@@ -327,6 +327,7 @@ impl Session {
             return;
         }
         self.effective = next;
+        self.forget_catalogue();
         let is_same = self
             .routes
             .as_ref()

@@ -26,6 +26,7 @@ use super::ride::Riding;
 use super::routes::Routes;
 use super::sequences::Sequences;
 use super::sql_prepare::Underway;
+use super::unseen::Unseen;
 use crate::backend::receive::ReceiveError;
 use crate::error::Report;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
@@ -160,6 +161,7 @@ pub struct Session {
     pub(super) metering: Metering,
     /// `None` in front of a single server.
     pub(super) routes: Option<Box<Routes>>,
+    pub(super) unseen: Unseen,
     pub(super) riding: Option<Riding>,
     /// `None` until the client has sent something.
     pub(super) rerun: Option<Box<Rerun>>,
@@ -205,6 +207,7 @@ impl Session {
             stream: start.stream,
             effective: pool.effective.load_full(),
             metering: Metering::new(&start.shared, &start.entry, &start.told),
+            unseen: Unseen::default(),
             riding: None,
             rerun: None,
             listening: None,

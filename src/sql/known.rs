@@ -79,6 +79,8 @@ pub struct Known {
     pub is_plain: bool,
     /// It makes, changes or drops functions, or what they can hide in.
     pub changes_functions: bool,
+    /// It may make or change what runs unseen: triggers, defaults, checks, views.
+    pub changes_unseen: bool,
     /// What it may call without naming a function.
     pub attributes: Attributes,
     /// One read that takes no locks, calls nothing volatile and leaves nothing behind: it may share a server connection
@@ -155,6 +157,10 @@ impl Known {
             reads_channels: mentions(text, options, &[b"pg_listening_channels"]),
             copies_in,
             changes_functions: class.statements.iter().any(changes_functions),
+            changes_unseen: class
+                .statements
+                .iter()
+                .any(|it| changes_unseen(it, text, options)),
             attributes: Attributes::of(text, options),
             told: AtomicBool::new(false),
             refusals: AtomicU8::new(0),
@@ -201,6 +207,23 @@ fn changes_functions(statement: &Statement) -> bool {
         "domain",
     ];
     matches!(&statement.kind, StatementKind::Ddl { object, .. } if OBJECTS.contains(object))
+}
+
+fn changes_unseen(statement: &Statement, text: &[u8], options: LexOptions) -> bool {
+    let StatementKind::Ddl { object, .. } = &statement.kind else {
+        return false;
+    };
+    let is_temporary = || {
+        let mut effects = statement.effects.iter();
+        effects.any(|it| matches!(it, Effect::TempTable { .. }))
+    };
+    match *object {
+        "trigger" | "event trigger" | "index" | "materialized view" => true,
+        "table" | "foreign table" => {
+            !is_temporary() && mentions(text, options, &[b"default", b"check", b"generated"])
+        }
+        _ => changes_functions(statement),
+    }
 }
 
 /// Whether `statement`, of a text that `moves` something or does not, needs a database that nobody is connected to.
