@@ -26,18 +26,28 @@ TITLES = {
 MUST_NOT_GROW = {"clients": 1.5, "distinct": 1.5, "pools": 1.3}
 # Whose cost grows with caches that no longer hold everything, not with pgweir's tables.
 LOADED = 16
+# From as many clients on, connecting is a large part of a run, and CPU is measured without it.
+MANY = 1000
 
 
 class Curves:
     def __init__(self, folder, options):
         self.folder, self.options, self.rows = folder, options, []
 
-    def point(self, curve, x, target, mode, clients, script=None):
+    def point(self, curve, x, target, mode, clients, script=None, sample=0.2):
+        # Those that connect one after the other are given the time for it.
+        seconds = self.options.seconds + clients // 500
         before = target.cpu()
-        load = scratch.pgbench(self.folder, target, mode, clients, self.options.seconds, script=script)
+        load = scratch.pgbench(self.folder, target, mode, clients, seconds, script=script, sample=sample)
         if not load:
             return
         cpu = (target.cpu() - before) / load.count * 1e6
+        if target.pid and clients >= MANY:
+            steady = scratch.busy_cpu(self.folder, target, clients, seconds + 4)
+            if steady is None:
+                print(f"{target.name}, {clients} clients: too few seconds to measure CPU in", flush=True)
+                return
+            cpu = steady * 1e6
         self.rows.append([curve, x, target.name, round(load.tps), load.p50, load.p99, round(cpu, 2)])
         print(f"{curve:12} {x:>9} {target.name:16} tps {load.tps:8.0f}  p50 {load.p50 / 1000:8.2f} ms  p99 {load.p99 / 1000:8.2f} ms" + (f"  cpu {cpu:8.2f} us" if target.pid else ""), flush=True)
 
@@ -82,7 +92,8 @@ class Curves:
             # One row up to 1000 bytes, rows of 1000 from there on.
             script = self.script(f"SELECT repeat('x', {min(size, 1000)}) FROM generate_series(1, {max(1, size // 1000)});\n")
             for target in targets:
-                self.point("result_bytes", size, target, "prepared", 8, script)
+                # Of few transactions each counts.
+                self.point("result_bytes", size, target, "prepared", 8, script, sample=0.2 if size < 100_000 else 1)
         self.stop(targets)
 
     def statements(self):

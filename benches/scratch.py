@@ -193,13 +193,14 @@ def quantile(ordered, share):
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0
 
 
-def pgbench(scratch, target, mode, clients, seconds=None, transactions=None, script=None, sslmode="disable"):
-    """Runs pgbench against `target`; `None` if it failed. Mode `connect` is simple with a connection for each transaction."""
+def pgbench(scratch, target, mode, clients, seconds=None, transactions=None, script=None, sslmode="disable", sample=0.2):
+    """Runs pgbench against `target`; `None` if it failed. Mode `connect` is simple with a connection for each transaction.
+    Of the latencies a part, `sample`, is taken."""
     prefix = scratch.folder / "latency"
     threads = "1" if clients <= 200 else "2"
     command = [find("pgbench"), "-n", "-M", "simple" if mode == "connect" else mode, "-c", str(clients), "-j", threads]
     command += ["-f", script] if script else ["-S"]
-    command += ["-T", str(seconds), "-l", "--sampling-rate=0.2", f"--log-prefix={prefix}"] if seconds else ["-t", str(transactions)]
+    command += ["-T", str(seconds), "-l", f"--sampling-rate={sample}", f"--log-prefix={prefix}"] if seconds else ["-t", str(transactions)]
     command += ["-C"] if mode == "connect" else []
     out = subprocess.run(command + ["postgres"], env=env(target.port, sslmode), capture_output=True, text=True, start_new_session=True, cwd=scratch.folder)
     tps = re.search(r"tps = ([\d.]+)", out.stdout)
@@ -211,6 +212,24 @@ def pgbench(scratch, target, mode, clients, seconds=None, transactions=None, scr
         print(f"{target.name}, {mode}, {clients} clients: {out.stderr.strip()[-300:]}", flush=True)
         return None
     return Load(float(tps[1]), int(re.search(r"actually processed: (\d+)", out.stdout)[1]), sorted(latencies))
+
+
+def busy_cpu(scratch, target, clients, seconds):
+    """CPU seconds of a transaction (prepared, `-S`) once all clients are connected and have prepared: pgbench's own time has
+    both in it, and with thousands of clients they are most of it. `None` if it failed."""
+    command = [find("pgbench"), "-n", "-S", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(seconds), "-P", "1"]
+    busy = []  # Transactions a second and CPU so far, of each second.
+    with subprocess.Popen(command + ["postgres"], env=env(target.port, "disable"), stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=scratch.folder) as load:
+        for line in load.stderr:
+            if found := re.match(r"progress: [\d.]+ s, ([\d.]+) tps", line):
+                busy.append((float(found[1]), target.cpu()))
+    # The seconds at either end have connecting in them, preparing, and leaving.
+    middle = busy[len(busy) // 2 - 1:-1]
+    if load.returncode or len(middle) < 2:
+        return None
+    transactions = sum(tps for tps, _ in middle[1:])
+    return (middle[-1][1] - middle[0][1]) / transactions if transactions else None
 
 
 def medians(rows):

@@ -1,6 +1,7 @@
 //! Composition root: builds the parts, runs them, and takes them down in order.
 
 pub mod demo;
+mod signals;
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +14,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -38,16 +38,18 @@ use crate::sql::known::KnownStatements;
 use crate::traces::Tracer;
 use crate::{frontend, http, tasks, telemetry, watch};
 
-/// How often a draining process looks whether its clients are gone.
+use self::signals::{Signals, Stop};
+
 /// How long work that was begun on other threads may still take once everything is closed.
 const LAST_WORK: Duration = Duration::from_secs(1);
 
+/// How often a draining process looks whether its clients are gone.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 /// Connections the kernel queues until they are accepted.
 const BACKLOG: u32 = 4096;
 
-/// How long clients cut off at the end have to take their last message.
+/// How long clients cut off at the end have to take their last message, and servers to be told to stop what they run.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Why pgweir does not serve.
@@ -115,6 +117,8 @@ pub async fn serve(
     parts: Parts,
     ready: impl FnOnce(&Addresses),
 ) -> Result<(), AppError> {
+    // First: whoever is told that it is ready may send it one.
+    let signals = Signals::new()?;
     let mut addresses = Addresses::default();
     let metrics = telemetry::metrics::install();
     let (plans, requests) = mpsc::channel(PLANS_MAX);
@@ -126,6 +130,7 @@ pub async fn serve(
     let reloader = Arc::new(Reloader::new(source));
     check_descriptors(shared.config.load().general.max_client_conn);
     tasks::spawn("steward", steward::run(Arc::clone(&shared.pools)));
+    tasks::spawn("auth_query", keep_secrets(Arc::clone(&shared)));
     let config = shared.config.load_full();
     shared.clusters.sync(&config);
     tasks::spawn("waits", watch::waits::watch(Arc::clone(&shared)));
@@ -144,8 +149,8 @@ pub async fn serve(
     let (accepting, _socket) = listen(&shared, &console, &mut addresses.listen).await?;
     shared.ready.store(true, Ordering::SeqCst);
     ready(&addresses);
-    until_stopped(&shared, &reloader).await?;
-    drain(&shared, accepting).await;
+    let again = signals.until_stopped(&shared, &reloader).await;
+    drain(&shared, accepting, again).await;
     Ok(())
 }
 
@@ -283,28 +288,13 @@ impl Drop for SocketFile {
     }
 }
 
-/// Waits for a reason to stop, reloading on SIGHUP.
-async fn until_stopped(shared: &Arc<Shared>, reloader: &Arc<Reloader>) -> io::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    loop {
-        tokio::select! {
-            _ = hangup.recv() => {
-                if let Err(error) = reloader.reload(shared) {
-                    tracing::error!("the configuration stays as it is: {error}");
-                }
-            }
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            () = shared.stop.notified() => return Ok(()),
-        }
-    }
+async fn keep_secrets(shared: Arc<Shared>) {
+    shared.secrets.keep_house().await;
 }
 
 /// Stops accepting, lets transactions finish, tells idle clients 57P01; after `shutdown_timeout`, or at a second
 /// signal, the rest is told at once.
-async fn drain(shared: &Arc<Shared>, accepting: Vec<JoinHandle<()>>) {
+async fn drain(shared: &Arc<Shared>, accepting: Vec<JoinHandle<()>>, mut again: Stop) {
     shared.ready.store(false, Ordering::SeqCst);
     shared.draining.store(true, Ordering::SeqCst);
     accepting.iter().for_each(JoinHandle::abort);
@@ -313,24 +303,17 @@ async fn drain(shared: &Arc<Shared>, accepting: Vec<JoinHandle<()>>) {
     tokio::select! {
         () = order(shared, Order::Drain) => {}
         () = tokio::time::sleep(limit) => tracing::warn!("shutdown_timeout is over; closing the remaining clients"),
-        () = told_again() => tracing::warn!("told to stop again; closing the remaining clients"),
+        () = again.received() => tracing::warn!("told to stop again; closing the remaining clients"),
     }
-    let _ = tokio::time::timeout(FAREWELL, order(shared, Order::Terminate)).await;
+    let _ = tokio::time::timeout(FAREWELL, cut_off(shared)).await;
     tracing::info!("stopped");
 }
 
-/// A second SIGTERM or SIGINT.
-async fn told_again() {
-    let again = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    );
-    let (Ok(mut terminate), Ok(mut interrupt)) = again else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Ends the clients that are left, and what runs for them: a cancel request under way would end with the process.
+async fn cut_off(shared: &Shared) {
+    order(shared, Order::Terminate).await;
+    while shared.pools.limits().is_cleaning() {
+        tokio::time::sleep(DRAIN_POLL).await;
     }
 }
 

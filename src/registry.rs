@@ -13,7 +13,7 @@ use std::task::{Poll, Waker};
 use tokio::time::Instant;
 
 use crate::backend::connection::Identity;
-use crate::meter::Activity;
+use crate::meter::{Activity, Address};
 use crate::pool::lane::seat::Seat;
 use crate::pool::waiter::{CheckoutError, Waiter};
 
@@ -110,8 +110,7 @@ pub struct ClientEntry {
     key_len: usize,
     pub user: Arc<str>,
     pub database: Arc<str>,
-    /// `address:port`, or `unix`.
-    pub peer: Box<str>,
+    pub peer: Address,
     /// Version and cipher; `None` without TLS.
     pub tls: Option<Box<str>>,
     /// `application_name` as given at startup.
@@ -121,8 +120,8 @@ pub struct ClientEntry {
     /// Its prepared statements that have names, as of when the server last had answered everything.
     pub prepared: AtomicUsize,
     pub replication: Replication,
-    /// Where it connected to; `None` on a Unix socket.
-    pub local: Option<SocketAddr>,
+    /// Where it connected to; `None` on a Unix socket. Shared, since all come to few addresses.
+    pub local: Option<Arc<SocketAddr>>,
     pub connected: Instant,
     pub waiter: Arc<Waiter>,
     /// Its place in a lane, from the first ride on.
@@ -250,10 +249,13 @@ impl ClientEntry {
     }
 }
 
+/// By numbers drawn at random here: nobody can choose them to collide.
+type Clients = HashMap<FrontendPid, Arc<ClientEntry>, foldhash::fast::RandomState>;
+
 /// All live clients.
 #[derive(Debug, Default)]
 pub struct Registry {
-    clients: Mutex<HashMap<FrontendPid, Arc<ClientEntry>>>,
+    clients: Mutex<Clients>,
 }
 
 /// What a new client is registered with.
@@ -263,12 +265,12 @@ pub struct NewClient {
     pub key_len: usize,
     pub user: Arc<str>,
     pub database: Arc<str>,
-    pub peer: Box<str>,
+    pub peer: Address,
     /// Version and cipher; `None` without TLS.
     pub tls: Option<Box<str>>,
     pub application_name: Box<str>,
     pub replication: Replication,
-    pub local: Option<SocketAddr>,
+    pub local: Option<Arc<SocketAddr>>,
 }
 
 /// Registered until dropped.
@@ -301,7 +303,7 @@ impl ClientEntry {
 }
 
 impl Registry {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<FrontendPid, Arc<ClientEntry>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Clients> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,12 +1,14 @@
 //! Accepting connections and seeing each to its end: session, console, replication or cancel request.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::time::Instant;
 
 use crate::admin::console::Console;
@@ -14,7 +16,8 @@ use crate::backend::cancel;
 use crate::error::UserFacing;
 use crate::frontend::replication;
 use crate::frontend::session::Session;
-use crate::frontend::startup::{self, Admitted, Arrival, HandshakeError};
+use crate::frontend::startup::{self, Admission, Admitted, Arrival, HandshakeError};
+use crate::meter::Address;
 use crate::net::connect::SocketOptions;
 use crate::net::stream::Stream;
 use crate::registry;
@@ -75,11 +78,53 @@ impl Drop for Counted {
 /// Where a client comes from.
 #[derive(Clone, Debug)]
 struct Origin {
-    /// `None` on a Unix socket.
-    address: Option<IpAddr>,
-    text: Box<str>,
+    peer: Address,
     /// Where it connected to; `None` on a Unix socket.
-    local: Option<SocketAddr>,
+    local: Option<Arc<SocketAddr>>,
+}
+
+impl Origin {
+    /// `None` on a Unix socket.
+    fn address(&self) -> Option<IpAddr> {
+        self.peer.tcp().map(|address| address.ip())
+    }
+}
+
+/// What the accept loop remembers from one connection to the next.
+#[derive(Debug, Default)]
+struct Before {
+    /// Where the last client connected to, which is where most do.
+    local: Option<Arc<SocketAddr>>,
+    /// What connections have from their listener.
+    inherited: Option<SocketOptions>,
+}
+
+impl Before {
+    /// `address`, shared with the last connection where it is the same.
+    fn local(&mut self, address: Option<SocketAddr>) -> Option<Arc<SocketAddr>> {
+        if self.local.as_deref() != address.as_ref() {
+            self.local = address.map(Arc::new);
+        }
+        self.local.clone()
+    }
+
+    /// Gives `tcp` the options that it does not have from `listener`, which gets them for those that follow.
+    fn set_options(&mut self, options: SocketOptions, listener: &TcpListener, tcp: &TcpStream) {
+        if self.inherited.as_ref() == Some(&options) {
+            return;
+        }
+        let inherit = || {
+            options
+                .set_all(listener)
+                .and_then(|()| options.set_all(tcp))
+        };
+        if cfg!(target_os = "linux") && inherit().is_ok() {
+            self.inherited = Some(options);
+        } else {
+            // A client that is gone already fails here and is noticed when it is read.
+            let _ = options.apply(tcp);
+        }
+    }
 }
 
 impl Listener {
@@ -95,9 +140,9 @@ impl Listener {
 
 /// Accepts until dropped.
 pub async fn accept(listener: Listener, shared: Arc<Shared>, console: Arc<Console>) {
-    let local = listener.only_address();
+    let (local, mut before) = (listener.only_address(), Before::default());
     loop {
-        match accept_one(&listener, local, &shared).await {
+        match accept_one(&listener, local, &mut before, &shared).await {
             Ok((stream, origin)) => admit(stream, origin, &shared, &console),
             Err(error) => {
                 tracing::warn!(%error, "could not accept a connection");
@@ -110,17 +155,17 @@ pub async fn accept(listener: Listener, shared: Arc<Shared>, console: Arc<Consol
 async fn accept_one(
     listener: &Listener,
     local: Option<SocketAddr>,
+    before: &mut Before,
     shared: &Shared,
 ) -> std::io::Result<(Stream, Origin)> {
     match listener {
         Listener::Tcp(listener) => {
             let (tcp, peer) = listener.accept().await?;
-            // A client that is gone already fails here and is noticed when it is read.
-            let _ = SocketOptions::from_config(&shared.config.load().general).apply(&tcp);
+            let options = SocketOptions::from_config(&shared.config.load().general);
+            before.set_options(options, listener, &tcp);
             let origin = Origin {
-                address: Some(peer.ip()),
-                text: peer.to_string().into(),
-                local: local.or_else(|| tcp.local_addr().ok()),
+                peer: Address::Tcp(peer),
+                local: before.local(local.or_else(|| tcp.local_addr().ok())),
             };
             Ok((Stream::Tcp(tcp), origin))
         }
@@ -129,8 +174,7 @@ async fn accept_one(
             Ok((
                 Stream::Unix(unix),
                 Origin {
-                    address: None,
-                    text: "unix".into(),
+                    peer: Address::Unix,
                     local: None,
                 },
             ))
@@ -140,17 +184,49 @@ async fn accept_one(
 
 fn admit(stream: Stream, origin: Origin, shared: &Arc<Shared>, console: &Arc<Console>) {
     let limit = shared.config.load().general.max_client_conn;
-    let mut counted = Counted::new(shared);
+    let counted = Counted::new(shared);
     if shared.connections.load(Ordering::SeqCst) > limit.saturating_add(BEYOND_LIMIT) {
         return;
     }
     let console = Arc::clone(console);
-    tasks::spawn("login", async move {
-        // Boxed, and gone before the session starts: an idle client's task holds the session only.
-        if let Some(session) = Box::pin(log_in(stream, origin, &mut counted, &console)).await {
-            tasks::spawn("session", session.run(counted));
-        }
+    let arriving = Box::pin(async move {
+        let mut counted = counted;
+        let session = log_in(stream, origin, &mut counted, &console).await;
+        session.map(|session| (session, counted))
     });
+    tasks::spawn("client", Client::Arriving(arriving));
+}
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// A client's task, which holds what the client is at and no more.
+///
+/// # Why the session is boxed too
+/// The runtime's tasks are as large as the next multiple of 128 bytes, and their allocator cuts each out of a larger piece.
+/// One task for login and session also spares every connection a second one.
+enum Client {
+    Arriving(Boxed<Option<(Session, Counted)>>),
+    Serving(Boxed<()>),
+    Gone,
+}
+
+impl Future for Client {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Self::Arriving(login) = &mut *self {
+            let arrived = ready!(login.as_mut().poll(cx));
+            // The login's memory goes before the session takes its own.
+            *self = Self::Gone;
+            if let Some((session, counted)) = arrived {
+                *self = Self::Serving(Box::pin(session.run(counted)));
+            }
+        }
+        match &mut *self {
+            Self::Serving(session) => session.as_mut().poll(cx),
+            Self::Arriving(_) | Self::Gone => Poll::Ready(()),
+        }
+    }
 }
 
 /// Takes a connection to its session; `None` if it was something else, or has ended.
@@ -163,18 +239,16 @@ async fn log_in(
     let shared = Arc::clone(&counted.shared);
     let deadline = Instant::now() + shared.config.load().timeouts.client_login_timeout;
     let tls = shared.client_tls.load_full();
-    let arrival =
-        match tokio::time::timeout_at(deadline, startup::arrive(stream, tls.as_ref().as_ref()))
-            .await
-        {
-            Ok(Ok(arrival)) => arrival,
-            Ok(Err((stream, error))) => {
-                Box::pin(refuse(stream, &error, &origin, &shared)).await;
-                return None;
-            }
-            // It has not said what it wants; there is nothing to answer.
-            Err(_) => return None,
-        };
+    let tls = tls.as_ref().as_ref();
+    let arrival = match tokio::time::timeout_at(deadline, startup::arrive(stream, tls)).await {
+        Ok(Ok(arrival)) => arrival,
+        Ok(Err((stream, error))) => {
+            Box::pin(refuse(stream, &error, &origin, &shared)).await;
+            return None;
+        }
+        // It has not said what it wants; there is nothing to answer.
+        Err(_) => return None,
+    };
     match arrival {
         Arrival::Cancel { stream, pid, key } => {
             Box::pin(cancel_client(&shared, pid, &key)).await;
@@ -185,7 +259,7 @@ async fn log_in(
             let admitted = if let Err(error) = room(counted) {
                 Err(error)
             } else {
-                let admit = startup::admit(&mut stream, &message, origin.address, &shared);
+                let admit = startup::admit(&mut stream, tls, &message, origin.address(), &shared);
                 tokio::time::timeout_at(deadline, admit)
                     .await
                     .unwrap_or(Err(HandshakeError::Timeout { why: None }))
@@ -196,16 +270,17 @@ async fn log_in(
                     None
                 }
                 Ok(None) => {
-                    Box::pin(console.serve(stream, &message, origin.address)).await;
+                    Box::pin(console.serve(stream, &message, origin.address())).await;
                     None
                 }
-                Ok(Some(place)) => {
+                Ok(Some(Admission { place, credentials })) => {
                     let client = Admitted {
                         stream,
                         message,
-                        peer: origin.text.clone(),
-                        local: origin.local,
+                        peer: origin.peer,
+                        local: origin.local.clone(),
                         place,
+                        credentials,
                         shared,
                         deadline,
                     };
@@ -253,7 +328,7 @@ async fn refuse(stream: Option<Stream>, error: &HandshakeError, origin: &Origin,
         return;
     };
     if shared.config.load().log.log_pooler_errors {
-        tracing::info!(client = %origin.text, "refused a connection: {error}");
+        tracing::info!(client = %origin.peer, "refused a connection: {error}");
     }
     let out = error.server_frame().unwrap_or_else(|| {
         let mut out = Vec::new();

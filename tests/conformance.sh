@@ -6,8 +6,8 @@
 #
 # The suite comes from Debian's source package of the installed PostgreSQL (or the nearest version of it that Debian
 # has: outputs are compared with a direct run, not with the expected files). Each run has a fresh cluster, because the
-# suite leaves roles, tablespaces and subscriptions behind. Exits 1 if a test differs that conformance.md beside this
-# file does not explain.
+# suite leaves roles, tablespaces and subscriptions behind. Exits 1 if a test differs that docs/conformance.md
+# does not explain.
 #
 #   REGRESS      where the suite and the outputs are          (default: target/conformance)
 #   PGWEIR       the binary to test                           (default: target/release/pgweir)
@@ -164,9 +164,9 @@ one_run() { # NAME direct|pgweir
   stop
 }
 
-# Tests whose differences conformance.md explains: the first column of its table.
+# Tests whose differences docs/conformance.md explains: the first column of its table.
 explained() {
-  sed -nE 's/^\| `([a-z0-9_.]+)` \|.*/\1/p' "$here/conformance.md"
+  sed -nE 's/^\| `([a-z0-9_.]+)` \|.*/\1/p' "$root/docs/conformance.md"
 }
 
 compare() {
@@ -182,7 +182,7 @@ compare() {
   echo "$same of $total outputs identical to the direct run"
   for name in "${differ[@]}"; do
     if explained | grep -qxF "$name"; then
-      echo "  $name: differs, explained in tests/conformance.md"
+      echo "  $name: differs, explained in docs/conformance.md"
     else
       unexplained=$((unexplained + 1))
       echo "  $name: DIFFERS: diff $direct/$name.out $through/$name.out"

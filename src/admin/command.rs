@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::parse::{Command, Shutdown};
 use super::refine::Refinement;
 use super::show::{HELP, PARAMETERS, Show};
+use crate::config;
 use crate::error::{Report, Severity, SqlState};
 use crate::pool::effective::Effective;
 use crate::pool::orders::Scope;
@@ -157,7 +158,7 @@ pub fn run(context: &Context<'_>, command: &Command) -> Result<Outcome, Report> 
             tag: "WAIT_CLOSE",
             condition: Condition::Replaced(scope(context, name.as_deref())?),
         }),
-        Command::Set { key, value } => set(context, key, value),
+        Command::Set { key, value } => set(context, key, value.expose()),
         Command::Show(show) => table(*show, Refinement::default()),
         Command::Refined(show, refinement) => table(*show, refinement.as_ref().clone()),
         Command::Nothing(tag) => Ok(done(tag)),
@@ -288,7 +289,11 @@ fn reload(context: &Context<'_>) -> Result<Outcome, Report> {
 }
 
 fn set(context: &Context<'_>, key: &str, value: &str) -> Result<Outcome, Report> {
-    match context.reloader.set(key, value, context.shared) {
+    let outcome = match config::import::console::translate(key, value) {
+        Some((key, value)) => context.reloader.set(&key, &value, context.shared),
+        None => context.reloader.set(key, value, context.shared),
+    };
+    match outcome {
         Ok(()) => Ok(done("SET")),
         Err(error @ ReloadError::NeedsRestart(_)) => {
             Err(Report::error(CANT_CHANGE_RUNTIME_PARAM, error.to_string()))

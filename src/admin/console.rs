@@ -14,6 +14,7 @@ use super::show::Show;
 use super::table::Row;
 use crate::config::model::AuthMethod;
 use crate::error::{Report, SqlState};
+use crate::meter::Address;
 use crate::net::stream::Stream;
 use crate::registry::{ClientState, NewClient, Registered, Replication};
 use crate::reload::Reloader;
@@ -68,16 +69,15 @@ impl Console {
             part(&mut stream, &refusal).await;
             return;
         };
-        let peer = stream.peer_addr().map(|peer| peer.to_string());
         let entry = self.shared.registry.register(NewClient {
             key_len: message.cancel_key_len(),
             user: (*user).into(),
             database: (*database).into(),
-            peer: peer.unwrap_or_else(|| "unix".to_owned()).into(),
+            peer: stream.peer_addr().map_or(Address::Unix, Address::Tcp),
             tls: stream.tls_description(),
             application_name: message.application_name(),
             replication: Replication::None,
-            local: stream.local_addr(),
+            local: stream.local_addr().map(Arc::new),
         });
         entry.set_state(ClientState::Idle);
         let mut out = Vec::new();

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::refine::{self, Refinement};
 use super::show::Show;
+use crate::config::model::Secret;
 use crate::error::{Report, SqlState};
 
 /// One statement.
@@ -29,9 +30,10 @@ pub enum Command {
     Reload,
     Shutdown(Shutdown),
     WaitClose(Option<String>),
+    /// The value may be a password, and a command is written to the log.
     Set {
         key: String,
-        value: String,
+        value: Secret,
     },
     /// What drivers send on their own and what means nothing here; the tag of its answer.
     Nothing(&'static str),
@@ -307,7 +309,7 @@ fn set(tokens: &[Token]) -> Result<Command, ParseError> {
     match value {
         [Token::Word(value) | Token::Name(value) | Token::Text(value)] => Ok(Command::Set {
             key,
-            value: value.clone(),
+            value: Secret::new(value.clone()),
         }),
         [_, other, ..] | [other] => Err(ParseError::Near(other.shown())),
         [] => Err(ParseError::End),
@@ -371,7 +373,7 @@ mod tests {
     fn a_setting_takes_a_word_a_number_or_a_string() {
         let set = |key: &str, value: &str| Command::Set {
             key: key.to_owned(),
-            value: value.to_owned(),
+            value: Secret::new(value.to_owned()),
         };
         assert_eq!(one("SET pool.max_size=5"), set("pool.max_size", "5"));
         assert_eq!(
@@ -382,6 +384,20 @@ mod tests {
             one("SET databases.\"my.db\".max_size = 5"),
             set("databases.\"my.db\".max_size", "5")
         );
+    }
+
+    #[test]
+    fn a_command_says_what_is_set_and_not_to_what() {
+        for text in [
+            "SET http.admin_token='secret'",
+            "SET cluster.primary TO 'postgres://u:secret@h'",
+            "SET databases.\"a\".password = secret",
+        ] {
+            let shown = format!("{:?}", one(text));
+            assert!(!shown.contains("secret"), "{shown}");
+        }
+        let shown = format!("{:?}", one("SET http.admin_token=x"));
+        assert!(shown.contains("http.admin_token"), "{shown}");
     }
 
     #[test]

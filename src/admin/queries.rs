@@ -299,7 +299,7 @@ fn client(client: &Client) -> [Value; 5] {
         (&*client.user).into(),
         (&*client.database).into(),
         (&*client.application).into(),
-        (&*client.peer).into(),
+        client.peer.to_string().into(),
     ]
 }
 

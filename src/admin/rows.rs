@@ -141,11 +141,15 @@ impl View<'_> {
     }
 
     fn totals(&self) -> Vec<Row> {
-        let (mut total, mut average) = (Totals::default(), Totals::default());
+        let (mut total, mut counted) = (Totals::default(), Totals::default());
+        let mut over = Duration::ZERO;
         for stats in self.stats.values() {
             total = total.plus(&stats.total);
-            average = average.plus(&stats.average);
+            counted = counted.plus(&stats.counted);
+            over = over.max(stats.over);
         }
+        // Averages of averages would weigh an idle database like a busy one.
+        let average = counted.average(over);
         let rows = |prefix: &'static str, columns: [u64; 11]| {
             TOTALS
                 .into_iter()
@@ -254,8 +258,8 @@ fn address(address: Option<SocketAddr>) -> [Value; 2] {
 
 fn client(client: &ClientStatus) -> Row {
     let entry = &client.entry;
-    let [address, port] = address(entry.peer.parse().ok());
-    let [local_address, local_port] = self::address(entry.local);
+    let [address, port] = address(entry.peer.tcp());
+    let [local_address, local_port] = self::address(entry.local.as_deref().copied());
     let [wait, wait_us] = micros(client.waiting);
     vec![
         "C".into(),
@@ -353,10 +357,9 @@ fn settings(snapshot: &Snapshot) -> Vec<Row> {
             if changeable { "yes" } else { "no" }.into(),
         ]
     };
-    config::show(&snapshot.config)
-        .into_iter()
-        .map(row)
-        .collect()
+    let own = config::show(&snapshot.config);
+    let pgbouncers = config::import::console::shown(&own);
+    own.into_iter().chain(pgbouncers).map(row).collect()
 }
 
 /// The process's resident memory, in pages; none where the system does not tell.
@@ -385,7 +388,7 @@ mod tests {
     use crate::backend::connect::Dialer;
     use crate::cluster::Clusters;
     use crate::config::{Overrides, load};
-    use crate::meter::{Queries, Recent};
+    use crate::meter::{Address, Queries, Recent};
     use crate::pool::Pools;
     use crate::registry::{NewClient, Registry, Replication};
     use crate::status::Counted;
@@ -404,7 +407,7 @@ mod tests {
             key_len: 4,
             user: "bob".into(),
             database: "app".into(),
-            peer: "127.0.0.1:5000".into(),
+            peer: Address::Tcp(([127, 0, 0, 1], 5000).into()),
             tls: None,
             application_name: "test".into(),
             replication: Replication::None,
@@ -467,6 +470,45 @@ mod tests {
                 for row in view.rows(show) {
                     assert_eq!(row.len(), show.columns().len(), "{name}: {row:?}");
                 }
+            }
+        });
+    }
+
+    #[test]
+    fn averages_of_all_databases_are_no_sums_of_averages() {
+        let stats = |queries, query_time| {
+            let counted = Totals {
+                queries,
+                query_time,
+                ..Totals::default()
+            };
+            let over = Duration::from_secs(10);
+            DatabaseStats {
+                total: counted,
+                average: counted.average(over),
+                counted,
+                over,
+            }
+        };
+        with_view(|view| {
+            let stats = [
+                ("a".into(), stats(100, 100_000)),
+                ("b".into(), stats(300, 900_000)),
+            ];
+            let view = View {
+                stats: &BTreeMap::from(stats),
+                ..*view
+            };
+            let lines: Vec<_> = view.rows(Show::Totals).iter().map(line).collect();
+            for expected in [
+                "total_query_count|400",
+                "avg_query_count|40",
+                "avg_query_time|2500",
+            ] {
+                assert!(
+                    lines.contains(&expected.to_owned()),
+                    "{expected}: {lines:?}"
+                );
             }
         });
     }

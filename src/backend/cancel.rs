@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
-use super::connect::Dialer;
+use super::connect::{Dialer, Target};
 use super::connection::Identity;
 use crate::net::connect::ConnectError;
 use crate::wire::startup::put_cancel_request;
@@ -41,14 +42,21 @@ pub fn cancel(
 ) -> impl Future<Output = Result<(), CancelError>> + Send + 'static {
     let held = backend.cancelling();
     async move {
-        let sent = tokio::time::timeout(timeout, send(&backend, &dialer)).await;
+        let until = Instant::now() + timeout;
+        let sent = tokio::time::timeout_at(until, send(&backend, &dialer, until)).await;
         drop(held);
         sent.unwrap_or(Err(CancelError::Timeout))
     }
 }
 
-async fn send(backend: &Arc<Identity>, dialer: &Dialer) -> Result<(), CancelError> {
-    let mut stream = dialer.connect(&backend.node, backend.encryption).await?;
+async fn send(backend: &Arc<Identity>, dialer: &Dialer, until: Instant) -> Result<(), CancelError> {
+    // Another server of the same name would say nothing and cancel nothing, or somebody else's statement.
+    let target = Target {
+        node: &backend.node,
+        at: backend.peer,
+        until,
+    };
+    let mut stream = dialer.connect(target, backend.encryption).await?;
     let mut packet = Vec::with_capacity(16);
     put_cancel_request(&mut packet, backend.pid, &backend.cancel_key);
     let doubt = backend.writing_cancel();
@@ -112,5 +120,23 @@ mod tests {
         let (identity, sent) = cancelled(false).await;
         assert!(matches!(sent, Err(CancelError::Timeout)));
         assert!(!identity.is_being_cancelled() && identity.is_in_doubt());
+    }
+
+    #[tokio::test]
+    async fn a_request_goes_where_the_connection_does_whatever_the_name_says_now() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let node = Node::at("127.0.0.1", elsewhere.local_addr().unwrap().port());
+        let mut identity = Identity::new(node, 7, vec![1; 4], Encryption::Plain);
+        identity.peer = listener.local_addr().ok();
+        let limit = Duration::from_secs(30);
+        let request = cancel(Arc::new(identity), Arc::new(Dialer::plain()), limit);
+        let server = async {
+            tokio::select! {
+                accepted = listener.accept() => drop(accepted.unwrap()),
+                _ = elsewhere.accept() => panic!("it went to the server of the name"),
+            }
+        };
+        let _ = tokio::join!(request, server);
     }
 }

@@ -1,10 +1,11 @@
 //! Reaching a server: dial, TLS, login. Replaced as a whole at reload.
 
-pub use crate::net::connect::{ConnectError, Encryption, leads_to};
+pub use crate::net::connect::{ConnectError, Encryption, Target, leads_to};
 
 use std::sync::atomic::AtomicBool;
 
 use thiserror::Error;
+use tokio::time::Instant;
 
 use super::connection::{Backend, Identity};
 use super::login::{self, Credentials, LoggedIn, LoginError, ProtocolVersion};
@@ -36,6 +37,8 @@ pub struct Login<'a> {
     pub generation: u64,
     /// Set once the server has said something.
     pub heard: &'a AtomicBool,
+    /// When the caller gives up.
+    pub until: Instant,
 }
 
 /// See the module.
@@ -74,18 +77,23 @@ impl Dialer {
     /// Cancel safe: a connection under way is closed.
     pub async fn connect(
         &self,
-        node: &Node,
+        target: Target<'_>,
         encryption: Encryption,
     ) -> Result<Stream, ConnectError> {
-        connect::connect(node, &self.tls, encryption, &self.options).await
+        connect::connect(target, &self.tls, encryption, &self.options).await
     }
 
     /// Connects and logs in; where `sslmode` knows a second way and the server refused the first, the second.
     /// Cancel safe: a connection under way is closed.
     pub async fn log_in(&self, login: Login<'_>) -> Result<(Backend, LoggedIn), ReachError> {
         let mut encryption = self.first();
+        let target = Target {
+            node: login.node,
+            at: None,
+            until: login.until,
+        };
         loop {
-            let mut stream = self.connect(login.node, encryption).await?;
+            let mut stream = self.connect(target, encryption).await?;
             match login::login(
                 &mut stream,
                 ProtocolVersion::V3_0,
@@ -119,11 +127,12 @@ fn backend(stream: Stream, login: Login<'_>, logged_in: &LoggedIn) -> Backend {
     }
     let mirror = Mirror::new(reported.into(), login.max_prepared);
     let encryption = Encryption::same_as(&stream);
-    let identity = Identity::new(
+    let mut identity = Identity::new(
         login.node.clone(),
         logged_in.pid,
         logged_in.cancel_key.clone(),
         encryption,
     );
+    identity.peer = stream.peer_addr();
     Backend::new(stream, identity, mirror, login.generation)
 }

@@ -4,6 +4,7 @@
 //! - A backend is handed to another client only if [`Backend::is_clean`]; anything else is cleaned first or dropped.
 //! - `expect` has an entry for every answer under way, whoever asked.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -28,6 +29,9 @@ use crate::wire::frontend::TERMINATE_FRAME;
 #[derive(Debug)]
 pub struct Identity {
     pub node: Node,
+    /// Where the connection goes: the node's name may have other addresses, or lead elsewhere by now. `None` on a Unix
+    /// socket.
+    pub peer: Option<SocketAddr>,
     pub pid: u32,
     pub cancel_key: Vec<u8>,
     /// How a cancel request travels: as the connection does.
@@ -50,6 +54,7 @@ impl Identity {
     pub fn new(node: Node, pid: u32, cancel_key: Vec<u8>, encryption: Encryption) -> Self {
         Self {
             node,
+            peer: None,
             pid,
             cancel_key,
             encryption,

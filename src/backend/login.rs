@@ -44,7 +44,7 @@ impl ProtocolVersion {
 }
 
 /// What pgweir can prove.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Credentials {
     None,
     Password(Secret),

@@ -92,6 +92,39 @@ pub async fn on_backend(backend: &mut Backend, text: &[u8]) -> Result<Vec<Row>, 
     backend.outbox.push(&message);
     backend.mirror.unnamed = None;
     backend.expect.push(Owed::new(Request::Query, For::Probe));
+    answer(backend).await
+}
+
+/// The same with `value` for the parameter `$1`, which is sent apart from the text and therefore never read as SQL.
+pub async fn with_parameter(
+    backend: &mut Backend,
+    text: &[u8],
+    value: &[u8],
+) -> Result<Vec<Row>, QueryError> {
+    // Behind the names: no formats, one parameter, and the results as text.
+    let length = u32::try_from(value.len()).unwrap_or(u32::MAX);
+    let parameters = [&[0, 0, 0, 1], &length.to_be_bytes(), value, &[0, 0]].concat();
+    let mut batch = Vec::with_capacity(text.len() + value.len() + 64);
+    frontend::put_parse(&mut batch, b"", &[text, &[0, 0, 0]].concat());
+    frontend::put_bind_head(&mut batch, b"", b"", parameters.len());
+    batch.extend_from_slice(&parameters);
+    frontend::put_execute(&mut batch, b"");
+    batch.extend_from_slice(&frontend::SYNC_FRAME);
+    backend.outbox.push(&batch);
+    backend.mirror.unnamed = None;
+    for request in [
+        Request::Parse,
+        Request::Bind,
+        Request::Execute,
+        Request::Sync,
+    ] {
+        backend.expect.push(Owed::new(request, For::Probe));
+    }
+    answer(backend).await
+}
+
+/// The rows of what was just sent, or the first error.
+async fn answer(backend: &mut Backend) -> Result<Vec<Row>, QueryError> {
     let mut collector = Collector::default();
     poll_fn(|cx| poll_exchange(backend, cx, &mut collector)).await?;
     match collector.error {

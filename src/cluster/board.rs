@@ -4,7 +4,8 @@
 //!
 //! # Invariants
 //! - Nothing is decided before every server was asked once: the first to answer may be a primary of yesterday.
-//! - A server on a timeline below the highest ever seen is no primary, whether or not another one is at hand.
+//! - A server on a timeline below the highest ever seen is no primary, whether or not another one is at hand; nor does
+//!   one that was the primary stay it.
 //! - Of two that claim it on one timeline, the one that is the primary already stays.
 
 use std::sync::Arc;
@@ -73,6 +74,11 @@ pub enum Event {
     Assumed {
         node: usize,
     },
+    /// The primary is on a timeline that the cluster has left: another server was promoted, whichever it is.
+    Outdated {
+        node: usize,
+        timeline: u32,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -127,6 +133,35 @@ impl Board {
         }
     }
 
+    /// Goes on with what was known of servers that are listed otherwise now.
+    pub fn inherit(&mut self, before: &Self) {
+        let same =
+            |own: &Entry, theirs: &Entry| own.node.server.is_same_server(&theirs.node.server);
+        let mut shares = false;
+        for entry in &mut self.entries {
+            if let Some(known) = before.entries.iter().find(|theirs| same(entry, theirs)) {
+                shares = true;
+                if known.health.is_drained() {
+                    entry.health.drain(true);
+                }
+            }
+        }
+        let is_other =
+            self.system.is_some() && before.system.is_some_and(|it| self.system != Some(it));
+        if !shares || is_other {
+            return;
+        }
+        self.system = self.system.or(before.system);
+        self.timeline_max = self.timeline_max.max(before.timeline_max);
+        if let Some((last, timeline)) = before.last
+            && let Some(theirs) = before.entries.get(last)
+            && let Some(place) = self.entries.iter().position(|own| same(own, theirs))
+            && self.last.is_none_or(|(_, known)| timeline > known)
+        {
+            self.last = Some((place, timeline));
+        }
+    }
+
     pub fn set_rules(&mut self, rules: Rules) {
         self.rules = rules;
     }
@@ -168,19 +203,32 @@ impl Board {
         events
     }
 
-    /// The cluster is the one that the first of the listed servers belongs to, or the next that tells.
+    /// The cluster is the one that the first of the listed servers belongs to; while that does not tell, the one that
+    /// most of those belong to which do. Where as many belong to another one, none is known.
     fn know_system(&mut self) {
-        if self.system.is_none() {
-            let mut answers = self
-                .entries
-                .iter()
-                .filter_map(|entry| entry.answer.as_ref());
-            self.system = answers.find_map(|answer| answer.system);
+        if self.system.is_some() {
+            return;
         }
+        let told = |entry: &Entry| entry.answer.as_ref()?.system;
+        self.system = self.entries.first().and_then(told).or_else(|| {
+            let all: Vec<u64> = self.entries.iter().filter_map(told).collect();
+            let votes = |system: u64| all.iter().filter(|it| **it == system).count();
+            let most = *all.iter().max_by_key(|it| votes(**it))?;
+            let is_sure = |it: &u64| *it == most || votes(*it) < votes(most);
+            all.iter().all(is_sure).then_some(most)
+        });
     }
 
+    /// Where it is not known which cluster it is, whoever tells one may be of another.
     fn is_foreign(&self, answer: &Answer) -> bool {
-        matches!((answer.system, self.system), (Some(own), Some(ours)) if own != ours)
+        answer.system.is_some_and(|own| self.system != Some(own))
+    }
+
+    /// The timeline that the server is on, for all that is known, if that is one the cluster has left.
+    fn outdated(&self, place: usize) -> Option<u32> {
+        let answer = self.entries.get(place)?.answer.as_ref()?;
+        let timeline = answer.timeline.filter(|_| !self.is_foreign(answer))?;
+        (timeline < self.timeline_max).then_some(timeline)
     }
 
     fn raise_timeline(&mut self) {
@@ -219,12 +267,18 @@ impl Board {
         match self.primary {
             // Demoted: whoever is next, it is not this one.
             Some(place) if self.is_demoted(place) => self.primary = None,
+            Some(node) => {
+                if let Some(timeline) = self.outdated(node) {
+                    self.primary = None;
+                    events.push(Event::Outdated { node, timeline });
+                }
+            }
             None if self.is_assumed() => {
                 self.primary = Some(0);
                 self.last = Some((0, None));
                 events.push(Event::Assumed { node: 0 });
             }
-            _ => {}
+            None => {}
         }
     }
 
@@ -269,6 +323,7 @@ impl Board {
     fn is_assumed(&self) -> bool {
         let first = self.entries.first();
         first.is_some_and(|entry| matches!(entry.finding, Some(Finding::Denied(_))))
+            && self.outdated(0).is_none()
     }
 
     /// What the primary said last is a sample, unless it is one already.
@@ -293,9 +348,13 @@ impl Board {
 
     /// Moves the server's state on, and those of servers whose claim the election has decided about.
     fn judge(&mut self, node: usize, now: Instant, events: &mut Vec<Event>) {
-        let decided = events
-            .iter()
-            .any(|event| matches!(event, Event::Primary { .. } | Event::Renewed { .. }));
+        let decides = |event: &Event| {
+            matches!(
+                event,
+                Event::Primary { .. } | Event::Renewed { .. } | Event::Outdated { .. }
+            )
+        };
+        let decided = events.iter().any(decides);
         for place in 0..self.entries.len() {
             let is_first = self.entries[place].health.state() == NodeState::Unprobed;
             if place != node && !is_first && !decided {

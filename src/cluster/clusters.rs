@@ -16,6 +16,7 @@ use super::node::Node;
 use super::probe;
 use super::samples::Tick;
 use super::state::{NodeState, Rules};
+use super::telling::tell;
 use super::topology::Topology;
 use crate::backend::connect::Dialer;
 use crate::config::model::{self, Config};
@@ -34,12 +35,13 @@ pub struct Cluster {
     zone: ArcSwap<Option<String>>,
     topology: ArcSwap<Topology>,
     board: Mutex<Board>,
-    /// The last tick drawn.
-    clock: AtomicU64,
+    /// The last tick drawn, in any cluster: what a session notes means the same in the next one it is on.
+    clock: Arc<AtomicU64>,
     /// The latest tick that somebody could not be served for.
     wanted: AtomicU64,
-    /// What must be seen of the writes of all sessions.
-    written: AtomicU64,
+    /// What must be seen of the writes of all sessions. Clusters that share servers share this, so that a transaction
+    /// that began before the list was changed counts for those who come later.
+    written: Vec<Arc<AtomicU64>>,
     /// Servers of which a session has heard something that calls for a probe, by place.
     suspected: Vec<AtomicBool>,
     failovers: AtomicU64,
@@ -51,31 +53,47 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    fn new(list: &List, pools: &Arc<Pools>, changed: &Arc<Notify>) -> Self {
+    /// Goes on with what `related` clusters know of the same servers. What was written before it began is not known to
+    /// anybody: only who is asked after that has it for certain.
+    fn new(list: &List, all: &Clusters, related: &[Arc<Cluster>]) -> Self {
         let nodes: Vec<Arc<Node>> = list
             .nodes
             .iter()
             .enumerate()
             .map(|(index, server)| Arc::new(Node::new(server, index)))
             .collect();
-        let board = Board::new(&nodes, rules(&list.probe), Instant::now());
-        Self {
+        let mut board = Board::new(&nodes, rules(&list.probe), Instant::now());
+        let mut written: Vec<Arc<AtomicU64>> = Vec::new();
+        for cluster in related {
+            board.inherit(&cluster.lock());
+            for it in &cluster.written {
+                if !written.iter().any(|known| Arc::ptr_eq(known, it)) {
+                    written.push(Arc::clone(it));
+                }
+            }
+        }
+        if written.is_empty() {
+            written.push(Arc::default());
+        }
+        let cluster = Self {
             servers: Arc::clone(&list.servers),
             settings: ArcSwap::from_pointee(list.probe.clone()),
             zone: ArcSwap::from_pointee(list.zone.clone()),
             topology: ArcSwap::from_pointee(board.topology()),
             board: Mutex::new(board),
-            clock: AtomicU64::new(0),
+            clock: Arc::clone(&all.clock),
             wanted: AtomicU64::new(0),
-            written: AtomicU64::new(0),
+            written,
             suspected: nodes.iter().map(|_| AtomicBool::new(false)).collect(),
             nodes,
             failovers: AtomicU64::new(0),
             holds: AtomicU64::new(0),
             held_micros: AtomicU64::new(0),
-            pools: Arc::clone(pools),
-            changed: Arc::clone(changed),
-        }
+            pools: Arc::clone(&all.pools),
+            changed: Arc::clone(&all.changed),
+        };
+        cluster.note_write();
+        cluster
     }
 
     /// The picture as it is now.
@@ -106,13 +124,16 @@ impl Cluster {
     /// A write was acknowledged, to be told to its client afterwards. Returns what its session must see.
     pub fn note_write(&self) -> Tick {
         let tick = self.now();
-        self.written.fetch_max(tick.0, Ordering::SeqCst);
+        for written in &self.written {
+            written.fetch_max(tick.0, Ordering::SeqCst);
+        }
         tick
     }
 
     /// What must be seen to know of every write acknowledged through this process.
     pub fn written(&self) -> Tick {
-        Tick(self.written.load(Ordering::SeqCst))
+        let written = self.written.iter().map(|it| it.load(Ordering::SeqCst));
+        Tick(written.max().unwrap_or(0))
     }
 
     /// Somebody would read from a replica that has seen `tick`, and there is none: probes come sooner.
@@ -275,58 +296,11 @@ impl Cluster {
                     self.pools.give_up(&self.servers, name);
                 }
             }
+            Event::Outdated { node, .. } => {
+                let outdated = &topology.nodes[*node].node.server;
+                self.pools.abandon_outdated(&self.servers, outdated);
+            }
             Event::Assumed { .. } => {}
-        }
-    }
-}
-
-/// A line in the log for what is worth one.
-fn tell(event: &Event, topology: &Topology) {
-    match event {
-        Event::Primary { from, to, timeline } => {
-            let primary = &topology.nodes[*to].node.name;
-            let timeline = timeline.unwrap_or_default();
-            match from {
-                None => tracing::info!(%primary, timeline, "found the primary"),
-                Some(from) => {
-                    let before = &topology.nodes[*from].node.name;
-                    tracing::warn!(%primary, timeline, %before, "failover: another server is the primary");
-                }
-            }
-        }
-        Event::Renewed { node, timeline } => {
-            let primary = &topology.nodes[*node].node.name;
-            tracing::warn!(
-                %primary, timeline,
-                "failover: the primary is on a new timeline: connections to what it was are given up"
-            );
-        }
-        Event::Assumed { node } => {
-            let view = &topology.nodes[*node];
-            tracing::error!(
-                server = %view.node.name,
-                reason = view.error.as_deref().unwrap_or_default(),
-                "servers can't be probed: the configured primary is taken for the primary, and replicas are not used; set cluster.probe_user"
-            );
-        }
-        Event::Moved { node, moved } => {
-            let view = &topology.nodes[*node];
-            let (server, from, to) = (&view.node.name, moved.from.as_str(), moved.to.as_str());
-            let reason = view.error.as_deref().unwrap_or_default();
-            match moved.to {
-                NodeState::Fenced => tracing::error!(
-                    %server, from, timeline = view.timeline.unwrap_or_default(),
-                    "TWO PRIMARIES: this server takes writes and is not the primary of the cluster; it is given nothing"
-                ),
-                NodeState::Refused => tracing::error!(
-                    %server, from,
-                    "the server belongs to another cluster (its system identifier differs); it is given nothing"
-                ),
-                NodeState::Down => tracing::warn!(%server, from, reason, "server is down"),
-                _ => {
-                    tracing::info!(%server, role = view.role.as_str(), from, to, "server changed its state");
-                }
-            }
         }
     }
 }
@@ -352,6 +326,16 @@ struct List {
     nodes: Vec<model::Node>,
     probe: model::Probe,
     zone: Option<String>,
+}
+
+impl List {
+    fn shares_server(&self, cluster: &Cluster) -> bool {
+        let is_in = |node: &model::Node| {
+            let mut nodes = cluster.nodes.iter();
+            nodes.any(|known| known.server.is_same_server(node))
+        };
+        self.nodes.iter().any(is_in)
+    }
 }
 
 /// The lists of several servers that databases have.
@@ -405,6 +389,8 @@ pub struct Clusters {
     pools: Arc<Pools>,
     by_servers: RwLock<HashMap<Arc<str>, Running>>,
     changed: Arc<Notify>,
+    /// The last tick drawn.
+    clock: Arc<AtomicU64>,
 }
 
 impl Clusters {
@@ -413,6 +399,7 @@ impl Clusters {
             pools: Arc::clone(pools),
             by_servers: RwLock::default(),
             changed: Arc::default(),
+            clock: Arc::default(),
         }
     }
 
@@ -448,13 +435,16 @@ impl Clusters {
     }
 
     /// Begins and ends clusters as the configuration says. A cluster whose servers are the same goes on with what it
-    /// knows; one whose servers are written differently (another weight, another login) begins anew.
+    /// knows; one whose servers are written differently (another weight, another login, one more) begins anew, and goes on
+    /// with the timeline, what was drained and what was written.
     pub fn sync(&self, config: &Config) {
         let mut lists = lists(config);
         let mut clusters = self
             .by_servers
             .write()
             .unwrap_or_else(PoisonError::into_inner);
+        let cluster = |running: &Running| Arc::clone(&running.cluster);
+        let mut known: Vec<Arc<Cluster>> = clusters.values().map(cluster).collect();
         clusters.retain(|servers, running| match lists.get(servers) {
             Some(list) if list.nodes == running.nodes => {
                 running.cluster.settings.store(Arc::new(list.probe.clone()));
@@ -470,12 +460,19 @@ impl Clusters {
             }
         });
         for (servers, list) in lists {
-            clusters.insert(servers, self.begin(list));
+            let running = self.begin(list, &known);
+            known.push(Arc::clone(&running.cluster));
+            clusters.insert(servers, running);
         }
     }
 
-    fn begin(&self, list: List) -> Running {
-        let cluster = Arc::new(Cluster::new(&list, &self.pools, &self.changed));
+    fn begin(&self, list: List, known: &[Arc<Cluster>]) -> Running {
+        let related: Vec<_> = known
+            .iter()
+            .filter(|cluster| list.shares_server(cluster))
+            .cloned()
+            .collect();
+        let cluster = Arc::new(Cluster::new(&list, self, &related));
         self.pools
             .point(&list.servers, Some(target(&cluster.topology())));
         let probe = |node: &Arc<Node>| {

@@ -17,6 +17,7 @@ pub mod node;
 pub mod probe;
 pub mod samples;
 pub mod state;
+mod telling;
 pub mod topology;
 
 pub use clusters::{Cluster, Clusters};

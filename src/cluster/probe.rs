@@ -206,7 +206,7 @@ async fn probe(cluster: &Cluster, node: &Node, link: &mut Option<Link>) -> Findi
             Err(_) => return Finding::Failed(format!("no connection within {limit:?}").into()),
         },
     };
-    match timeout(limit, ask(cluster, &mut current)).await {
+    match timeout(limit, ask(cluster, node, &mut current)).await {
         Ok(Ok(answer)) => {
             *link = Some(current);
             Finding::Answer(answer)
@@ -296,6 +296,7 @@ async fn connect(cluster: &Cluster, node: &Node) -> Result<Link, ProbeError> {
         max_prepared: 1,
         generation: 0,
         heard: &AtomicBool::default(),
+        until: Instant::now() + settings.timeout,
     };
     let (mut backend, _) = cluster.dialer().log_in(login).await?;
     query::on_backend(&mut backend, PREPARATION).await?;
@@ -326,7 +327,7 @@ fn identity(rows: &[Row]) -> Option<(Option<u64>, WalShape)> {
     Some((number(row, 0), shape))
 }
 
-async fn ask(cluster: &Cluster, link: &mut Link) -> Result<Answer, ProbeError> {
+async fn ask(cluster: &Cluster, node: &Node, link: &mut Link) -> Result<Answer, ProbeError> {
     // In this order: what is acknowledged before the tick is drawn is in the answer.
     let tick = cluster.draw();
     let asked = Instant::now();
@@ -341,7 +342,8 @@ async fn ask(cluster: &Cluster, link: &mut Link) -> Result<Answer, ProbeError> {
         .filter(|inserted| answer.flushed.is_some_and(|flushed| flushed < *inserted));
     let is_stuck = unflushed.is_some() && unflushed == link.unflushed;
     link.unflushed = unflushed;
-    if is_stuck && cluster.is_starved() {
+    // Nothing is written on a server that is not the primary, though it would let it.
+    if is_stuck && cluster.topology().primary == Some(node.index) && cluster.is_starved() {
         // In a read-only database it is refused; then the replicas are some seconds late.
         match query::on_backend(&mut link.backend, NUDGE).await {
             Ok(_) | Err(QueryError::Server { .. }) => {}

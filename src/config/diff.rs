@@ -293,7 +293,7 @@ impl Changes {
             match (old.get(name), new.get(name)) {
                 (Some(old), Some(new)) => {
                     compare!(self, "statement_rules.NAME" at &path, old, new, StatementRule {
-                        queryid, query, user, database, application_name, query_timeout,
+                        queryid, query, user, database, application_name, query_timeout, retry,
                     });
                 }
                 _ => self.0.push(Change {

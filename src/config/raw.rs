@@ -225,8 +225,9 @@ tables! {
 
     /// How clients prove who they are.
     Auth = "auth" {
-        /// `passthrough`: the client's password is tried on the server. `scram-sha-256` (or `scram`) and `md5`:
-        /// against verifiers from `userlist` or `auth_query`. `cert`: a TLS client certificate whose common name is
+        /// `passthrough`: the client's password is tried on the server; whoever the server asks for none, when pgweir
+        /// connects, is let in without (`trust`, or `cert` with `tls.server.cert_file`). `scram-sha-256` (or `scram`)
+        /// and `md5`: against verifiers from `userlist` or `auth_query`. `cert`: a TLS client certificate whose common name is
         /// the user. `peer`: the operating-system user on a Unix socket. `trust`: everyone, under any name. `hba`:
         /// the rules of `hba_file`.
         method: AuthMethod = AuthMethod::Passthrough, NewConnections;
@@ -312,7 +313,8 @@ tables! {
         max_db_connections: Cap = Cap(None), Live;
         /// Server connections per user, over all databases.
         max_user_connections: Cap = Cap(None), Live;
-        /// Server connections in total; only in `[pool]`.
+        /// Server connections in total; only in `[pool]`. Those for probes and for `auth_query` (one for each database
+        /// asked for) do not count.
         max_server_connections: Cap = Cap(None), Live;
         /// Clients per database.
         max_db_client_connections: Cap = Cap(None), Live;

@@ -35,5 +35,8 @@ tables! {
         application_name: Option<String> = None, Live;
         /// In place of `timeouts.query_timeout`; the first rule that has one decides. `"0"` for no limit.
         query_timeout: Option<Duration> = None, Live;
+        /// `false`: it is never run again, whatever `[retry]` says, nor is a transaction that it was sent in; the first
+        /// rule that has one decides.
+        retry: Option<bool> = None, Live;
     }
 }

@@ -334,7 +334,7 @@ impl Shown {
 
     fn statement_rule(&mut self, path: &str, of: &StatementRule) {
         list!(self, "statement_rules.NAME" at path, of, StatementRule {
-            queryid, query, user, database, application_name, query_timeout,
+            queryid, query, user, database, application_name, query_timeout, retry,
         });
     }
 

@@ -86,6 +86,11 @@ pub(super) fn auth_needs(raw: &raw::Auth, config: &Config, reader: &mut Reader<'
         AuthMethod::Hba => need(auth.hba_file.is_none(), "hba needs auth.hba_file"),
         AuthMethod::Passthrough | AuthMethod::Trust => {}
     }
+    if auth.method == AuthMethod::Passthrough && config.server_tls.cert_file.is_some() {
+        let message = "passthrough lets everyone in whom the server asks for no password: a user whom it admits by the \
+                       certificate in tls.server.cert_file";
+        reader.warning(at, "auth.method", message);
+    }
     if auth.method != AuthMethod::Hba && raw.hba_file.is_given() {
         let message = "is not used: auth.method is not hba";
         reader.warning(raw.hba_file.at.as_ref(), "auth.hba_file", message);

@@ -53,5 +53,6 @@ fn statement_rule(path: &str, raw: &raw::StatementRule, reader: &mut Reader<'_>)
         database: raw.database.value.clone(),
         application_name: raw.application_name.value.clone(),
         query_timeout: raw.query_timeout.value,
+        retry: raw.retry.value,
     }
 }

@@ -3,19 +3,23 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Context;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use super::metering::{Portal, READY_LEN, Running};
-use super::session::Session;
-use crate::error::SqlState;
+use super::session::{End, Session};
+use crate::error::{Report, SqlState};
 use crate::journal::Entry;
 use crate::meter::{Client, Execution, Exemplar, Incident, SessionBits, Verdict, Whose};
 use crate::pool::lane::seat::Answered;
 use crate::shared::PlanRequest;
 use crate::sql::known::Known;
 use crate::traces::{TraceParent, Traced};
+use crate::wire::frame::{HEADER, Header};
+use crate::wire::frontend::{self as f, Bind, Parse};
+use crate::wire::limits::WHOLE_FRAME_MAX;
 
 /// The parts of the time a statement took.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +28,14 @@ struct Parts {
     took: Duration,
     first: Duration,
     sent: u64,
+}
+
+impl Parts {
+    const NONE: Self = Self {
+        took: Duration::ZERO,
+        first: Duration::ZERO,
+        sent: 0,
+    };
 }
 
 impl Running {
@@ -49,12 +61,12 @@ impl Session {
     /// Counts a statement whose answer came to `sent` bytes.
     pub(super) fn count(&mut self, ended: &Running, sent: u64) {
         let took = self.now.saturating_duration_since(ended.started);
-        let first = ended.first.unwrap_or(self.now);
-        let parts = Parts {
-            took,
-            first: first.saturating_duration_since(ended.started).min(took),
-            sent,
+        // As a rule an answer comes at once.
+        let first = match ended.first.filter(|first| *first < self.now) {
+            Some(first) => first.saturating_duration_since(ended.started).min(took),
+            None => took,
         };
+        let parts = Parts { took, first, sent };
         ended.known.query.finished(&Execution {
             origin: self.metering.origin,
             node: self.metering.node,
@@ -145,11 +157,11 @@ impl Session {
             entry,
             ..
         } = self;
-        let (names, application) = (&shared.known.queries.names, metering.origin.application);
+        let (queries, application) = (&shared.known.queries, metering.origin.application);
         let whose = || Whose {
             user: &entry.user,
             database: &entry.database,
-            application: names.name(application),
+            application: queries.application_of(application, || entry.application()),
         };
         let query = &ended.known.query;
         shared.rules.judge(query, &mut metering.rules, whose, total)
@@ -190,19 +202,20 @@ impl Session {
     }
 
     fn incident(&self, ended: &Running, parts: Parts) -> Incident {
-        let (entry, names) = (&self.entry, &self.shared.known.queries.names);
+        let (entry, queries) = (&self.entry, &self.shared.known.queries);
+        let application = self.metering.origin.application;
         Incident {
             at: SystemTime::now(),
             client: Client {
                 pid: entry.pid.0,
                 user: Arc::clone(&entry.user),
                 database: Arc::clone(&entry.database),
-                application: (*names.name(self.metering.origin.application)).into(),
-                peer: entry.peer.clone(),
+                application: (*queries.application_of(application, || entry.application())).into(),
+                peer: entry.peer,
             },
             query: ended.known.query.id,
             text: Arc::clone(&ended.known.query.text),
-            node: names.name(self.metering.node),
+            node: queries.names.name(self.metering.node),
             queued: ended.queued,
             server: parts.took.saturating_sub(ended.blocked),
             blocked: ended.blocked.min(parts.took),
@@ -239,6 +252,59 @@ impl Session {
         });
     }
 
+    /// Tells the client that the statement in front of the inbox will not run, which has had no server connection. It is
+    /// no call of its statement, and an error of the pool all the same.
+    pub(super) fn refuse(&mut self, report: &Report, cx: &mut Context<'_>) -> Result<(), End> {
+        let queued = self.metering.waited_in_vain();
+        let counters = &self.pool.counters;
+        counters.refused.count(report.code);
+        counters.errors.fetch_add(1, Ordering::Relaxed);
+        let refused = Running {
+            queued,
+            ..Running::failed(self.statement_in_front(), report.code, self.now)
+        };
+        let incident = Incident {
+            node: Arc::default(),
+            ..self.incident(&refused, Parts::NONE)
+        };
+        self.shared.recent.failed(Arc::new(incident));
+        self.turn_down(report, cx)
+    }
+
+    /// The statement in front of the inbox, as far as its first message tells.
+    fn statement_in_front(&self) -> Arc<Known> {
+        let known = &self.shared.known;
+        let look_up = |text: &[u8]| known.lookup(text, self.lex_options());
+        let input = self.inbox.bytes();
+        let header = Header::peek(input, WHOLE_FRAME_MAX).ok().flatten();
+        let payload = header.and_then(|header| input.get(HEADER..header.len));
+        let found = header
+            .zip(payload)
+            .and_then(|(header, payload)| match header.tag {
+                f::QUERY => f::query_text(payload).ok().map(look_up),
+                f::PARSE => Parse::read(payload).ok().map(|parse| look_up(parse.text)),
+                f::BIND => {
+                    let named = self.names.get(Bind::read(payload)?.statement)?;
+                    Some(Arc::clone(&named.statement.known))
+                }
+                _ => None,
+            });
+        found.unwrap_or_else(|| Arc::clone(known.unread()))
+    }
+
+    /// The end of an exchange failed, which is the COMMIT of a transaction that nothing began: no call more, and an error
+    /// of the statement before it.
+    pub(super) fn fail_at_sync(&mut self, code: SqlState) {
+        if let Some(known) = self.metering.last.take() {
+            known.query.failed_at_end(code);
+            let counters = &self.pool.counters;
+            counters.errors.fetch_add(1, Ordering::Relaxed);
+            let failed = Running::failed(known, code, self.now);
+            let incident = self.incident(&failed, Parts::NONE);
+            self.shared.recent.failed(Arc::new(incident));
+        }
+    }
+
     /// An extended exchange has ended.
     pub(super) fn end_exchange(&mut self) {
         if let Some((code, known)) = self.metering.end_exchange() {
@@ -262,7 +328,7 @@ impl Session {
     pub(super) fn rename_application(&mut self, name: &[u8]) {
         let name = String::from_utf8_lossy(name);
         self.entry.rename_application(&name);
-        self.metering.origin.application = self.shared.known.queries.names.id(&name);
+        self.metering.origin.application = self.shared.known.queries.application(&name);
         self.metering.rules = SessionBits::default();
         self.forget_limit_rules();
     }

@@ -256,24 +256,25 @@ where
         .map_err(|_| AuthError::Password(user.to_owned()))
 }
 
-/// Whether a password in clear text is the user's; hashing runs on a blocking thread. An unknown user costs as much
-/// as one with a SCRAM verifier.
+/// Whether a password in clear text is the user's; hashing runs on a blocking thread. Every user costs as much as one with
+/// a SCRAM verifier, so that the time does not tell who is known.
 pub async fn check_cleartext(
     user: &str,
     password: &Secret,
     secret: Option<&UserSecret>,
     mock: &MockSecret,
 ) -> Result<(), AuthError> {
-    let refused = || AuthError::Password(user.to_owned());
-    let genuine = secret.is_some();
-    let secret = secret
-        .cloned()
-        .unwrap_or_else(|| UserSecret::Scram(Arc::new(Verifier::mock(user, mock))));
-    let (name, password) = (user.to_owned(), password.clone());
-    let checked = tokio::task::spawn_blocking(move || secret.accepts(&name, &password));
+    let (name, password, secret) = (user.to_owned(), password.clone(), secret.cloned());
+    let mock = Verifier::mock(user, mock);
+    let checked = tokio::task::spawn_blocking(move || {
+        if !matches!(secret, Some(UserSecret::Scram(_))) {
+            std::hint::black_box(mock.accepts(password.expose()));
+        }
+        secret.is_some_and(|secret| secret.accepts(&name, &password))
+    });
     match checked.await {
-        Ok(true) if genuine => Ok(()),
-        Ok(_) | Err(_) => Err(refused()),
+        Ok(true) => Ok(()),
+        Ok(false) | Err(_) => Err(AuthError::Password(user.to_owned())),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use super::reply;
 use super::session::{End, Phase, Session};
@@ -42,8 +43,7 @@ impl Session {
         if let Some(lease) = lease {
             self.begin(lease, gather)
         } else {
-            self.enter(Phase::Waiting);
-            self.notified_waiting = false;
+            self.enter_queue();
             if self.pool.is_headless() {
                 self.count_route(Reason::Held);
             } else {
@@ -54,6 +54,26 @@ impl Session {
         }
     }
 
+    /// Begins to wait for a backend, or goes on with it in another queue.
+    pub(super) fn enter_queue(&mut self) {
+        self.enter(Phase::Waiting);
+        let before = self
+            .rerun
+            .as_mut()
+            .and_then(|rerun| rerun.queued_since.take());
+        self.notified_waiting &= before.is_some();
+        self.since = before.unwrap_or(self.now);
+    }
+
+    /// Goes on with what is in the inbox, the first of which may have to wait in another queue.
+    pub(super) fn go_on_waiting(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let gone_on = self.process_inbox(cx);
+        if let Some(rerun) = &mut self.rerun {
+            rerun.queued_since = None;
+        }
+        gone_on
+    }
+
     /// Takes the backend that was waited for.
     pub(super) fn poll_granted(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         if self.phase != Phase::Waiting {
@@ -62,21 +82,16 @@ impl Session {
         let Poll::Ready(outcome) = self.entry.waiter.poll(cx) else {
             return Ok(false);
         };
-        let waited = self.now.duration_since(self.since);
-        self.metering.waited(waited);
-        let waited = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
-        self.pool
-            .counters
-            .wait_micros
-            .fetch_add(waited, Ordering::Relaxed);
+        let waited = self.count_wait();
         match outcome {
             Ok(lease) => {
+                self.metering.waited(waited);
                 let mut gather = Gather::take();
                 self.take_granted(lease, &mut gather);
                 self.send_to_server(cx, &mut gather, &[]);
                 gather.give();
             }
-            Err(error) if self.goes_elsewhere(&error) => {}
+            Err(error) if self.goes_elsewhere(&error) => self.metering.waited(waited),
             Err(_) if self.is_settling() => return Err(self.unsettled()),
             Err(_) if self.is_replaying() => {
                 self.stop_waiting();
@@ -90,11 +105,21 @@ impl Session {
                 if self.lease.is_none() {
                     self.enter(Phase::Idle);
                 }
+                self.metering.waited(waited);
                 self.refuse(&error.report(), cx)?;
             }
         }
-        self.process_inbox(cx)?;
+        self.go_on_waiting(cx)?;
         Ok(true)
+    }
+
+    /// Counts the time for which the client has stood in a queue, however that ends.
+    pub(super) fn count_wait(&self) -> Duration {
+        let waited = self.now.duration_since(self.since);
+        let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+        let counters = &self.pool.counters;
+        counters.wait_micros.fetch_add(micros, Ordering::Relaxed);
+        waited
     }
 
     /// Has the session ask anew where it waited for a replica in vain; `error` says why. False if it did not wait for

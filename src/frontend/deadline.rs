@@ -18,6 +18,10 @@ const PATIENCE_LOOK: Duration = Duration::from_millis(5);
 pub(super) enum Limit {
     QueryWait,
     QueryWaitNotify,
+    /// The lane has not sent the statement.
+    RideWait,
+    /// Time to look whether the lane has sent it.
+    RideLook,
     /// Time to look whether a replica has caught up.
     Replica,
     /// The shared listener has not answered.
@@ -80,10 +84,7 @@ impl Session {
                 Some(timeouts.cancel_wait_timeout),
                 Limit::CancelWait,
             ),
-            Phase::Riding => earlier(
-                at(self.since, self.query_limit(), Limit::Query),
-                transaction,
-            ),
+            Phase::Riding => earlier(self.ride_deadline(), transaction),
             Phase::Planning => {
                 let deadline = self.is_settling().then_some(self.effective.retry.deadline);
                 let settling = at(self.since, deadline, Limit::Settling);
@@ -128,28 +129,14 @@ impl Session {
 
     /// Acts on a limit that was reached.
     pub(super) fn reach(&mut self, limit: Limit, cx: &mut Context<'_>) -> Result<(), End> {
-        let timeouts = &self.effective.timeouts;
         match limit {
             Limit::QueryWaitNotify => {
                 self.notify_waiting(cx);
                 Ok(())
             }
-            Limit::QueryWait => {
-                let error = self
-                    .queue()
-                    .wait_timeout(timeouts.query_wait_timeout.unwrap_or_default());
-                self.stop_waiting();
-                if self.is_settling() {
-                    return Err(self.unsettled());
-                }
-                if self.is_replaying() {
-                    return self.fall_back(false, cx);
-                }
-                self.enter(Phase::Idle);
-                self.refuse(&error.report(), cx)?;
-                let _ = self.outbox.poll_send(&mut self.stream, cx);
-                self.process_inbox(cx)
-            }
+            Limit::QueryWait => self.wait_no_longer(cx),
+            Limit::RideWait => self.leave_lane_unsent(cx),
+            Limit::RideLook => Ok(()),
             Limit::Pause => {
                 self.end_pause();
                 if self.is_settling() {
@@ -200,6 +187,25 @@ impl Session {
         }
     }
 
+    /// The statement has waited for a server connection for as long as it may.
+    fn wait_no_longer(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let limit = self.effective.timeouts.query_wait_timeout;
+        let error = self.queue().wait_timeout(limit.unwrap_or_default());
+        let waited = self.count_wait();
+        self.stop_waiting();
+        if self.is_settling() {
+            return Err(self.unsettled());
+        }
+        if self.is_replaying() {
+            return self.fall_back(false, cx);
+        }
+        self.enter(Phase::Idle);
+        self.metering.waited(waited);
+        self.refuse(&error.report(), cx)?;
+        let _ = self.outbox.poll_send(&mut self.stream, cx);
+        self.process_inbox(cx)
+    }
+
     /// Tells the client that its statement waits for a server connection, and why.
     fn notify_waiting(&mut self, cx: &mut Context<'_>) {
         self.notified_waiting = true;
@@ -239,7 +245,10 @@ impl Session {
     }
 }
 
-fn earlier(a: Option<(Instant, Limit)>, b: Option<(Instant, Limit)>) -> Option<(Instant, Limit)> {
+pub(super) fn earlier(
+    a: Option<(Instant, Limit)>,
+    b: Option<(Instant, Limit)>,
+) -> Option<(Instant, Limit)> {
     match (a, b) {
         (Some(a), Some(b)) => Some(if b.0 < a.0 { b } else { a }),
         (a, b) => a.or(b),

@@ -28,13 +28,20 @@ impl Session {
             End::ServerGone => "the server ended the session",
         };
         let entry = &self.entry;
-        let (user, database, client) = (&entry.user, &entry.database, &entry.peer);
+        let (user, database) = (&*entry.user, &*entry.database);
         let seconds = entry.connected.elapsed().as_secs();
-        tracing::info!(%user, %database, %client, seconds, reason, "client disconnected");
+        tracing::info!(
+            user,
+            database,
+            client = %entry.peer,
+            seconds,
+            reason,
+            "client disconnected"
+        );
     }
 
-    /// Tells the client why, gives the backend back, and closes.
-    pub(super) async fn finish(mut self, end: End) {
+    /// Gives the backend back. False if the client is to be told nothing more.
+    pub(super) fn leave(&mut self, end: End) -> bool {
         self.entry.clear_running();
         // What was not answered may have been done. Who looks for it is to see it.
         self.note_acknowledged();
@@ -55,11 +62,17 @@ impl Session {
             self.part_with(lease, &end);
         }
         match end {
-            End::ClientGone => return,
+            End::ClientGone => return false,
             End::Fatal(report) => {
                 if self.shared.config.load().log.log_pooler_errors {
-                    let (user, database) = (&self.entry.user, &self.entry.database);
-                    tracing::warn!(%user, %database, code = report.code.as_str(), "closing a client: {}", report.message);
+                    let (user, database) = (&*self.entry.user, &*self.entry.database);
+                    tracing::warn!(
+                        user,
+                        database,
+                        code = report.code.as_str(),
+                        "closing a client: {}",
+                        report.message
+                    );
                 }
                 if !self.torn {
                     reply::report(&mut self.outbox, &report);
@@ -67,6 +80,11 @@ impl Session {
             }
             End::ServerGone => {}
         }
+        true
+    }
+
+    /// Lets the client take its last words, and closes.
+    pub(super) async fn part(mut self) {
         let farewell = poll_fn(|cx| {
             ready!(self.outbox.poll_send(&mut self.stream, cx))?;
             Pin::new(&mut self.stream).poll_shutdown(cx)

@@ -96,7 +96,7 @@ impl Session {
     /// The same, whoever asks and whatever is configured.
     pub(super) fn look(&self, routes: &Routes, input: &[u8]) -> Exchange {
         let mut look = Look {
-            proof: Proof::new(routes.defaults()),
+            proof: Proof::new(routes.defaults(&self.pool, self.now)),
             unnamed: None,
             query: None,
             executes: 0,

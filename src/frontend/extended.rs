@@ -115,10 +115,6 @@ impl Session {
         }
         let parse = Parse::read(frame.payload).map_err(violation)?;
         self.trace(parse.text);
-        self.pool
-            .counters
-            .parses_client
-            .fetch_add(1, Ordering::Relaxed);
         if self.names.len() >= NAMES_MAX {
             let report = Report::fatal(
                 SqlState::CONFIGURATION_LIMIT_EXCEEDED,
@@ -146,6 +142,8 @@ impl Session {
         if self.parse_awaits_numbers(&statement.known, gather) {
             return Ok(false);
         }
+        let counters = &self.pool.counters;
+        counters.parses_client.fetch_add(1, Ordering::Relaxed);
         let mut named = Named::new(Arc::clone(&statement), Arc::default());
         if parse.name.is_empty() {
             self.owe(renames(Request::Parse, For::Client, UNNAMED));
@@ -325,6 +323,9 @@ impl Session {
         }
         self.note_bound(statement.as_ref())?;
         self.note_sent(statement.as_ref().map(|statement| &*statement.known));
+        if !bind.portal.is_empty() {
+            self.note_portal();
+        }
         if bind.statement.is_empty() {
             self.note_unnamed_used();
         }
@@ -364,7 +365,12 @@ impl Session {
     }
 
     pub(super) fn execute(&mut self, frame: Frame<'_>) {
+        self.note_portal_end(f::portal_of(frame.payload).0);
         self.expect(Request::Execute);
+        if !frame.payload.ends_with(&[0; 4]) {
+            // Of so many rows; the rest may be asked for later.
+            self.note_portal();
+        }
         self.start_execute(frame.payload);
     }
 

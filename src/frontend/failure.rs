@@ -11,6 +11,7 @@ use super::leaving::LEAVING;
 use super::replay::Original;
 use super::rerun::FirstWrite;
 use super::session::{End, Phase, Session};
+use super::stock;
 use crate::backend::connection::Backend;
 use crate::backend::receive::ReceiveError;
 use crate::config::model::PoolMode;
@@ -90,7 +91,7 @@ impl Session {
         } else {
             TERMINATED_MAX
         };
-        let rerun = self.rerun.get_or_insert_default();
+        let rerun = self.rerun.get_or_insert_with(stock::rerun);
         let since = *rerun.since.get_or_insert(now);
         // A transaction is bounded by `attempts` alone: it gets further with each run.
         let was_seen = rerun.journal.seen() > 0;

@@ -135,7 +135,10 @@ impl Session {
                     self.hold_up(gather);
                     break;
                 }
+                let received = self.metering.received;
                 if self.gate_step(frame, gather) || !self.dispatch(frame, gather)? {
+                    // It comes here again, and is counted then.
+                    self.metering.received = received;
                     break;
                 }
                 self.keep(frame, &input[at..at + have]);
@@ -249,8 +252,8 @@ impl Session {
         }
     }
 
-    /// Tells the client that the statement in front of the inbox will not run, and goes on behind it.
-    pub(super) fn refuse(&mut self, report: &Report, cx: &mut Context<'_>) -> Result<(), End> {
+    /// Answers the statement in front of the inbox with an error, and goes on behind it.
+    pub(super) fn turn_down(&mut self, report: &Report, cx: &mut Context<'_>) -> Result<(), End> {
         if report.severity == Severity::Fatal {
             return Err(End::Fatal(Box::new(report.clone())));
         }
@@ -283,7 +286,6 @@ impl Session {
     /// Forwards one frame to the backend and notes what it will be answered with. False if it has to wait for answers.
     fn dispatch(&mut self, frame: Frame<'_>, gather: &mut Gather) -> Result<bool, End> {
         self.held_up = false;
-        // A Bind or a Query may come here again.
         if !matches!(frame.tag, f::BIND | f::QUERY) {
             self.metering.sent(frame.tag, frame.len());
         }
@@ -325,7 +327,8 @@ impl Session {
                 if !f::calls_large_object_function(frame.payload) {
                     let pins = PinReason::OpaqueState.into();
                     if let Some(refusal) = self.pin(pins, None) {
-                        self.refuse_query(frame, None, refusal, gather);
+                        let known = Arc::clone(self.shared.known.function_call());
+                        self.refuse_query(frame, Some(known), refusal, gather);
                         return Ok(true);
                     }
                 }
@@ -335,6 +338,7 @@ impl Session {
                 self.note_sent(None);
                 self.rereads.reported = true;
                 self.take_numbers(None);
+                self.start(Arc::clone(self.shared.known.function_call()));
                 self.expect(Request::FunctionCall);
             }
             f::COPY_DONE | f::COPY_FAIL => self.expect(Request::CopyEnd),

@@ -15,11 +15,13 @@ use super::authenticate::{self, AuthError, Proof};
 use crate::auth::hba::{ConnectionFacts, HbaMethod, HbaRefusal};
 use crate::auth::scram::ScramKeys;
 use crate::auth::secrets::{LookupError, SecretSource, UserSecret};
+use crate::backend::connection::Backend;
 use crate::backend::login::{Credentials, LoginError, UpstreamAuth};
 use crate::config::model::{AuthMethod, Secret};
 use crate::error::{ErrorKind, Report, SqlState, UserFacing};
 use crate::net::departure::unless_gone;
 use crate::net::stream::Stream;
+use crate::net::tls::ClientTlsContext;
 use crate::pool::Pool;
 use crate::pool::open::{OpenError, Opened};
 use crate::pool::passthrough::Learnt;
@@ -71,6 +73,8 @@ impl UserFacing for Denied {
 #[derive(Debug)]
 pub struct Applicant<'a> {
     pub stream: &'a mut Stream,
+    /// What the stream's TLS began with: another certificate may have been loaded since.
+    pub tls: Option<&'a ClientTlsContext>,
     /// `None` on a Unix socket.
     pub address: Option<IpAddr>,
     pub message: &'a StartupMessage,
@@ -98,24 +102,28 @@ impl Applicant<'_> {
         self.stream.is_tls() || self.address.is_none_or(|address| address.is_loopback())
     }
 
+    /// Whether it asks for physical replication. To a server, and to rules, that is another database: what is found out
+    /// about such a login says nothing about ordinary ones, nor the other way round.
+    fn is_physical(&self) -> bool {
+        let replication = self.message.replication.as_deref();
+        replication.is_some_and(|value| value != b"database")
+    }
+
     fn facts<'f>(&'f self, common_name: Option<&'f str>) -> ConnectionFacts<'f> {
         ConnectionFacts {
             tls: self.stream.is_tls(),
             peer: self.address,
             database: self.database,
             user: self.user,
-            replication: self
-                .message
-                .replication
-                .as_deref()
-                .is_some_and(|value| value != b"database"),
+            replication: self.is_physical(),
             verified_certificate: self.stream.peer_certificate().is_some(),
             common_name,
         }
     }
 }
 
-/// Runs the exchange. On return the client has proved itself and `pool` can log in to the server for it.
+/// Runs the exchange. On return the client has proved itself and `pool` can log in to the server for it; a client that
+/// asks for physical replication by what is returned, unless that is `None`.
 ///
 /// What most connections do not come to is boxed, here and around: a login's future is moved several times, and would
 /// be ten times as large.
@@ -123,13 +131,13 @@ pub async fn authenticate(
     mut applicant: Applicant<'_>,
     shared: &Shared,
     pool: Option<&Arc<Pool>>,
-) -> Result<(), Denied> {
+) -> Result<Option<Credentials>, Denied> {
     let how = method(&applicant, shared)?;
     if how.checks_cleartext {
         return Box::pin(check_cleartext(&mut applicant, shared, pool)).await;
     }
     match how.exchange {
-        AuthMethod::Trust => Ok(()),
+        AuthMethod::Trust => Ok(None),
         AuthMethod::Cert => {
             let common_name = applicant.stream.peer_common_name();
             let presented = applicant.stream.peer_certificate().is_some();
@@ -141,20 +149,26 @@ pub async fn authenticate(
                 how.map.as_deref(),
                 maps,
             )?;
-            Ok(())
+            Ok(None)
         }
         AuthMethod::Peer => {
             let uid = applicant.stream.peer_uid().map_err(AuthError::from)?;
             let access = shared.access.load_full();
             let (user, map) = (applicant.user, how.map.as_deref());
             Box::pin(authenticate::peer(uid, user, map, &access.ident)).await?;
-            Ok(())
+            Ok(None)
         }
         AuthMethod::ScramSha256 | AuthMethod::Md5 => {
             Box::pin(by_secret(&mut applicant, how.exchange, shared, pool)).await
         }
         AuthMethod::Passthrough => match pool {
-            Some(pool) => Box::pin(passthrough(&mut applicant, shared, pool)).await,
+            Some(pool) if applicant.is_physical() => {
+                Box::pin(pass_replication(&mut applicant, shared, pool)).await
+            }
+            Some(pool) => {
+                Box::pin(passthrough(&mut applicant, shared, pool)).await?;
+                Ok(None)
+            }
             // The console has no server to ask.
             None => Box::pin(check_cleartext(&mut applicant, shared, None)).await,
         },
@@ -212,14 +226,10 @@ async fn by_secret(
     method: AuthMethod,
     shared: &Shared,
     pool: Option<&Arc<Pool>>,
-) -> Result<(), Denied> {
+) -> Result<Option<Credentials>, Denied> {
     let secret = secret(applicant, shared).await?;
-    let tls = shared.client_tls.load_full();
-    let binding = if applicant.stream.is_tls() {
-        tls.as_ref().as_ref().and_then(|tls| tls.channel_binding())
-    } else {
-        None
-    };
+    let tls = applicant.tls.filter(|_| applicant.stream.is_tls());
+    let binding = tls.and_then(ClientTlsContext::channel_binding);
     let (stream, user) = (&mut *applicant.stream, applicant.user);
     let proof = if method == AuthMethod::Md5 {
         authenticate::md5(stream, user, secret.as_ref(), &shared.mock, binding).await
@@ -236,15 +246,14 @@ async fn by_secret(
         (_, Proof::Md5(hash)) => Credentials::Md5(hash),
         (_, Proof::Password(password)) => Credentials::Password(password),
     };
-    entrust(pool, credentials);
-    Ok(())
+    Ok(entrust(applicant, pool, credentials))
 }
 
 async fn check_cleartext(
     applicant: &mut Applicant<'_>,
     shared: &Shared,
     pool: Option<&Arc<Pool>>,
-) -> Result<(), Denied> {
+) -> Result<Option<Credentials>, Denied> {
     if !applicant.is_private() {
         return Err(Denied::Insecure);
     }
@@ -253,17 +262,53 @@ async fn check_cleartext(
     authenticate::check_cleartext(applicant.user, &password, secret.as_ref(), &shared.mock)
         .await
         .inspect_err(|_| shared.secrets.forget(applicant.user))?;
-    entrust(pool, Credentials::Password(password));
-    Ok(())
+    let credentials = Credentials::Password(password);
+    Ok(entrust(applicant, pool, credentials))
 }
 
-/// Gives the pool what it logs in with, unless the configuration says that already.
-fn entrust(pool: Option<&Arc<Pool>>, credentials: Credentials) {
-    if let Some(pool) = pool
-        && pool.effective.load().login_password.is_none()
-    {
-        pool.set_credentials(credentials);
+/// Gives the pool what it logs in with, unless the configuration says that already. What is for physical replication is
+/// returned instead.
+fn entrust(
+    applicant: &Applicant<'_>,
+    pool: Option<&Arc<Pool>>,
+    credentials: Credentials,
+) -> Option<Credentials> {
+    let pool = pool.filter(|pool| pool.effective.load().login_password.is_none())?;
+    if applicant.is_physical() {
+        return Some(credentials);
     }
+    pool.set_credentials(credentials);
+    None
+}
+
+/// [`passthrough`] for physical replication: the server is asked each time.
+async fn pass_replication(
+    applicant: &mut Applicant<'_>,
+    shared: &Shared,
+    pool: &Arc<Pool>,
+) -> Result<Option<Credentials>, Denied> {
+    {
+        let _turn = applicant.unless_gone(pool.turn_to_try()).await?;
+        let tried = try_login(shared, pool, applicant, &Credentials::None);
+        match applicant.unless_gone(tried).await? {
+            Ok(tried) => return Ok(tried.credentials()),
+            Err(OpenError::Login(LoginError::PasswordNeeded { .. })) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let password = private_password(applicant).await?;
+    let _turn = applicant.unless_gone(pool.turn_to_try()).await?;
+    let credentials = Credentials::Password(password);
+    let tried = try_login(shared, pool, applicant, &credentials);
+    Ok(applicant.unless_gone(tried).await??.credentials())
+}
+
+/// The client's password in clear text, where nobody else can read it.
+async fn private_password(applicant: &mut Applicant<'_>) -> Result<Secret, Denied> {
+    if !applicant.is_private() {
+        return Err(Denied::Insecure);
+    }
+    Ok(authenticate::cleartext(applicant.stream, applicant.user).await?)
 }
 
 /// Tries the client's password on the server, or without one where the server asks for none.
@@ -275,10 +320,7 @@ async fn passthrough(
     if !needs_password(applicant, shared, pool).await? {
         return Ok(());
     }
-    if !applicant.is_private() {
-        return Err(Denied::Insecure);
-    }
-    let password = authenticate::cleartext(applicant.stream, applicant.user).await?;
+    let password = private_password(applicant).await?;
     if fits_learnt(applicant.user, &password, shared, pool).await {
         return Ok(());
     }
@@ -290,7 +332,7 @@ async fn passthrough(
     // A password that is wrong by what was learnt may have been changed since: the server is asked.
     let credentials = Credentials::Password(password.clone());
     let tried = try_login(shared, pool, applicant, &credentials);
-    applicant.unless_gone(tried).await??;
+    applicant.unless_gone(tried).await??.keep(pool);
     if let Some(verifier) = verifier_of(password).await {
         pool.learn(Learnt::Verifier(verifier), Instant::now());
     }
@@ -318,7 +360,8 @@ async fn needs_password(
     }
     let tried = try_login(shared, pool, applicant, &Credentials::None);
     match applicant.unless_gone(tried).await? {
-        Ok(()) => {
+        Ok(tried) => {
+            tried.keep(pool);
             pool.learn(Learnt::NoPassword, Instant::now());
             Ok(false)
         }
@@ -346,13 +389,43 @@ async fn verifier_of(password: Secret) -> Option<Arc<crate::auth::scram::Verifie
     hashed.await.ok().map(Arc::new)
 }
 
-/// Logs in to the server as the client. The connection goes to the pool, if it is one the pool would make itself.
+/// A login that the server took.
+struct Tried {
+    backend: Backend,
+    /// What logs in again; `None` where the pool logs in as somebody else.
+    credentials: Option<Credentials>,
+    is_replication: bool,
+}
+
+impl Tried {
+    fn credentials(self) -> Option<Credentials> {
+        self.credentials
+    }
+
+    /// Has the pool log in so. The connection goes to it, if it is one the pool would make itself.
+    fn keep(self, pool: &Arc<Pool>) {
+        let Some(credentials) = self.credentials else {
+            return;
+        };
+        pool.set_credentials(credentials);
+        let settings = &pool.effective.load().pool;
+        if !self.is_replication
+            && !pool.is_held()
+            && pool.open() < settings.max_size
+            && let Ok(slot) = pool.reserve(settings)
+        {
+            pool.adopt(self.backend, slot);
+        }
+    }
+}
+
+/// Logs in to the server as the client.
 async fn try_login(
     shared: &Shared,
     pool: &Arc<Pool>,
     applicant: &Applicant<'_>,
     credentials: &Credentials,
-) -> Result<(), OpenError> {
+) -> Result<Tried, OpenError> {
     let user = applicant.user;
     let (generation, effective) = pool.opens_with();
     let mut effective = effective.as_ref().clone();
@@ -368,10 +441,7 @@ async fn try_login(
     let dialer = shared.pools.dialer.load_full();
     let opened = pool.open_in_turn(&effective, credentials, &dialer, generation);
     let Opened { backend, logged_in } = Box::pin(opened).await?;
-    if is_forced {
-        return Ok(());
-    }
-    let kept = match (logged_in.method, logged_in.learned, credentials) {
+    let again = match (logged_in.method, logged_in.learned, credentials) {
         (UpstreamAuth::Trust, ..) => Credentials::None,
         (UpstreamAuth::Scram, Some(keys), _) => Credentials::ScramKeys(keys),
         (UpstreamAuth::Md5, _, Credentials::Password(password)) => Credentials::Md5(
@@ -379,12 +449,9 @@ async fn try_login(
         ),
         (_, _, credentials) => credentials.clone(),
     };
-    pool.set_credentials(kept);
-    if replication.is_none()
-        && pool.open() < effective.pool.max_size
-        && let Ok(slot) = pool.reserve(&effective.pool)
-    {
-        pool.adopt(backend, slot);
-    }
-    Ok(())
+    Ok(Tried {
+        backend,
+        credentials: (!is_forced).then_some(again),
+        is_replication: replication.is_some(),
+    })
 }

@@ -6,9 +6,9 @@
 //! Times are those of the session's polls: no clock is read for a statement. The first answer of a statement is taken
 //! to be in the first bytes that come while it is in front; that is wrong by no more than the time between two reads.
 //!
-//! Bytes: a statement's are the client's Query, or Parse, Bind, Describe and Execute since the last statement, and COPY
-//! data; and everything relayed from the end of the statement before it to its own. A Sync and its `ReadyForQuery`
-//! belong to none.
+//! Bytes: a statement's are the client's Query, `FunctionCall`, or Parse, Bind, Describe and Execute since the last
+//! statement, and COPY data; and everything relayed from the end of the statement before it to its own. A Sync and its
+//! `ReadyForQuery`, Flush and Close belong to none.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,9 +17,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::session::{End, Session};
+use super::stock::{self, Front};
 use crate::error::SqlState;
 use crate::meter::{NameId, Names, Origin, SessionBits};
 use crate::registry::ClientEntry;
+use crate::retry::journal::BlockEnd;
 use crate::session::mirror::Reported;
 use crate::shared::Shared;
 use crate::sql::known::Known;
@@ -32,9 +34,6 @@ const PORTALS_MAX: usize = 32;
 
 /// Replicas whose numbers a session remembers.
 const NODES_MAX: usize = 8;
-
-/// Capacity that the queue of statements keeps when it is empty.
-const KEPT: usize = 64;
 
 /// A `ReadyForQuery`, whole.
 pub(super) const READY_LEN: usize = HEADER + 1;
@@ -112,13 +111,17 @@ pub(super) struct Metering {
     primary: NameId,
     /// Replicas this session was on.
     nodes: Vec<(Arc<str>, NameId)>,
-    front: Option<Running>,
+    front: Front,
     behind: VecDeque<Running>,
     portals: Vec<Open>,
     unnamed_executed: bool,
+    /// How the statement of the unnamed portal may end the transaction.
+    unnamed_end: Option<BlockEnd>,
     failed: Option<Box<Failed>>,
+    /// The statement that ended last in an exchange that goes on.
+    pub(super) last: Option<Arc<Known>>,
     /// Bytes of the client since the last statement.
-    received: u64,
+    pub(super) received: u64,
     /// Bytes relayed to the client, and how many of them were before the statement in front.
     relayed: u64,
     relayed_before: u64,
@@ -143,11 +146,13 @@ impl Metering {
             rules: SessionBits::default(),
             primary,
             nodes: Vec::new(),
-            front: None,
+            front: Front::default(),
             behind: VecDeque::new(),
             portals: Vec::new(),
             unnamed_executed: false,
+            unnamed_end: None,
             failed: None,
+            last: None,
             received: 0,
             relayed: 0,
             relayed_before: 0,
@@ -167,14 +172,15 @@ impl Metering {
     /// Nothing is under way.
     pub(super) fn rests(&mut self) {
         (self.counted, self.again) = (0, 0);
+        (self.queued, self.checkout) = Default::default();
+        self.last = None;
     }
 
     /// What is under way is run elsewhere, and counted there.
     pub(super) fn abandon(&mut self) {
-        if let Some(front) = self.front.take() {
-            front.known.query.retried();
+        for running in self.front.take().into_iter().chain(self.behind.drain(..)) {
+            running.known.query.retried();
         }
-        self.behind.clear();
         self.failed = None;
     }
 
@@ -187,10 +193,11 @@ impl Metering {
                 self.trace = Tracing::Unknown;
             }
             f::COPY_DATA | f::COPY_DONE | f::COPY_FAIL => {
-                if let Some(last) = self.behind.back_mut().or(self.front.as_mut()) {
+                if let Some(last) = self.behind.back_mut().or(self.front.get_mut()) {
                     last.received += len;
                 }
             }
+            f::FLUSH | f::CLOSE => {}
             _ => self.received += len,
         }
     }
@@ -229,9 +236,14 @@ impl Metering {
         self.node = self.primary;
     }
 
-    /// The client was given a backend, for which it had waited.
+    /// The client has waited for a backend, and got one or waits for another.
     pub(super) fn waited(&mut self, queued: Duration) {
-        self.queued = queued;
+        self.queued += queued;
+    }
+
+    /// It got none: how long it had waited, which is no other statement's time.
+    pub(super) fn waited_in_vain(&mut self) -> Duration {
+        std::mem::take(&mut self.queued)
     }
 
     /// The backend was brought to the session's settings.
@@ -241,14 +253,14 @@ impl Metering {
 
     /// The client has taken what it let wait for `blocked`.
     pub(super) fn unblocked(&mut self, blocked: Duration) {
-        if let Some(front) = &mut self.front {
+        if let Some(front) = self.front.get_mut() {
             front.blocked += blocked;
         }
     }
 
     /// The server has answered something.
     pub(super) fn answered(&mut self, now: Instant) {
-        if let Some(front) = &mut self.front {
+        if let Some(front) = self.front.get_mut() {
             front.first.get_or_insert(now);
         }
     }
@@ -260,14 +272,14 @@ impl Metering {
 
     /// A command of the statement in front returned or changed `rows`.
     pub(super) fn returned(&mut self, rows: u64) {
-        if let Some(front) = &mut self.front {
+        if let Some(front) = self.front.get_mut() {
             front.rows += rows;
         }
     }
 
     /// The simple query in front failed.
     pub(super) fn failed(&mut self, code: SqlState) {
-        if let Some(front) = &mut self.front {
+        if let Some(front) = self.front.get_mut() {
             front.error = Some(code);
         }
     }
@@ -280,6 +292,7 @@ impl Metering {
     /// An extended exchange has ended: what was to be prepared only and failed, where nothing is under way that it could be
     /// taken for.
     pub(super) fn end_exchange(&mut self) -> Option<(SqlState, Arc<Known>)> {
+        self.last = None;
         self.relayed_before = self.relayed + READY_LEN as u64;
         let failed = self.failed.take()?;
         Some((failed.code, failed.parse?))
@@ -289,6 +302,7 @@ impl Metering {
     pub(super) fn bound(&mut self, portal: &[u8], known: Option<&Arc<Known>>) {
         if portal.is_empty() {
             self.unnamed_executed = false;
+            self.unnamed_end = known.map_or(Some(BlockEnd::Commit), |known| known.block_end);
             return;
         }
         let number = number(portal);
@@ -303,6 +317,16 @@ impl Metering {
                 executed: false,
             });
         }
+    }
+
+    /// How the execution of the portal of this name may end the transaction; `Err` if it is not known what it runs.
+    pub(super) fn portal_end(&self, portal: &[u8]) -> Result<Option<BlockEnd>, ()> {
+        if portal.is_empty() {
+            return Ok(self.unnamed_end);
+        }
+        let number = number(portal);
+        let open = self.portals.iter().find(|open| open.number == number);
+        open.map(|open| open.known.block_end).ok_or(())
     }
 
     /// The portal of this name is executed: whether it was before, and its statement if that is not the one bound last.
@@ -342,10 +366,13 @@ impl Metering {
             portal,
             trace: std::mem::take(&mut self.trace).found(),
         };
-        if self.front.is_none() {
+        if self.front.get().is_none() {
             self.relayed_before = self.relayed;
-            self.front = Some(running);
+            self.front.put(running);
         } else {
+            if self.behind.capacity() == 0 {
+                self.behind = stock::queue();
+            }
             self.behind.push_back(running);
         }
     }
@@ -353,11 +380,11 @@ impl Metering {
     /// Takes the statement in front off; the next one begins `now`.
     fn pop(&mut self, now: Instant) -> Option<Running> {
         let ended = self.front.take()?;
-        self.front = self.behind.pop_front();
-        match &mut self.front {
-            Some(next) => next.started = now,
-            None if self.behind.capacity() > KEPT => self.behind = VecDeque::new(),
-            None => {}
+        if let Some(mut next) = self.behind.pop_front() {
+            next.started = now;
+            self.front.put(next);
+        } else {
+            stock::give_queue(std::mem::take(&mut self.behind));
         }
         Some(ended)
     }
@@ -386,10 +413,7 @@ impl Session {
 
     /// Counts the Execute with this payload from here.
     pub(super) fn start_execute(&mut self, payload: &[u8]) {
-        let (name, limit) = match payload.iter().position(|byte| *byte == 0) {
-            Some(end) => (&payload[..end], &payload[end + 1..]),
-            None => (payload, &[][..]),
-        };
+        let (name, limit) = f::portal_of(payload);
         let limit = limit.try_into().map_or(0, u32::from_be_bytes);
         let (continues, known) = self.metering.executes(name);
         let portal = Portal { limit, continues };
@@ -409,7 +433,7 @@ impl Session {
             let trace = self.shared.tracer.begin();
             self.metering.trace = Tracing::Looked(trace.map(Box::new));
         }
-        let is_first = self.metering.front.is_none();
+        let is_first = self.metering.front.get().is_none();
         self.limit_statement(&known, is_first);
         if is_first {
             self.entry.activity.runs(known.query.id, self.now);
@@ -419,7 +443,7 @@ impl Session {
 
     /// What runs now is what is in front.
     fn tell_next(&self) {
-        match &self.metering.front {
+        match self.metering.front.get() {
             Some(next) => self.entry.activity.runs(next.known.query.id, self.now),
             None => self.entry.activity.rests(),
         }
@@ -435,6 +459,7 @@ impl Session {
             self.tell_next();
             if self.metering.again > 0 {
                 self.metering.again -= 1;
+                ended.known.query.retried();
             } else {
                 if ended.error.is_none() {
                     let took = self.now.saturating_duration_since(ended.started);
@@ -443,13 +468,14 @@ impl Session {
                 self.count(&ended, sent);
             }
             self.metering.counted += 1;
+            self.metering.last = Some(ended.known);
         }
     }
 
     /// The portal in front has returned as many rows as it was asked for.
     pub(super) fn suspend_statement(&mut self) {
         self.note_completed();
-        if let Some(front) = &mut self.metering.front {
+        if let Some(front) = self.metering.front.get_mut() {
             front.rows += u64::from(front.portal.limit);
         }
         self.end_statement(HEADER);

@@ -2,7 +2,8 @@
 //!
 //! `BEGIN READ ONLY` is followed by something that a replica can't do, such as an advisory lock: the transaction goes on
 //! on the primary. `BEGIN` is followed by `SET TRANSACTION READ ONLY`: it goes on on a replica. The client notices
-//! nothing: the transaction is rolled back where it was and begun anew, with the same modes, where it goes.
+//! nothing: the transaction is rolled back where it was and begun anew, with the same modes, where it goes. What ends it and goes
+//! on is for the primary as a whole, even if the transaction has read what only holds together where it was.
 
 use super::session::{Phase, Session};
 use crate::net::buffer::Gather;
@@ -84,18 +85,23 @@ impl Session {
             return false;
         };
         let is_fresh = routes.opened.is_some_and(|opened| !opened.has_run);
+        let has_failed = lease.status == TransactionStatus::Failed && routes.reading.is_some();
         (routes.reading.is_some() || is_fresh)
             && !self.is_replaying()
             && !routes.in_exchange
             && self.in_transaction
-            && lease.status == TransactionStatus::InTransaction
+            && (lease.status == TransactionStatus::InTransaction || has_failed)
             && lease.expect.is_at_rest()
     }
 
     fn where_to(&self, input: &[u8]) -> Option<To> {
         let routes = self.routes.as_deref()?;
-        if !routes.is_movable() || self.is_replaying() {
-            return None;
+        let has_failed = self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.status == TransactionStatus::Failed);
+        if has_failed || !routes.is_movable() || self.is_replaying() {
+            return self.ends_elsewhere(input, has_failed);
         }
         let texts = self.texts_whole(input);
         if routes.reading.is_some() {
@@ -124,7 +130,10 @@ impl Session {
                 let opened = routes.opened?.modes;
                 let is_serializable = match modes.isolation.or(opened.isolation) {
                     Some(isolation) => isolation == Isolation::Serializable,
-                    None => routes.defaults().serializable,
+                    None => {
+                        let defaults = routes.defaults(&self.pool, self.now);
+                        defaults.serializable.unwrap_or(true)
+                    }
                 };
                 let is_wanted = self.effective.routing.reads
                     == crate::config::model::Reads::Replicas
@@ -134,6 +143,23 @@ impl Session {
             }
             _ => None,
         }
+    }
+
+    /// The primary, if what is in front of `input` ends a replica's transaction and goes on: what follows belongs there.
+    fn ends_elsewhere(&self, input: &[u8], has_failed: bool) -> Option<To> {
+        let routes = self.routes.as_deref()?;
+        if routes.reading.is_none() || !routes.can_end_elsewhere() || self.is_replaying() {
+            return None;
+        }
+        let texts = self.texts_whole(input)?;
+        let mut statements = texts.iter().flat_map(|(known, _)| &known.class.statements);
+        let ends = match statements.next()?.kind {
+            // That of a failed transaction has another answer.
+            StatementKind::Commit { chain: false } => !has_failed,
+            StatementKind::Rollback { chain: false } => true,
+            _ => false,
+        };
+        (ends && statements.next().is_some()).then_some(To::Primary(Reason::Transaction))
     }
 
     /// Gives up the backend with its transaction, which is rolled back there; the next one begins it again.

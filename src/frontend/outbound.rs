@@ -137,7 +137,10 @@ impl Receiver for Relay<'_> {
             }
             _ => {}
         }
-        let is_counted = matches!(owed.request, Request::Execute | Request::Query);
+        let is_counted = matches!(
+            owed.request,
+            Request::Execute | Request::Query | Request::FunctionCall
+        );
         if is_counted && matches!(owed.to, For::Client | For::Refusal) {
             self.session.not_completed();
             self.session.skip_statement();
@@ -272,7 +275,10 @@ impl Relay<'_> {
         };
         let session = &mut *self.session;
         match (owed.request, owed.to) {
-            (Request::Query, For::Client | For::Refusal) => session.metering.failed(code),
+            (Request::Query | Request::FunctionCall, For::Client | For::Refusal) => {
+                session.metering.failed(code);
+            }
+            (Request::Sync, For::Client) => session.fail_at_sync(code),
             (Request::FunctionCall | Request::Sync, _)
             | (_, For::Plan | For::Probe | For::Evict) => {}
             (Request::Parse, For::Client) => {
@@ -293,9 +299,9 @@ impl Relay<'_> {
                 self.session.prepared.edits = None;
                 self.session.prepared.is_doubtful = false;
                 match owed.request {
-                    Request::Query => self.session.end_statement(HEADER + 1),
                     Request::Sync => self.session.end_exchange(),
-                    _ => {}
+                    // A Query, or a FunctionCall.
+                    _ => self.session.end_statement(HEADER + 1),
                 }
                 if backend.status == TransactionStatus::Idle {
                     self.session.metering.forget_portals();

@@ -74,10 +74,19 @@ struct OwnCancel {
 pub(super) struct Overrun {
     /// Of the statement under way.
     limit: QueryLimit,
-    /// Which rules about limits may be about this session.
-    bits: SessionBits,
     /// Until it is over nothing more is sent.
     own_cancel: Option<OwnCancel>,
+}
+
+impl Overrun {
+    /// Nothing is under way: there is no statement that had a limit. False if a cancel request of pgweir's own is.
+    pub(super) fn rest(&mut self) -> bool {
+        let Self { limit, own_cancel } = self;
+        if own_cancel.is_none() {
+            *limit = QueryLimit::default();
+        }
+        own_cancel.is_none()
+    }
 }
 
 impl Session {
@@ -115,15 +124,14 @@ impl Session {
             shared,
             metering,
             entry,
-            rerun,
+            limit_bits: bits,
             ..
         } = self;
-        let bits = &mut rerun.get_or_insert_default().overrun.bits;
-        let (names, application) = (&shared.known.queries.names, metering.origin.application);
+        let (queries, application) = (&shared.known.queries, metering.origin.application);
         shared.limits.may_concern(bits, || Whose {
             user: &entry.user,
             database: &entry.database,
-            application: names.name(application),
+            application: queries.application_of(application, || entry.application()),
         })
     }
 
@@ -133,15 +141,14 @@ impl Session {
             shared,
             metering,
             entry,
-            rerun,
+            limit_bits: bits,
             ..
         } = self;
-        let bits = &mut rerun.get_or_insert_default().overrun.bits;
-        let (names, application) = (&shared.known.queries.names, metering.origin.application);
+        let (queries, application) = (&shared.known.queries, metering.origin.application);
         let rule = shared.limits.of(&known.query, bits, || Whose {
             user: &entry.user,
             database: &entry.database,
-            application: names.name(application),
+            application: queries.application_of(application, || entry.application()),
         });
         match rule {
             Some(rule) => QueryLimit {
@@ -150,6 +157,23 @@ impl Session {
             },
             None => self.general_limit(),
         }
+    }
+
+    /// Whether a rule forbids to run `known` again.
+    pub(super) fn is_never_again(&mut self, known: &Known) -> bool {
+        let Self {
+            shared,
+            metering,
+            entry,
+            limit_bits: bits,
+            ..
+        } = self;
+        let (queries, application) = (&shared.known.queries, metering.origin.application);
+        shared.limits.forbids_retry(&known.query, bits, || Whose {
+            user: &entry.user,
+            database: &entry.database,
+            application: queries.application_of(application, || entry.application()),
+        })
     }
 
     fn general_limit(&self) -> QueryLimit {
@@ -172,7 +196,7 @@ impl Session {
 
     /// The client calls itself something else: other rules may hold.
     pub(super) fn forget_limit_rules(&mut self) {
-        self.overrun_mut().bits = SessionBits::default();
+        self.limit_bits = SessionBits::default();
     }
 
     /// Whether `frame` begins an exchange that must not be sent yet; see the module. Notes the limit of one that may.

@@ -14,6 +14,7 @@ use crate::error::SqlState;
 use crate::pool::pins::Pin;
 use crate::pool::reset::Residue;
 use crate::session::leftovers;
+use crate::sql::classify::{Class, Statement, StatementKind};
 use crate::sql::known::Known;
 use crate::sql::state::{PinReason, PinSet};
 use crate::telemetry;
@@ -34,6 +35,23 @@ fn is_in_text(error: &[u8]) -> bool {
         && b::sqlstate(error) == Some(SqlState::SYNTAX_ERROR)
 }
 
+/// Why a text may not run on a replica, though a replica would not refuse it.
+fn is_primarys(class: &Class) -> Option<Refusal> {
+    use StatementKind as K;
+    let mut functions = class.functions.iter();
+    if let Some(function) = functions.find(|it| it.acts_on_server()) {
+        return Some(Refusal::ActsOnReplica(function.to_string().into()));
+    }
+    let (_, before) = class.statements.split_last()?;
+    let ends = |it: &Statement| {
+        matches!(
+            it.kind,
+            K::Commit { .. } | K::Rollback { .. } | K::PrepareTransaction
+        )
+    };
+    before.iter().any(ends).then_some(Refusal::GoesOnOnReplica)
+}
+
 impl Session {
     /// Whether nothing may be pinned here at all.
     pub(super) fn rejects(&self, pins: PinSet) -> Option<Refusal> {
@@ -51,6 +69,11 @@ impl Session {
     pub(super) fn pin(&mut self, pins: PinSet, known: Option<&Known>) -> Option<Refusal> {
         if pins.contains(PinReason::Unclassifiable) {
             self.prepared.is_doubtful = false;
+        }
+        if self.is_on_replica()
+            && let Some(refusal) = known.and_then(|known| is_primarys(&known.class))
+        {
+            return Some(refusal);
         }
         let pool = &self.effective.pool;
         if pins.without(self.pins).is_empty() || pool.pool_mode == PoolMode::Session {

@@ -72,7 +72,7 @@ pub(super) fn known(pool: &Pool, message: &StartupMessage) -> Result<Known, Hand
         && let Some(reported) = pool.baseline()
     {
         return Ok(Known::Prepared(Prepared {
-            settings: Arc::default(),
+            settings: Settings::none(),
             reported,
         }));
     }

@@ -62,8 +62,7 @@ impl Session {
             Found::Busy(pool, place) => {
                 self.count_route(intent);
                 self.put_on_trial(&exchange);
-                self.enter(Phase::Waiting);
-                self.notified_waiting = false;
+                self.enter_queue();
                 pool.enqueue_client(&self.entry.waiter);
                 if let Some(routes) = &mut self.routes {
                     routes.queue = Some((pool, place));
@@ -243,6 +242,8 @@ impl Session {
                 .and_then(|place| 1_u64.checked_shl(place))
                 .unwrap_or(0);
         }
+        // Whichever server it waits for next, it is one wait.
+        self.rerun_mut().queued_since = Some(self.since);
         self.enter(Phase::Idle);
     }
 

@@ -35,6 +35,10 @@ pub(super) enum Refusal {
     SessionState(PinSet),
     /// What would bind the session to a replica, in a read-only transaction that can't be taken elsewhere any more.
     OnReplica(PinSet),
+    /// What acts on a server rather than on its data, there too: which is called so.
+    ActsOnReplica(Box<str>),
+    /// What ends the transaction and goes on, there too.
+    GoesOnOnReplica,
     /// `pg_listening_channels` in a transaction: what the backend would tell is not what the session listens on.
     ListeningChannels,
     /// `max_pinned`.
@@ -103,16 +107,17 @@ impl Refusal {
             ),
             Self::OnReplica(pins) => {
                 let kinds: Vec<&str> = pins.iter().map(PinReason::describe).collect();
-                Report::error(
-                    SqlState::FEATURE_NOT_SUPPORTED,
-                    format!(
-                        "session state is not supported on a replica: {}",
-                        kinds.join(", ")
-                    ),
-                )
-                .detail("The read-only transaction runs on a replica.")
-                .hint("Put /* pgweir: primary */ into the statement that begins the transaction.")
+                on_replica(&format!(
+                    "session state is not supported on a replica: {}",
+                    kinds.join(", ")
+                ))
             }
+            Self::ActsOnReplica(name) => {
+                on_replica(&format!("{name}() is not supported on a replica"))
+            }
+            Self::GoesOnOnReplica => on_replica(
+                "a string that ends a transaction and goes on is not supported on a replica",
+            ),
             Self::SessionState(pins) => {
                 let kinds: Vec<&str> = pins.iter().map(PinReason::describe).collect();
                 Report::error(
@@ -126,6 +131,12 @@ impl Refusal {
             }
         }
     }
+}
+
+fn on_replica(message: &str) -> Report {
+    Report::error(SqlState::FEATURE_NOT_SUPPORTED, message.to_owned())
+        .detail("The read-only transaction runs on a replica.")
+        .hint("Put /* pgweir: primary */ into the statement that begins the transaction.")
 }
 
 fn listening_channels() -> Report {
@@ -212,8 +223,14 @@ impl Session {
     /// A line for an error that pgweir itself gives the client, who stays.
     pub(super) fn log_error(&self, report: &Report) {
         if self.shared.config.load().log.log_pooler_errors {
-            let (user, database) = (&self.entry.user, &self.entry.database);
-            tracing::info!(%user, %database, code = report.code.as_str(), "refused a statement: {}", report.message);
+            let (user, database) = (&*self.entry.user, &*self.entry.database);
+            tracing::info!(
+                user,
+                database,
+                code = report.code.as_str(),
+                "refused a statement: {}",
+                report.message
+            );
         }
     }
 

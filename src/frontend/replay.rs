@@ -15,7 +15,7 @@ use std::task::Context;
 
 use super::inbound::Frame;
 use super::refusal::Refusal;
-use super::rerun::Marks;
+use super::rerun::{Marks, Rerun};
 use super::session::{End, Phase, Session};
 use crate::backend::connection::Identity;
 use crate::error::{Report, SqlState};
@@ -58,6 +58,8 @@ pub(super) struct Replay {
     names: Vec<Name>,
     /// The client's unnamed statement, which what is replayed may replace by earlier ones.
     unnamed: Option<Named<Arc<Known>>>,
+    /// The transaction had failed at its end: the client is not in one any more.
+    has_ended: bool,
     /// What came is not what the client has seen.
     differs: bool,
     /// Something came, of which the client has seen nothing yet, that no further run could repeat.
@@ -118,8 +120,8 @@ impl Session {
         is_sent
     }
 
-    /// The transaction that has failed will run again; notes what the client has seen of it.
-    pub(super) fn begin_replay(&mut self) {
+    /// The transaction that has failed, at its end if it `has_ended`, will run again; notes what the client has seen of it.
+    pub(super) fn begin_replay(&mut self, has_ended: bool) {
         // What was not confirmed the client does not have.
         while !self.names.is_settled() {
             self.names.undo();
@@ -145,6 +147,7 @@ impl Session {
             original: original.unwrap_or(Original::Lost),
             names: prepared.collect(),
             unnamed: names.get(b"").cloned(),
+            has_ended,
             differs: false,
             gives_up: false,
             reported: None,
@@ -326,6 +329,7 @@ impl Session {
             original,
             names,
             unnamed,
+            has_ended,
             ..
         } = *replay;
         self.unsend();
@@ -340,7 +344,8 @@ impl Session {
         }
         match original {
             Original::Error(error) if !self.inbox.is_empty() => {
-                self.rerun_mut().refuses = Some(error);
+                let rerun = self.rerun_mut();
+                (rerun.refuses, rerun.refuses_outside) = (Some(error), has_ended);
                 self.enter(Phase::Idle);
                 self.process_inbox(cx)
             }
@@ -368,9 +373,10 @@ impl Session {
             .is_some_and(|rerun| rerun.refuses.is_some())
     }
 
-    /// Opens a transaction block for the statement in front to fail in.
+    /// Opens a transaction block for the statement in front to fail in. Behind a COMMIT that fails there is none.
     pub(super) fn open_to_fail(&mut self, gather: &mut Gather) {
-        if !self.is_to_fail() {
+        let is_outside = |rerun: &Rerun| rerun.refuses_outside;
+        if !self.is_to_fail() || self.rerun.as_deref().is_some_and(is_outside) {
             return;
         }
         let Some(lease) = &mut self.lease else {

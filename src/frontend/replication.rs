@@ -19,6 +19,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use super::reply;
 use super::startup::{Admitted, HandshakeError};
 use crate::backend::connection::Backend;
+use crate::backend::login::Credentials;
 use crate::net::buffer::{Gather, Outbox, ReadBuffer};
 use crate::net::departure::unless_gone;
 use crate::net::stream::Stream;
@@ -34,6 +35,9 @@ use crate::wire::walsender::Dialogue;
 
 /// How long the last words to either side may take, and the end of a message that was begun.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether the pool is still held.
+const HELD_POLL: Duration = Duration::from_millis(50);
 
 /// Turns taken in one poll before other tasks get theirs.
 const TURNS_MAX: usize = 8;
@@ -54,12 +58,13 @@ pub async fn serve(client: Admitted) -> Result<(), (Option<Stream>, HandshakeErr
         mut stream,
         message,
         place,
+        credentials,
         shared,
         deadline,
         ..
     } = client;
     let dialer = shared.pools.dialer.load_full();
-    let connecting = connect(place.pool(), &message, &dialer);
+    let connecting = connect(place.pool(), &message, credentials, &dialer);
     let timed = tokio::time::timeout_at(deadline, connecting);
     let unless_ordered = async {
         tokio::select! {
@@ -87,12 +92,17 @@ pub async fn serve(client: Admitted) -> Result<(), (Option<Stream>, HandshakeErr
     Ok(())
 }
 
-/// Opens the client's own server connection, with the startup parameters it gave.
+/// Opens the client's own server connection, with the startup parameters it gave and `credentials`, or else the pool's;
+/// once the pool is not held.
 async fn connect(
     pool: &Arc<Pool>,
     message: &StartupMessage,
+    credentials: Option<Credentials>,
     dialer: &crate::backend::connect::Dialer,
 ) -> Result<(Opened, Slot), HandshakeError> {
+    while pool.is_held() {
+        tokio::time::sleep(HELD_POLL).await;
+    }
     let (generation, effective) = pool.opens_with();
     let mut effective = effective.as_ref().clone();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -108,7 +118,8 @@ async fn connect(
     let slot = pool
         .reserve(&effective.pool)
         .map_err(|cap| HandshakeError::NoConnection(cap.setting()))?;
-    let opened = open::open(&effective, &pool.credentials(), dialer, generation)
+    let credentials = credentials.unwrap_or_else(|| pool.credentials());
+    let opened = open::open(&effective, &credentials, dialer, generation)
         .await
         .map_err(|error: OpenError| HandshakeError::Open(Arc::new(error)))?;
     Ok((opened, slot))

@@ -18,8 +18,10 @@ use super::overrun::Overrun;
 use super::questions::Settle;
 use super::replay::{Original, Replay};
 use super::session::{End, Phase, Session};
+use super::stock;
 
 use crate::net::buffer::{Gather, Held, Mark, give_storage, take_storage};
+use crate::pool::Lease;
 use crate::pool::reset::{self, Residue};
 use crate::retry::backoff;
 use crate::retry::journal::{BlockEnd, Bounds, Journal};
@@ -85,6 +87,8 @@ pub(super) struct Rerun {
     pub since: Option<Instant>,
     /// Until when the request in front of the inbox pauses.
     pub until: Option<Instant>,
+    /// Since when the request in front waits for a connection, if it has waited in another queue before.
+    pub queued_since: Option<Instant>,
     pub first_write: FirstWrite,
     /// What is known of the transaction, to find out whether it has committed; only with `retry.settle_commit`.
     pub settle: Option<Box<Settle>>,
@@ -95,11 +99,13 @@ pub(super) struct Rerun {
     pub replay: Option<Box<Replay>>,
     /// The error that the statement in front is to fail with.
     pub refuses: Option<Vec<u8>>,
+    /// It is to fail outside a transaction.
+    pub refuses_outside: bool,
 }
 
 impl Session {
     pub(super) fn rerun_mut(&mut self) -> &mut Rerun {
-        self.rerun.get_or_insert_default()
+        self.rerun.get_or_insert_with(stock::rerun)
     }
 
     /// A statement is being sent; `None` is one that nothing is known of.
@@ -108,6 +114,27 @@ impl Session {
         let (doubt, end) = known.map_or(unread, |known| (known.doubt, known.block_end));
         self.rerun_mut().journal.note(doubt, end);
         self.note_for_settling(known);
+        if known.is_some_and(|known| self.is_never_again(known)) {
+            self.give_up_rerun();
+        }
+    }
+
+    /// A portal is executed, which may have been bound in an exchange before this one.
+    pub(super) fn note_portal_end(&mut self, portal: &[u8]) {
+        let journal = self.rerun.as_ref().map(|rerun| &rerun.journal);
+        let may_have = journal.is_some_and(Journal::may_have_committed);
+        let has_ended = journal.is_some_and(Journal::has_ended);
+        match self.metering.portal_end(portal) {
+            Ok(None) => {}
+            // As a rule it was noted by its Bind.
+            Ok(Some(BlockEnd::Commit)) | Err(()) if may_have => {}
+            Ok(Some(BlockEnd::Rollback)) if has_ended => {}
+            Ok(Some(end)) => {
+                self.rerun_mut().journal.note(Doubt::Write, Some(end));
+                self.note_for_settling(None);
+            }
+            Err(()) => self.note_doubt(None),
+        }
     }
 
     /// Keeps a frame that was sent.
@@ -124,7 +151,7 @@ impl Session {
                 exchanges: usize::MAX,
             }
         };
-        let rerun = self.rerun.get_or_insert_default();
+        let rerun = self.rerun.get_or_insert_with(stock::rerun);
         let is_data = matches!(frame.tag, f::COPY_DATA | f::COPY_DONE | f::COPY_FAIL);
         let given_up = if frame.missing > 0 || is_data {
             Some(rerun.journal.give_up())
@@ -355,7 +382,8 @@ impl Session {
         tracing::debug!(failure = failure.as_str(), "a request runs again");
         let is_transaction = |rerun: &Rerun| rerun.original.is_some() || rerun.replay.is_some();
         if self.rerun.as_deref().is_some_and(is_transaction) {
-            self.begin_replay();
+            let is_idle = |lease: &Lease| lease.status == TransactionStatus::Idle;
+            self.begin_replay(!is_lost && self.lease.as_ref().is_some_and(is_idle));
         }
         self.unsend();
         if is_lost || !self.keeps_backend() {

@@ -5,7 +5,11 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use tokio::time::Instant;
+
+use super::deadline::{Limit, earlier};
 use super::session::{End, Phase, Session};
 use crate::config::model::PoolMode;
 use crate::error::SqlState;
@@ -49,12 +53,13 @@ impl Session {
         let Some(exchange) = self.one_exchange(input) else {
             return false;
         };
-        let is_short = exchange.known.may_share && exchange.known.brevity.is_proved();
-        let rides = is_short && !self.may_leave_unseen(&exchange.known);
-        if is_short {
+        // A lane may send it elsewhere once it has run.
+        let may_share = exchange.known.may_share && exchange.known.brevity.is_proved();
+        let rides = may_share && !self.may_leave_unseen(&exchange.known);
+        if may_share {
             self.look_for_unseen();
         }
-        if !rides {
+        if !rides || self.is_never_again(&exchange.known) {
             self.looked_up = Some(exchange.known);
             return false;
         }
@@ -69,7 +74,8 @@ impl Session {
                 sent: 0,
                 _short: short,
             });
-            if let Request::Query = exchange.request
+            if self.shared.tracer.is_on()
+                && let Request::Query = exchange.request
                 && let Ok(text) = f::query_text(&exchange.rest[HEADER..])
             {
                 self.trace(text);
@@ -203,6 +209,11 @@ impl Session {
                 self.enter(Phase::Idle);
             }
             Outcome::Elsewhere { was_slow } => {
+                if riding.seat.sent().is_none() {
+                    // It goes on waiting.
+                    self.rerun_mut().queued_since = Some(self.since);
+                    self.notified_waiting = false;
+                }
                 self.forget_ride(was_slow);
                 self.pool.lanes.counters.count_elsewhere();
                 self.goes_alone = true;
@@ -212,7 +223,7 @@ impl Session {
                 let report = self.cancelled_ride();
                 self.end_ride_failed(report.code);
                 self.enter(Phase::Idle);
-                self.refuse(&report, cx)?;
+                self.turn_down(&report, cx)?;
             }
             // It is a read, and the client has seen nothing of its answer.
             Outcome::Broken if riding.sent == 0 && self.runs_after_ride() => {
@@ -228,7 +239,35 @@ impl Session {
                 return Err(End::ServerGone);
             }
         }
-        self.process_inbox(cx)
+        self.go_on_waiting(cx)
+    }
+
+    /// When the statement that rides is over its time: in the lane's queue that of all who wait, and from when it was
+    /// sent on its own.
+    pub(super) fn ride_deadline(&self) -> Option<(Instant, Limit)> {
+        let limit = self.query_limit().filter(|limit| !limit.is_zero());
+        let sent = self.riding.as_ref().and_then(|riding| riding.seat.sent());
+        if let Some(sent) = sent {
+            return limit.map(|limit| (sent + limit, Limit::Query));
+        }
+        let wait = self.effective.timeouts.query_wait_timeout;
+        let wait = wait.map(|wait| (self.since + wait, Limit::RideWait));
+        // The lane tells nobody that it has sent: it is never late to look once in every such time.
+        let look = limit.map(|limit| {
+            let waited = self.now.duration_since(self.since).as_nanos() % limit.as_nanos();
+            let passed = Duration::from_nanos(u64::try_from(waited).unwrap_or(0));
+            (self.now + limit.saturating_sub(passed), Limit::RideLook)
+        });
+        earlier(wait, look)
+    }
+
+    /// The statement has waited in the lane's queue for as long as it may: it leaves it, with its time used up.
+    pub(super) fn leave_lane_unsent(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let riding = self.riding.as_ref();
+        if riding.is_some_and(|riding| riding.seat.withdraw_unsent()) {
+            return self.end_ride(Outcome::Elsewhere { was_slow: false }, cx);
+        }
+        Ok(())
     }
 
     /// Has the statement end that rides.

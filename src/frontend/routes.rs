@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
 
+use super::opened::Opened;
 use super::session::Session;
 use crate::cluster::Cluster;
 use crate::cluster::node::{Asked, Node};
@@ -82,16 +83,6 @@ pub(super) struct Failed {
     pub is_spoilt: bool,
 }
 
-/// How far a transaction has gone, as far as it matters for taking it elsewhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Opened {
-    pub modes: TransactionModes,
-    /// It has run something.
-    pub has_run: bool,
-    /// It has run only reads, which leave nothing behind.
-    pub only_reads: bool,
-}
-
 /// What the session's settings say about reads.
 #[derive(Debug)]
 struct Preferences {
@@ -99,7 +90,9 @@ struct Preferences {
     settings: Arc<Settings>,
     /// `None`: not said. An error: something that means nothing.
     consistency: Option<Result<Consistency, ()>>,
-    defaults: Defaults,
+    read_only: bool,
+    /// `None`: not said.
+    serializable: Option<bool>,
 }
 
 /// See the module.
@@ -135,7 +128,6 @@ pub(super) struct Routes {
 }
 
 fn preferences(settings: &Arc<Settings>, told: &Reported) -> Preferences {
-    let is = |name: &[u8], word: &[u8]| settings.get(name).is_some_and(|value| value == word);
     let read_only = settings
         .get(b"default_transaction_read_only")
         .or_else(|| told.get(b"default_transaction_read_only"));
@@ -148,17 +140,22 @@ fn preferences(settings: &Arc<Settings>, told: &Reported) -> Preferences {
     Preferences {
         settings: Arc::clone(settings),
         consistency,
-        defaults: Defaults {
-            read_only: read_only == Some(b"on"),
-            serializable: is(b"default_transaction_isolation", b"serializable"),
-        },
+        read_only: read_only == Some(b"on"),
+        serializable: settings
+            .get(b"default_transaction_isolation")
+            .map(|value| value.eq_ignore_ascii_case(b"serializable")),
     }
 }
 
 impl Routes {
-    /// What the session's settings say about transactions that say nothing themselves.
-    pub(super) fn defaults(&self) -> Defaults {
-        self.preferences.defaults
+    /// What holds for transactions that say nothing themselves: by the session's settings, or else by its role's or the
+    /// server's.
+    pub(super) fn defaults(&self, pool: &Arc<Pool>, now: Instant) -> Defaults {
+        let said = self.preferences.serializable;
+        Defaults {
+            read_only: self.preferences.read_only,
+            serializable: said.or_else(|| self.catalogue.is_serializable(pool, now)),
+        }
     }
 
     /// What the session's reads must see, where it has said so; an error if it has said something that means nothing.
@@ -239,41 +236,6 @@ impl Routes {
             self.asked = Some(Asked::new(node, now));
         }
     }
-
-    /// A statement is sent: follows the transaction it is in.
-    fn follow(&mut self, known: &Known) {
-        let class = &known.class;
-        match (class.only(), &mut self.opened) {
-            (Some(StatementKind::Begin(modes)), opened @ None) => {
-                *opened = Some(Opened {
-                    modes: *modes,
-                    has_run: false,
-                    only_reads: true,
-                });
-            }
-            (Some(StatementKind::SetTransaction(modes)), Some(opened)) if !opened.has_run => {
-                opened.modes = merged(opened.modes, *modes);
-            }
-            (_, Some(opened)) => {
-                opened.has_run = true;
-                opened.only_reads &= class.reads != Reads::No;
-            }
-            (_, None) => {}
-        }
-    }
-
-    /// Whether the open transaction can be taken to another server: it has run nothing, or only reads each of which
-    /// sees what is there when it begins.
-    pub(super) fn is_movable(&self) -> bool {
-        use crate::sql::classify::Isolation as I;
-        self.opened.is_some_and(|opened| {
-            let is_read_committed = matches!(
-                opened.modes.isolation,
-                Some(I::ReadCommitted | I::ReadUncommitted)
-            );
-            !opened.modes.snapshot && (!opened.has_run || (opened.only_reads && is_read_committed))
-        })
-    }
 }
 
 fn names_one_of(tables: &Tables, relations: &HashSet<Box<[u8]>>) -> bool {
@@ -308,16 +270,6 @@ fn leaves_data_alone(statement: &Statement) -> bool {
         )
 }
 
-/// Later modes over earlier ones.
-fn merged(before: TransactionModes, after: TransactionModes) -> TransactionModes {
-    TransactionModes {
-        read_only: after.read_only.or(before.read_only),
-        isolation: after.isolation.or(before.isolation),
-        deferrable: after.deferrable.or(before.deferrable),
-        snapshot: after.snapshot || before.snapshot,
-    }
-}
-
 impl Session {
     /// The settings of the pool as they are now; with them the cluster, if they name another one.
     pub(super) fn refresh(&mut self) {
@@ -326,7 +278,7 @@ impl Session {
         {
             return;
         }
-        self.effective = next;
+        let before = std::mem::replace(&mut self.effective, next);
         self.forget_catalogue();
         let is_same = self
             .routes
@@ -334,8 +286,18 @@ impl Session {
             .is_some_and(|routes| routes.cluster.servers == self.effective.servers);
         let cluster = self.shared.clusters.of(&self.effective.servers);
         match (cluster, &mut self.routes) {
+            // What was noted means the same there.
             (Some(cluster), Some(routes)) if is_same => routes.cluster = cluster,
-            (Some(cluster), _) => self.routes = Some(Box::new(self.routes_on(cluster))),
+            (Some(cluster), _) => {
+                let mut routes = self.routes_on(cluster);
+                if let Some(before) = &self.routes {
+                    routes.own = routes.own.max(before.own);
+                } else if before.servers.is_empty() {
+                    // What it wrote while there were no replicas was not noted.
+                    routes.own = routes.cluster.note_write();
+                }
+                self.routes = Some(Box::new(routes));
+            }
             (None, routes) => *routes = None,
         }
     }
@@ -345,7 +307,7 @@ impl Session {
             catalogue: self.shared.pools.catalogue(&self.pool),
             preferences: preferences(self.settings.current(), &self.told),
             // A session begins with what was written before it came: its client may have written that on another
-            // connection, or on this one before there were replicas.
+            // connection.
             own: cluster.written(),
             cluster,
             wrote: false,
@@ -381,6 +343,7 @@ impl Session {
         routes.ask(self.now);
         let Some(known) = known else {
             routes.wrote = true;
+            routes.follow_unknown();
             return;
         };
         let is_on_primary = routes.reading.is_none();

@@ -29,6 +29,7 @@ use super::sql_prepare::Underway;
 use super::unseen::Unseen;
 use crate::backend::receive::ReceiveError;
 use crate::error::Report;
+use crate::meter::SessionBits;
 use crate::net::buffer::{Held, Outbox, ReadBuffer};
 use crate::net::stream::Stream;
 use crate::pool::effective::Effective;
@@ -159,11 +160,13 @@ pub struct Session {
     /// The statement last bound, which Execute runs.
     pub(super) bound: Option<Arc<Prepared>>,
     pub(super) metering: Metering,
+    /// Which rules about limits may be about this session.
+    pub(super) limit_bits: SessionBits,
     /// `None` in front of a single server.
     pub(super) routes: Option<Box<Routes>>,
     pub(super) unseen: Unseen,
     pub(super) riding: Option<Riding>,
-    /// `None` until the client has sent something.
+    /// `None` until the client has sent something, and again once that is answered: see `stock`.
     pub(super) rerun: Option<Box<Rerun>>,
     /// `None` while the session listens on nothing.
     pub(super) listening: Option<Box<Listening>>,
@@ -185,6 +188,8 @@ pub struct Session {
     pub(super) notified_waiting: bool,
     /// The statement under way was cancelled for `query_timeout`; the server's error is still to come.
     pub(super) timed_out: bool,
+    /// The client has sent nothing more, and wakes this poll's task when it does.
+    client_wakes: bool,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
@@ -208,6 +213,7 @@ impl Session {
             effective: pool.effective.load_full(),
             metering: Metering::new(&start.shared, &start.entry, &start.told),
             unseen: Unseen::default(),
+            limit_bits: SessionBits::default(),
             riding: None,
             rerun: None,
             listening: None,
@@ -249,6 +255,7 @@ impl Session {
             torn: false,
             notified_waiting: false,
             timed_out: false,
+            client_wakes: false,
             sleep: None,
         }
     }
@@ -268,9 +275,12 @@ impl Session {
                     session.open(cx);
                 }
                 let end = ready!(session.poll(cx));
-                if let Some(session) = serving.take() {
-                    ending = Some(Box::pin(session.finish(end)));
-                }
+                let has_words = session.leave(end);
+                // Most have none: their client has left, and so does the session.
+                ending = serving
+                    .take()
+                    .filter(|_| has_words)
+                    .map(|session| Box::pin(session.part()) as _);
             }
             match &mut ending {
                 Some(ending) => ending.as_mut().poll(cx),
@@ -284,8 +294,8 @@ impl Session {
         entry.set_state(ClientState::Idle);
         entry.set_waker(cx.waker());
         if self.shared.config.load().log.log_connections {
-            let (user, database, client) = (&entry.user, &entry.database, &entry.peer);
-            tracing::info!(%user, %database, %client, tls = entry.tls, "client logged in");
+            let (user, database) = (&*entry.user, &*entry.database);
+            tracing::info!(user, database, client = %entry.peer, tls = entry.tls, "client logged in");
         }
     }
 
@@ -313,10 +323,14 @@ impl Session {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         self.now = Instant::now();
+        self.client_wakes = false;
         for _ in 0..TURNS_MAX {
             match self.turn(cx) {
                 Ok(true) => {}
-                Ok(false) => return self.poll_deadline(cx),
+                Ok(false) => {
+                    self.shed();
+                    return self.poll_deadline(cx);
+                }
                 Err(end) => return Poll::Ready(end),
             }
         }
@@ -389,7 +403,8 @@ impl Session {
             .lease
             .as_ref()
             .is_some_and(|lease| lease.expect.len() >= OWED_MAX);
-        if server_is_full
+        if self.client_wakes
+            || server_is_full
             || owes_too_much
             || self.outbox.len() >= OUTBOX_MAX
             || (collects && self.inbox.len() >= WHOLE_FRAME_MAX + self.unsent_of_replay())
@@ -398,6 +413,7 @@ impl Session {
         }
         let mut buffer = ReadBuffer::take();
         let Poll::Ready(read) = buffer.poll_fill(&mut self.stream, cx) else {
+            self.client_wakes = true;
             return Ok(false);
         };
         let count = read?;

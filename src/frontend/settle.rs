@@ -30,6 +30,7 @@ use super::questions::{
 use super::replay::Original;
 use super::reply;
 use super::session::{End, Phase, Session};
+use super::stock;
 use crate::backend::connection::Backend;
 use crate::error::{Report, SqlState};
 use crate::net::buffer::{Gather, give_storage};
@@ -121,7 +122,7 @@ impl Session {
             return false;
         };
         let cancels = lease.identity.cancels_begun();
-        let settle = self.rerun.get_or_insert_default();
+        let settle = self.rerun.get_or_insert_with(stock::rerun);
         let settle = settle.settle.get_or_insert_default();
         settle.cancels = cancels;
         let is_known = |(at, _): &(Instant, _)| now.duration_since(*at) < WHICH_AGE;
@@ -326,7 +327,7 @@ impl Session {
         };
         if !settling.has_tag && self.effective.retry.replay && self.may_replay() {
             self.rerun_mut().original = Some(Original::Error(payload(&rolled_back())));
-            self.begin_replay();
+            self.begin_replay(true);
             self.unsend();
         } else {
             while !self.names.is_settled() {

@@ -2,18 +2,23 @@
 //!
 //! Nothing is held for a client before it is authenticated but the packet it is sending, of at most 10,000 bytes.
 
+use std::future::poll_fn;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use super::login::{self, Applicant, Denied};
-use crate::backend::login::LoginError;
+use crate::backend::login::{Credentials, LoginError};
 use crate::config::model::SslMode;
 use crate::error::{ErrorKind, Report, Severity, SqlState, UserFacing};
+use crate::meter::Address;
+use crate::net::buffer::ReadBuffer;
 use crate::net::departure::unless_gone;
 use crate::net::stream::Stream;
 use crate::net::tls::{ClientTlsContext, Negotiation, TlsError};
@@ -26,6 +31,7 @@ use crate::session::mirror::Reported;
 use crate::session::settings::Tracker;
 use crate::shared::{Shared, is_console};
 use crate::wire::backend;
+use crate::wire::limits::STARTUP_PACKET_MAX;
 use crate::wire::startup::{self, StartupError, StartupMessage, StartupPacket, Version};
 
 use super::prepare::{self, Known};
@@ -36,7 +42,7 @@ use super::session::{Session, Start};
 pub enum HandshakeError {
     /// It ended, or was never more than a probe: nobody is told.
     #[error("{0}")]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
     #[error("{0}")]
     Startup(#[from] StartupError),
     #[error("database \"{0}\" does not exist")]
@@ -192,19 +198,21 @@ pub async fn arrive(
     }
     // PostgreSQL answers one request for each kind of encryption.
     for _ in 0..3 {
-        match read_packet(&mut stream).await {
+        let (packet, behind) = match read_packet(&mut stream).await {
+            Ok(read) => read,
             Err(error) => return Err((Some(stream), error)),
-            Ok(StartupPacket::Cancel { pid, key }) => {
-                return Ok(Arrival::Cancel { stream, pid, key });
-            }
-            Ok(StartupPacket::Startup(message)) => return Ok(Arrival::Startup(stream, message)),
-            Ok(StartupPacket::Ssl) if tls.is_some() && matches!(stream, Stream::Tcp(_)) => {
+        };
+        stream = stream.unread(&behind);
+        match packet {
+            StartupPacket::Cancel { pid, key } => return Ok(Arrival::Cancel { stream, pid, key }),
+            StartupPacket::Startup(message) => return Ok(Arrival::Startup(stream, message)),
+            StartupPacket::Ssl if tls.is_some() && stream.is_tcp() && !stream.is_tls() => {
                 stream = answer(stream, *b"S").await?;
                 if let Some(tls) = tls {
                     stream = Box::pin(start_tls(stream, tls, Negotiation::SslRequest)).await?;
                 }
             }
-            Ok(StartupPacket::Ssl | StartupPacket::GssEnc) => {
+            StartupPacket::Ssl | StartupPacket::GssEnc => {
                 stream = answer(stream, *b"N").await?;
             }
         }
@@ -242,16 +250,57 @@ async fn start_tls(
         .map_err(|error| (None, error.into()))
 }
 
-async fn read_packet(stream: &mut Stream) -> Result<StartupPacket, HandshakeError> {
-    let mut head = [0; 4];
-    stream.read_exact(&mut head).await?;
-    let mut packet = vec![0; startup::packet_len(head)? - 4];
-    stream.read_exact(&mut packet).await?;
-    Ok(startup::read(&packet)?)
+/// The next packet, and what was read behind it. Mostly that takes one read: nobody sends more before the answer.
+async fn read_packet(stream: &mut Stream) -> Result<(StartupPacket, Vec<u8>), HandshakeError> {
+    let mut begun = Vec::new();
+    poll_fn(|cx| poll_packet(stream, &mut begun, cx)).await
+}
+
+fn poll_packet(
+    stream: &mut Stream,
+    begun: &mut Vec<u8>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(StartupPacket, Vec<u8>), HandshakeError>> {
+    loop {
+        let mut buffer = ReadBuffer::take();
+        let most = if stream.is_tls() {
+            missing(begun)?
+        } else {
+            STARTUP_PACKET_MAX - begun.len()
+        };
+        let count = ready!(buffer.poll_fill_some(most, stream, cx))?;
+        if count == 0 {
+            return Poll::Ready(Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()));
+        }
+        let read = buffer.bytes(count);
+        let bytes = if begun.is_empty() {
+            read
+        } else {
+            begun.extend_from_slice(read);
+            &*begun
+        };
+        if missing(bytes)? == 0
+            && let Some((head, rest)) = bytes.split_first_chunk::<4>()
+        {
+            let (packet, behind) = rest.split_at(startup::packet_len(*head)? - 4);
+            return Poll::Ready(Ok((startup::read(packet)?, behind.to_vec())));
+        }
+        if begun.is_empty() {
+            begun.extend_from_slice(read);
+        }
+    }
+}
+
+/// How many bytes are missing of a packet that begins with `bytes`, as far as these tell.
+fn missing(bytes: &[u8]) -> Result<usize, StartupError> {
+    match bytes.first_chunk::<4>() {
+        None => Ok(4 - bytes.len()),
+        Some(head) => Ok(startup::packet_len(*head)?.saturating_sub(bytes.len())),
+    }
 }
 
 /// Tells a client that asks for more than is spoken here what it gets; like a server, before anything else.
-async fn negotiate(stream: &mut Stream, message: &StartupMessage) -> std::io::Result<()> {
+async fn negotiate(stream: &mut Stream, message: &StartupMessage) -> io::Result<()> {
     if message.version <= Version::V3_2 && message.protocol_options.is_empty() {
         return Ok(());
     }
@@ -261,41 +310,52 @@ async fn negotiate(stream: &mut Stream, message: &StartupMessage) -> std::io::Re
     stream.write_all(&out).await
 }
 
-/// Checks who the client is and whether it may come in; `None` is the console.
+/// Where a client may come in.
+#[derive(Debug)]
+pub struct Admission {
+    pub place: ClientPlace,
+    /// What its own server connection logs in with, if that is not what the pool does.
+    pub credentials: Option<Credentials>,
+}
+
+/// Checks who the client is and whether it may come in; `None` is the console. `tls` is what its stream began with.
 pub async fn admit(
     stream: &mut Stream,
+    tls: Option<&ClientTlsContext>,
     message: &StartupMessage,
     address: Option<IpAddr>,
     shared: &Shared,
-) -> Result<Option<ClientPlace>, HandshakeError> {
+) -> Result<Option<Admission>, HandshakeError> {
     negotiate(stream, message).await?;
     let config = shared.config.load_full();
-    let text =
-        |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| HandshakeError::Encoding);
+    let text = |bytes| std::str::from_utf8(bytes).map_err(|_| HandshakeError::Encoding);
     let (user, database) = (text(&message.user)?, text(&message.database)?);
     if config.client_tls.sslmode >= SslMode::Require && !stream.is_tls() && address.is_some() {
         return Err(HandshakeError::TlsRequired);
     }
-    let pool = if is_console(&database) {
+    let pool = if is_console(database) {
         None
     } else {
-        let pool = shared.pools.get(&config, &database, &user);
-        let pool = pool.ok_or_else(|| HandshakeError::NoDatabase(database.clone()))?;
+        let pool = shared.pools.get(&config, database, user);
+        let pool = pool.ok_or_else(|| HandshakeError::NoDatabase(database.to_owned()))?;
         // A password is not asked for, nor a server that is away, by whom nobody may pass.
         if pool.orders.disabled.load(Ordering::Relaxed) {
-            return Err(CheckoutError::Disabled(database).into());
+            return Err(CheckoutError::Disabled(database.to_owned()).into());
         }
         Some(pool)
     };
     let applicant = Applicant {
         stream,
+        tls,
         address,
         message,
-        user: &user,
-        database: &database,
+        user,
+        database,
     };
-    login::authenticate(applicant, shared, pool.as_ref()).await?;
-    pool.map(|pool| take_place(&pool, shared)).transpose()
+    let credentials = login::authenticate(applicant, shared, pool.as_ref()).await?;
+    let Some(pool) = pool else { return Ok(None) };
+    let place = take_place(&pool, shared)?;
+    Ok(Some(Admission { place, credentials }))
 }
 
 /// A place in `pool`, unless it takes no more clients.
@@ -315,11 +375,12 @@ fn take_place(pool: &Arc<Pool>, shared: &Shared) -> Result<ClientPlace, Handshak
 pub struct Admitted {
     pub stream: Stream,
     pub message: StartupMessage,
-    /// `address:port`, or `unix`.
-    pub peer: Box<str>,
+    pub peer: Address,
     /// Where it connected to; `None` on a Unix socket.
-    pub local: Option<SocketAddr>,
+    pub local: Option<Arc<SocketAddr>>,
     pub place: ClientPlace,
+    /// See [`Admission::credentials`].
+    pub credentials: Option<Credentials>,
     pub shared: Arc<Shared>,
     /// When its login has taken too long.
     pub deadline: Instant,
@@ -333,7 +394,7 @@ impl Admitted {
             key_len: self.message.cancel_key_len(),
             user: Arc::clone(&key.user),
             database: Arc::clone(&key.database),
-            peer: self.peer.clone(),
+            peer: self.peer,
             tls: self.stream.tls_description(),
             application_name: self.message.application_name(),
             replication: match self.message.replication.as_deref() {
@@ -341,7 +402,7 @@ impl Admitted {
                 Some(b"database") => Replication::Logical,
                 Some(_) => Replication::Physical,
             },
-            local: self.local,
+            local: self.local.clone(),
         })
     }
 }
@@ -393,11 +454,7 @@ pub async fn begin(client: Admitted) -> Result<Session, (Option<Stream>, Handsha
     }))
 }
 
-async fn greet(
-    stream: &mut Stream,
-    entry: &Registered,
-    reported: &Reported,
-) -> std::io::Result<()> {
+async fn greet(stream: &mut Stream, entry: &Registered, reported: &Reported) -> io::Result<()> {
     let mut out = Vec::with_capacity(512);
     backend::put_authentication_ok(&mut out);
     out.extend_from_slice(reported.greeting(backend::put_parameter_status));
@@ -405,4 +462,65 @@ async fn greet(
     backend::put_ready_for_query(&mut out, backend::TransactionStatus::Idle);
     stream.write_all(&out).await?;
     stream.flush().await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    const PACKET: &[u8] = b"\0\0\0\x12\0\x03\0\0user\0bob\0\0";
+    const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+
+    /// What arrives when a client sends `pieces` one after the other and nothing more.
+    async fn arrives(pieces: &[&[u8]]) -> Result<Arrival, HandshakeError> {
+        let (mut theirs, ours) = UnixStream::pair().unwrap();
+        let send = async {
+            for piece in pieces {
+                theirs.write_all(piece).await.unwrap();
+                tokio::task::yield_now().await;
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            theirs.shutdown().await.unwrap();
+            theirs
+        };
+        let (arrival, _theirs) = tokio::join!(arrive(Stream::Unix(ours), None), send);
+        arrival.map_err(|(_, error)| error)
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_behind_the_startup_message_is_read_next() {
+        let whole = [PACKET, b"more"].concat();
+        let bytes: Vec<&[u8]> = whole.chunks(1).collect();
+        let asked = [&SSL_REQUEST[..], &whole].concat();
+        for pieces in [
+            vec![&whole[..]],
+            vec![&whole[..3], &whole[3..]],
+            vec![&whole[..20], &whole[20..]],
+            bytes,
+            vec![&asked[..]],
+            vec![&asked[..5], &asked[5..28], &asked[28..]],
+        ] {
+            let Ok(Arrival::Startup(mut stream, message)) = arrives(&pieces).await else {
+                panic!("no startup message in {pieces:?}");
+            };
+            assert_eq!(message.user, b"bob");
+            let mut rest = Vec::new();
+            stream.read_to_end(&mut rest).await.unwrap();
+            assert_eq!(rest, b"more");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_packet_without_an_end_is_refused() {
+        let cut = arrives(&[&PACKET[..12]]).await;
+        assert!(matches!(cut, Err(HandshakeError::Io(_))));
+        let long = arrives(&[b"\0\x01\0\0", &[0; 60_000]]).await;
+        assert!(matches!(
+            long,
+            Err(HandshakeError::Startup(StartupError::Length))
+        ));
+    }
 }

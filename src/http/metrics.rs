@@ -189,8 +189,8 @@ fn put_pools(page: &mut Page, pools: &[PoolStatus]) {
         page,
         pools,
         "pgweir_pool_servers_max",
-        "The limit pool.max_size.",
-        |pool| pool.pool.effective.load().pool.max_size,
+        "The limit pool.max_size, for each server that the pool has connections to.",
+        |pool| pool.connections_max,
     );
     put_each(
         page,

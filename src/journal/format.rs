@@ -46,7 +46,7 @@ fn fields(event: &str, incident: &Incident) -> Map<String, Value> {
     put("user", json!(&*client.user));
     put("database", json!(&*client.database));
     put("application_name", json!(&*client.application));
-    put("client", json!(&*client.peer));
+    put("client", json!(client.peer.to_string()));
     put("pid", json!(client.pid));
     put("node", json!(&*incident.node));
     put("queryid", json!(incident.query.to_string()));
@@ -125,9 +125,10 @@ pub(super) fn tell(entry: &Entry) {
         client_ms = millis(incident.blocked),
         rows = incident.rows,
         bytes_sent = incident.sent,
-        user = %client.user,
-        database = %client.database,
-        application_name = %client.application,
+        // As strings they stand in quotes in a text, so that no name reads as another field.
+        user = &*client.user,
+        database = &*client.database,
+        application_name = &*client.application,
         client = %client.peer,
         pid = client.pid,
         node = %incident.node,
@@ -144,7 +145,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::meter::{Client, QueryId, TraceId};
+    use crate::meter::{Address, Client, QueryId, TraceId};
 
     fn entry() -> Entry {
         Entry::Slow(Arc::new(Incident {
@@ -154,7 +155,7 @@ mod tests {
                 user: "bob".into(),
                 database: "my \"db\"".into(),
                 application: "web\nx".into(),
-                peer: "127.0.0.1:5000".into(),
+                peer: Address::Tcp(([127, 0, 0, 1], 5000).into()),
             },
             query: QueryId(255),
             text: "SELECT $1".into(),

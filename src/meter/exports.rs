@@ -6,11 +6,14 @@
 //! part of the others stays there, and the statement's own series begin at zero; when its series end, what they held
 //! joins the others. The sum over all series is at every time what was counted in all.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use super::queries::QueriesSample;
+use super::query::OTHER_SQLSTATES_MAX;
 use super::sample::{QueryId, QuerySample};
+use crate::error::SqlState;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -24,9 +27,22 @@ struct State {
     own: HashMap<QueryId, Option<QuerySample>>,
     /// Statements that were exported among the others.
     among: HashSet<QueryId>,
+    /// SQLSTATEs told apart where many statements' come together. Which they are stays: a series that comes late or goes
+    /// would have the rest shrink.
+    codes: HashSet<SqlState>,
 }
 
 impl Exports {
+    /// Leaves `sum`, of many statements, only so many SQLSTATEs: those that were met first.
+    pub fn cap(&self, sum: &mut QuerySample) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        sum.sqlstates.sort_by_key(|(_, count)| Reverse(*count));
+        sum.sqlstates.retain(|(code, _)| {
+            let has_room = state.codes.len() < OTHER_SQLSTATES_MAX;
+            state.codes.contains(code) || (has_room && state.codes.insert(*code))
+        });
+    }
+
     /// The `max` statements with the most time, as their series are to show them, and all others.
     pub fn select(&self, sample: &QueriesSample, max: usize) -> (Vec<QuerySample>, QuerySample) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,6 +126,21 @@ mod tests {
         run(&queries, 3, 5000);
         assert_eq!(select(&queries, &exports, 1), (vec![(3, 1)], 6));
         assert_eq!(select(&queries, &exports, 0), (vec![], 7));
+    }
+
+    #[test]
+    fn sqlstates_of_many_statements_are_bounded_and_stay_the_same() {
+        let exports = Exports::default();
+        let code =
+            |number: u64| SqlState(*format!("X{number:04}").as_bytes().first_chunk().unwrap());
+        let mut sum = Queries::default().sample().other;
+        sum.sqlstates = (0..500).map(|number| (code(number), number + 1)).collect();
+        exports.cap(&mut sum);
+        assert_eq!(sum.sqlstates.len(), OTHER_SQLSTATES_MAX);
+        assert_eq!(sum.sqlstates[0], (code(499), 500));
+        sum.sqlstates = vec![(code(0), 100_000), (code(499), 501)];
+        exports.cap(&mut sum);
+        assert_eq!(sum.sqlstates, [(code(499), 501)]);
     }
 
     #[test]

@@ -40,6 +40,6 @@ pub use limits::{Limits, Override};
 pub use names::{NameId, NameSet, Names};
 pub use queries::{Queries, QueriesSample};
 pub use query::{Execution, Origin, Query};
-pub use recent::{Blocker, Client, Incident, KEPT, Recent, RecentSample, Wait, Waits};
+pub use recent::{Address, Blocker, Client, Incident, KEPT, Recent, RecentSample, Wait, Waits};
 pub use rules::{Rules, Verdict};
 pub use sample::{Exemplar, QueryId, QuerySample, Times, TraceId};

@@ -1,6 +1,6 @@
 //! Names of users, databases, applications and nodes, as numbers that fit an atomic.
 //!
-//! Bound: [`NAMES_MAX`] names in a process and [`SET_MAX`] in a set; what is beyond either is `…`.
+//! Bound: [`NAMES_MAX`] names in a table and [`SET_MAX`] in a set; what is beyond either is `…`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -28,6 +28,15 @@ impl NameId {
     const MORE: Self = Self(1);
 }
 
+/// The part of a name that is kept.
+fn kept(name: &str) -> &str {
+    let mut end = name.len().min(NAME_LEN_MAX);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    &name[..end]
+}
+
 /// Every name by its number.
 #[derive(Debug, Default)]
 pub struct Names {
@@ -36,7 +45,7 @@ pub struct Names {
 
 #[derive(Debug, Default)]
 struct Table {
-    ids: HashMap<Arc<str>, NameId>,
+    ids: HashMap<Arc<str>, NameId, foldhash::quality::RandomState>,
     /// From the number 2 on.
     names: Vec<Arc<str>>,
 }
@@ -44,11 +53,7 @@ struct Table {
 impl Names {
     /// The number of `name`; none for the empty one.
     pub fn id(&self, name: &str) -> NameId {
-        let mut end = name.len().min(NAME_LEN_MAX);
-        while !name.is_char_boundary(end) {
-            end -= 1;
-        }
-        let name = &name[..end];
+        let name = kept(name);
         if name.is_empty() {
             return NameId::NONE;
         }
@@ -76,6 +81,18 @@ impl Names {
                 .checked_sub(2)
                 .and_then(|place| table.names.get(place).cloned())
                 .unwrap_or_else(|| MORE.into()),
+        }
+    }
+
+    /// The name with this number, or as much of `whole` as would be kept where it found no room.
+    pub(super) fn name_or(&self, id: NameId, whole: impl FnOnce() -> Arc<str>) -> Arc<str> {
+        if id != NameId::MORE {
+            return self.name(id);
+        }
+        let whole = whole();
+        match kept(&whole) {
+            part if part.len() < whole.len() => part.into(),
+            _ => whole,
         }
     }
 
@@ -166,6 +183,10 @@ mod tests {
         }
         set.add(names.id("one too many"));
         assert_eq!(names.of(&set), [MORE.into()]);
+        let whole = |name: &str| names.name_or(names.id(name), || name.into());
+        assert_eq!(&*whole("one too many"), "one too many");
+        assert_eq!(whole(&"é".repeat(100)).len(), 62);
+        assert_eq!(&*whole("7"), "7");
         let long = "é".repeat(100);
         assert_eq!(Names::default().id(&long), NameId(2));
     }

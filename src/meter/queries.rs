@@ -3,6 +3,7 @@
 //! When there are more than the bound, those with the least time make room, an eighth at once so that the search
 //! for them is rare. One that is run again is taken up again; what it held before stays with the others.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -16,6 +17,9 @@ use super::sample::{QueryId, QuerySample};
 /// Records kept unless [`Queries::set_max`] says otherwise.
 const DEFAULT_MAX: usize = 1000;
 
+/// Times all is copied while statements go on counting; then they wait for it.
+const TRIES: usize = 3;
+
 /// The text that stands for all others.
 const OTHER: &str = "<other>";
 
@@ -25,7 +29,10 @@ pub struct Queries {
     table: Mutex<Table>,
     other: Arc<Query>,
     max: AtomicUsize,
+    /// Names of users, databases and servers.
     pub names: Names,
+    /// What clients call themselves: a table of its own, since anyone can fill it.
+    applications: Names,
     epoch: Instant,
 }
 
@@ -33,7 +40,7 @@ pub struct Queries {
 struct Table {
     records: HashTable<Arc<Query>>,
     /// Those that made room while somebody still counted in them.
-    retired: Vec<Weak<Query>>,
+    retired: HashMap<QueryId, Weak<Query>>,
     evictions: u64,
 }
 
@@ -57,6 +64,7 @@ impl Default for Queries {
             other: Arc::new(Query::new(QueryId::default(), OTHER.into(), epoch, None)),
             max: AtomicUsize::new(DEFAULT_MAX),
             names: Names::default(),
+            applications: Names::default(),
             epoch,
         }
     }
@@ -73,8 +81,18 @@ impl Queries {
         Origin {
             user: self.names.id(user),
             database: self.names.id(database),
-            application: self.names.id(application),
+            application: self.application(application),
         }
+    }
+
+    /// The number of what a client calls itself.
+    pub fn application(&self, name: &str) -> NameId {
+        self.applications.id(name)
+    }
+
+    /// What a client with this number calls itself; `whole` is asked where it found no room among the names.
+    pub fn application_of(&self, id: NameId, whole: impl FnOnce() -> Arc<str>) -> Arc<str> {
+        self.applications.name_or(id, whole)
     }
 
     /// The number of a server's name.
@@ -92,6 +110,12 @@ impl Queries {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(query) = table.records.find(id.0, |query| query.id == id) {
             return Arc::clone(query);
+        }
+        // Where somebody still holds the one that has made room, two would count the same statement.
+        let held = table.retired.get(&id).and_then(Weak::upgrade);
+        if let Some(query) = held {
+            self.take_up(&mut table, &query);
+            return query;
         }
         let other = Some(self.other());
         let query = Arc::new(Query::new(id, text(), self.epoch, other));
@@ -112,13 +136,17 @@ impl Queries {
             return;
         }
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        // Its statement may have been met as a new one meanwhile; then both count, this one for the others.
-        let id = query.id;
-        if query.is_retired() && table.records.find(id.0, |known| known.id == id).is_none() {
-            query.drain_into(&self.other);
-            query.retired.store(false, Ordering::Relaxed);
-            self.insert(&mut table, query);
+        if query.is_retired() {
+            self.take_up(&mut table, query);
         }
+    }
+
+    /// Puts a record back that has made room.
+    fn take_up(&self, table: &mut Table, query: &Arc<Query>) {
+        table.retired.remove(&query.id);
+        query.drain_into(&self.other);
+        query.retired.store(false, Ordering::Relaxed);
+        self.insert(table, query);
     }
 
     fn insert(&self, table: &mut Table, query: &Arc<Query>) {
@@ -153,36 +181,54 @@ impl Queries {
             query.drain_into(&self.other);
             table.evictions += 1;
             if Arc::strong_count(&query) > 1 {
-                table.retired.push(Arc::downgrade(&query));
+                table.retired.insert(query.id, Arc::downgrade(&query));
             }
         }
-        table
-            .retired
-            .retain(|query| query.upgrade().is_some_and(|query| query.is_retired()));
+        table.retired.retain(|_, query| query.strong_count() > 0);
     }
 
     /// Copies everything.
     pub fn sample(&self) -> QueriesSample {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.retired.retain(|query| match query.upgrade() {
-            Some(query) if query.is_retired() => {
-                query.drain_into(&self.other);
-                true
+        for _ in 0..TRIES {
+            let (records, evictions) = self.records();
+            let copies = self.copies(&records);
+            let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+            // What has made room after it was copied would be there twice, among the others as well.
+            if table.evictions == evictions {
+                return self.sorted(copies, evictions);
             }
-            _ => false,
-        });
+        }
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let records: Vec<Arc<Query>> = table.records.iter().cloned().collect();
-        let evictions = table.evictions;
-        drop(table);
-        let (mut queries, unfinished): (Vec<_>, Vec<_>) = records
-            .iter()
-            .map(|query| query.sample(&self.names))
+        self.sorted(self.copies(&records), table.evictions)
+    }
+
+    /// Every record, and how many have made room so far.
+    fn records(&self) -> (Vec<Arc<Query>>, u64) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.retired.retain(|_, query| {
+            let held = query.upgrade();
+            held.inspect(|query| query.drain_into(&self.other))
+                .is_some()
+        });
+        (table.records.iter().cloned().collect(), table.evictions)
+    }
+
+    fn copies(&self, records: &[Arc<Query>]) -> Vec<QuerySample> {
+        let copy = |query: &Arc<Query>| query.sample(&self.names, &self.applications);
+        records.iter().map(copy).collect()
+    }
+
+    /// `copies` with that of the others, which is made here.
+    fn sorted(&self, copies: Vec<QuerySample>, evictions: u64) -> QueriesSample {
+        let (mut queries, unfinished): (Vec<_>, Vec<_>) = copies
+            .into_iter()
             .partition(|query| query.calls > 0 || query.pins > 0);
         queries.sort_by(|a, b| (b.total.sum, a.id).cmp(&(a.total.sum, b.id)));
         QueriesSample {
             queries,
             unfinished,
-            other: self.other.sample(&self.names),
+            other: self.other.sample(&self.names, &self.applications),
             evictions,
         }
     }

@@ -11,8 +11,9 @@ use super::names::{NameId, NameSet, Names};
 use super::sample::{Exemplar, QueryId, QuerySample, Times};
 use crate::error::SqlState;
 
-/// SQLSTATEs told apart in one record; further ones count among its errors only.
+/// SQLSTATEs told apart in one record, and in that of all others; further ones count among its errors only.
 const SQLSTATES_MAX: usize = 16;
+pub(super) const OTHER_SQLSTATES_MAX: usize = 128;
 
 /// Who runs statements: what a session looks up once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -160,7 +161,10 @@ impl Query {
     /// Counts an execution that has ended.
     pub fn finished(&self, execution: &Execution) {
         let took = nanos(execution.took);
-        if !execution.continues {
+        if execution.continues {
+            // The call's first answer came with the rows before these.
+            add(&self.time_after_first, took);
+        } else {
             self.count(took, nanos(execution.first), nanos(execution.queued));
         }
         add(&self.time, took);
@@ -202,6 +206,11 @@ impl Query {
         }
     }
 
+    /// The transaction that its last execution ended with could not be committed: an error, and no execution more.
+    pub fn failed_at_end(&self, code: SqlState) {
+        self.failed(code, 1);
+    }
+
     fn failed(&self, code: SqlState, count: u64) {
         self.errors.fetch_add(count, Ordering::Relaxed);
         let mut codes = self
@@ -210,12 +219,19 @@ impl Query {
             .unwrap_or_else(PoisonError::into_inner);
         if let Some((_, known)) = codes.iter_mut().find(|(known, _)| *known == code) {
             *known += count;
-        } else if codes.len() < SQLSTATES_MAX {
+        } else if codes.len() < self.sqlstates_max() {
             codes.push((code, count));
         }
     }
 
-    /// It was run again in place of an attempt that failed.
+    fn sqlstates_max(&self) -> usize {
+        match self.other {
+            Some(_) => SQLSTATES_MAX,
+            None => OTHER_SQLSTATES_MAX,
+        }
+    }
+
+    /// It was sent again, in place of an attempt that failed or behind one.
     pub fn retried(&self) {
         self.retries.fetch_add(1, Ordering::Relaxed);
     }
@@ -323,7 +339,7 @@ impl Query {
     }
 
     /// A copy of what was counted so far.
-    pub(super) fn sample(&self, names: &Names) -> QuerySample {
+    pub(super) fn sample(&self, names: &Names, applications: &Names) -> QuerySample {
         let at_once = self.at_once.sample();
         let total = at_once.plus(&sample(&self.last));
         let calls = total.count();
@@ -361,7 +377,7 @@ impl Query {
                 .unwrap_or(self.first_seen),
             users: names.of(&self.users),
             databases: names.of(&self.databases),
-            applications: names.of(&self.applications),
+            applications: applications.of(&self.applications),
             nodes: names.of(&self.nodes),
             exemplar: *self.exemplar.lock().unwrap_or_else(PoisonError::into_inner),
         }

@@ -3,6 +3,8 @@
 //! Bound: [`KEPT`] of each. No literal, parameter or message of the server is kept: a message may quote data.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -13,6 +15,33 @@ use crate::error::SqlState;
 /// Entries kept of each kind.
 pub const KEPT: usize = 256;
 
+/// Where a client is: put into words only where somebody looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address {
+    Tcp(SocketAddr),
+    Unix,
+}
+
+impl Address {
+    /// `None` on a Unix socket.
+    pub fn tcp(self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(address),
+            Self::Unix => None,
+        }
+    }
+}
+
+/// `address:port`, or `unix`.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
 /// Whose statement it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
@@ -21,8 +50,7 @@ pub struct Client {
     pub user: Arc<str>,
     pub database: Arc<str>,
     pub application: Box<str>,
-    /// `address:port`, or `unix`.
-    pub peer: Box<str>,
+    pub peer: Address,
 }
 
 /// A statement that took long, or failed.

@@ -44,7 +44,19 @@ impl ReadBuffer {
         stream: &mut Stream,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        let mut buf = ReadBuf::new(self.0.as_deref_mut().unwrap_or_default());
+        self.poll_fill_some(BUFFER, stream, cx)
+    }
+
+    /// The same with no more than `most` bytes.
+    pub fn poll_fill_some(
+        &mut self,
+        most: usize,
+        stream: &mut Stream,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let buffer = self.0.as_deref_mut().unwrap_or_default();
+        let most = most.min(buffer.len());
+        let mut buf = ReadBuf::new(&mut buffer[..most]);
         ready!(Pin::new(stream).poll_read(cx, &mut buf))?;
         Poll::Ready(Ok(buf.filled().len()))
     }

@@ -1,16 +1,16 @@
 //! Reaching a PostgreSQL server: names, sockets, and TLS as libpq's `sslmode` has it.
 //!
-//! Bounded by the caller's timeout (`server_connect_timeout`); nothing here waits on its own.
+//! Bounded by the caller's timeout (`server_connect_timeout`), of which the addresses of a name get equal shares.
 
-use std::future::Future;
 use std::io;
-use std::net::IpAddr;
-use std::pin::Pin;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
 
 use super::stream::{Plain, Stream};
 use super::tls::{Negotiation, ServerTlsContext, TlsError};
@@ -142,50 +142,52 @@ impl SocketOptions {
     }
 }
 
-/// A connection on its way, boxed so that [`Connector`] can be used as an object.
-pub type Connecting<'a> = Pin<Box<dyn Future<Output = Result<Stream, ConnectError>> + Send + 'a>>;
-
-/// Makes connections to servers. One implementation uses the system's sockets; tests may bring another.
-pub trait Connector: Send + Sync {
-    fn connect<'a>(
-        &'a self,
-        node: &'a Node,
-        tls: &'a ServerTlsContext,
-        encryption: Encryption,
-    ) -> Connecting<'a>;
-}
-
-/// Connects through the operating system.
-#[derive(Clone, Debug, Default)]
-pub struct SystemConnector {
-    pub options: SocketOptions,
-}
-
-impl Connector for SystemConnector {
-    fn connect<'a>(
-        &'a self,
-        node: &'a Node,
-        tls: &'a ServerTlsContext,
-        encryption: Encryption,
-    ) -> Connecting<'a> {
-        Box::pin(connect(node, tls, encryption, &self.options))
+impl SocketOptions {
+    /// Sets every one, those that are not given to what a new socket has. Connections inherit them from a listening
+    /// socket on Linux.
+    pub fn set_all(&self, socket: &impl AsFd) -> io::Result<()> {
+        let fresh = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        let or = |given: Option<Duration>, usual: io::Result<Duration>| given.map_or(usual, Ok);
+        let keepalive = TcpKeepalive::new()
+            .with_time(or(self.keepidle, fresh.tcp_keepalive_time())?)
+            .with_interval(or(self.keepintvl, fresh.tcp_keepalive_interval())?)
+            .with_retries(
+                self.keepcnt
+                    .map_or_else(|| fresh.tcp_keepalive_retries(), Ok)?,
+            );
+        let socket = SockRef::from(socket);
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&keepalive)?;
+        socket.set_keepalive(self.keepalive)?;
+        socket.set_tcp_user_timeout(self.user_timeout)
     }
+}
+
+/// Where to dial, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    pub node: &'a Node,
+    /// The only address to dial; `None` for those that the node's name has. TLS goes by the name either way.
+    pub at: Option<SocketAddr>,
+    /// When the caller gives up.
+    pub until: Instant,
 }
 
 /// Connects to a node. A Unix socket never uses TLS, as in libpq.
 ///
 /// Cancel safe: a connection under way is closed.
 pub async fn connect(
-    node: &Node,
+    target: Target<'_>,
     tls: &ServerTlsContext,
     encryption: Encryption,
     options: &SocketOptions,
 ) -> Result<Stream, ConnectError> {
+    let node = target.node;
     if node.host.starts_with('/') {
         let path = format!("{}/.s.PGSQL.{}", node.host, node.port);
         return Ok(Stream::Unix(UnixStream::connect(path).await?));
     }
-    let tcp = dial(node, options).await?;
+    let tcp = dial(target, options).await?;
     match encryption {
         Encryption::Plain => Ok(Stream::Tcp(tcp)),
         Encryption::Required => match encrypt(tcp, node, tls).await? {
@@ -196,28 +198,48 @@ pub async fn connect(
             Ok(stream) => Ok(stream),
             Err(error) => {
                 tracing::debug!(%error, "TLS failed, sslmode prefer allows a plain connection");
-                Ok(Stream::Tcp(dial(node, options).await?))
+                Ok(Stream::Tcp(dial(target, options).await?))
             }
         },
     }
 }
 
 /// Tries every address of the node, in the resolver's order.
-async fn dial(node: &Node, options: &SocketOptions) -> Result<TcpStream, ConnectError> {
-    let addresses = tokio::net::lookup_host((node.host.as_str(), node.port))
-        .await
-        .map_err(ConnectError::Resolve)?;
+async fn dial(target: Target<'_>, options: &SocketOptions) -> Result<TcpStream, ConnectError> {
+    let Target { node, at, until } = target;
+    let addresses: Vec<SocketAddr> = match at {
+        Some(address) => vec![address],
+        None => tokio::net::lookup_host((node.host.as_str(), node.port))
+            .await
+            .map_err(ConnectError::Resolve)?
+            .collect(),
+    };
+    let tcp = dial_one_of(&addresses, until).await?;
+    options.apply(&tcp)?;
+    Ok(tcp)
+}
+
+/// The first of `addresses` that answers. One that does not, because what is sent to it is lost, leaves the others their
+/// shares of the time.
+async fn dial_one_of(addresses: &[SocketAddr], until: Instant) -> io::Result<TcpStream> {
     let mut last_error = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(tcp) => {
-                options.apply(&tcp)?;
-                return Ok(tcp);
-            }
+    for (address, left) in addresses.iter().zip((1..=addresses.len()).rev()) {
+        let connecting = TcpStream::connect(address);
+        let connected = if left == 1 {
+            // The caller knows how long.
+            connecting.await
+        } else {
+            let time = until.saturating_duration_since(Instant::now());
+            let share = time / u32::try_from(left).unwrap_or(u32::MAX);
+            let connected = tokio::time::timeout(share, connecting).await;
+            connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        };
+        match connected {
+            Ok(tcp) => return Ok(tcp),
             Err(error) => last_error = error,
         }
     }
-    Err(last_error.into())
+    Err(last_error)
 }
 
 /// Whether `node`'s name still leads to `peer`, for all that the resolver tells.

@@ -64,6 +64,7 @@ impl Stream {
         let plain = match self {
             Self::Tcp(tcp) => return closed(tcp).await,
             Self::Unix(unix) => return closed(unix).await,
+            Self::Ahead(ahead) => &ahead.plain,
             Self::TlsAccepted(tls) => tls.get_ref().0,
             Self::TlsConnected(tls) => tls.get_ref().0,
         };

@@ -21,6 +21,8 @@ use super::certificate;
 pub enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// Without TLS too, with bytes that were read and not used.
+    Ahead(Box<Ahead>),
     /// TLS where pgweir is the TLS server (a client's connection).
     TlsAccepted(Box<tokio_rustls::server::TlsStream<Plain>>),
     /// TLS where pgweir is the TLS client (a server's connection).
@@ -32,6 +34,14 @@ pub enum Stream {
 pub enum Plain {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+/// See [`Stream::Ahead`].
+#[derive(Debug)]
+pub struct Ahead {
+    /// What is read before anything else, backwards.
+    bytes: Vec<u8>,
+    pub(super) plain: Plain,
 }
 
 /// Where the other end is.
@@ -50,7 +60,7 @@ impl Stream {
     /// Version and cipher of TLS, in the words of its registries: `TLSv1.3/TLS_AES_256_GCM_SHA384`. `None` without TLS.
     pub fn tls_description(&self) -> Option<Box<str>> {
         let (version, cipher) = match self {
-            Self::Tcp(_) | Self::Unix(_) => return None,
+            Self::Tcp(_) | Self::Unix(_) | Self::Ahead(_) => return None,
             Self::TlsAccepted(tls) => {
                 let tls = tls.get_ref().1;
                 (tls.protocol_version(), tls.negotiated_cipher_suite())
@@ -75,7 +85,7 @@ impl Stream {
     /// context's choice; a client's is never accepted unverified.
     pub fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {
         let certificates = match self {
-            Self::Tcp(_) | Self::Unix(_) => None,
+            Self::Tcp(_) | Self::Unix(_) | Self::Ahead(_) => None,
             Self::TlsAccepted(tls) => tls.get_ref().1.peer_certificates(),
             Self::TlsConnected(tls) => tls.get_ref().1.peer_certificates(),
         };
@@ -91,7 +101,7 @@ impl Stream {
     pub fn server_end_point_hash(&self) -> Option<Vec<u8>> {
         match self {
             Self::TlsConnected(_) => certificate::end_point_hash(self.peer_certificate()?),
-            Self::Tcp(_) | Self::Unix(_) | Self::TlsAccepted(_) => None,
+            Self::Tcp(_) | Self::Unix(_) | Self::Ahead(_) | Self::TlsAccepted(_) => None,
         }
     }
 
@@ -99,6 +109,10 @@ impl Stream {
     pub fn peer_uid(&self) -> io::Result<Option<u32>> {
         let unix = match self {
             Self::Unix(unix) => unix,
+            Self::Ahead(ahead) => match &ahead.plain {
+                Plain::Unix(unix) => unix,
+                Plain::Tcp(_) => return Ok(None),
+            },
             Self::TlsAccepted(tls) => match tls.get_ref().0 {
                 Plain::Unix(unix) => unix,
                 Plain::Tcp(_) => return Ok(None),
@@ -130,6 +144,7 @@ impl Stream {
         let plain = match self {
             Self::Tcp(tcp) => return Some(tcp),
             Self::Unix(_) => return None,
+            Self::Ahead(ahead) => &ahead.plain,
             Self::TlsAccepted(tls) => tls.get_ref().0,
             Self::TlsConnected(tls) => tls.get_ref().0,
         };
@@ -139,12 +154,47 @@ impl Stream {
         }
     }
 
-    /// Takes the transport out to start TLS on it; `None` if TLS runs already.
+    /// Gives back what was read last and is not used: the next read begins with it. Not for TLS, whose bytes nobody
+    /// reads ahead.
+    #[must_use]
+    pub fn unread(self, bytes: &[u8]) -> Self {
+        let plain = match self {
+            Self::Tcp(tcp) if !bytes.is_empty() => Plain::Tcp(tcp),
+            Self::Unix(unix) if !bytes.is_empty() => Plain::Unix(unix),
+            Self::Ahead(mut ahead) => {
+                ahead.bytes.extend(bytes.iter().rev());
+                return Self::Ahead(ahead);
+            }
+            other => return other,
+        };
+        let bytes = bytes.iter().rev().copied().collect();
+        Self::Ahead(Box::new(Ahead { bytes, plain }))
+    }
+
+    /// Takes the transport out to start TLS on it; `None` if TLS runs already, and where bytes were read that were not
+    /// to be: they did not come over TLS (CVE-2021-23214).
     pub fn into_plain(self) -> Option<Plain> {
         match self {
             Self::Tcp(tcp) => Some(Plain::Tcp(tcp)),
             Self::Unix(unix) => Some(Plain::Unix(unix)),
-            Self::TlsAccepted(_) | Self::TlsConnected(_) => None,
+            Self::Ahead(ahead) if ahead.bytes.is_empty() => Some(ahead.plain),
+            Self::Ahead(_) | Self::TlsAccepted(_) | Self::TlsConnected(_) => None,
+        }
+    }
+
+    pub fn is_tcp(&self) -> bool {
+        self.tcp().is_some()
+    }
+}
+
+impl Ahead {
+    fn give(&mut self, buf: &mut ReadBuf<'_>) {
+        let count = buf.remaining().min(self.bytes.len());
+        let mut given = self.bytes.split_off(self.bytes.len() - count);
+        given.reverse();
+        buf.put_slice(&given);
+        if self.bytes.is_empty() {
+            self.bytes = Vec::new();
         }
     }
 }
@@ -154,6 +204,10 @@ macro_rules! each {
         match $self.get_mut() {
             Self::Tcp($stream) => $call,
             Self::Unix($stream) => $call,
+            Self::Ahead(ahead) => {
+                let $stream = &mut ahead.plain;
+                $call
+            }
             Self::TlsAccepted($stream) => $call,
             Self::TlsConnected($stream) => $call,
         }
@@ -166,7 +220,14 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
+        let this = self.get_mut();
+        if let Self::Ahead(ahead) = this
+            && !ahead.bytes.is_empty()
+        {
+            ahead.give(buf);
+            return Poll::Ready(Ok(()));
+        }
+        each!(Pin::new(this), stream => Pin::new(stream).poll_read(cx, buf))
     }
 }
 

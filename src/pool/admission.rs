@@ -174,6 +174,7 @@ impl Pool {
     pub(super) fn starved_by(&self, cap: Cap, since: Instant) -> Starved {
         Starved {
             key: self.key.clone(),
+            server: self.effective.load().primary.address(),
             cap,
             since,
             share: self.share(),
@@ -191,9 +192,18 @@ impl Pool {
         self.limits.is_starved(|starved| {
             starved.since.elapsed() > YIELD_AFTER
                 && starved.key != self.key
-                && starved.cap.is_shared_by(&starved.key, &self.key)
+                && self.counts_with(starved)
                 && self.gives_way_to(starved)
         })
+    }
+
+    /// Whether its connections count under the cap that keeps `starved` from opening one.
+    fn counts_with(&self, starved: &Starved) -> bool {
+        let server = || self.effective.load().primary.address();
+        let own = (&self.key, server);
+        starved
+            .cap
+            .is_shared_by((&starved.key, || starved.server.clone()), own)
     }
 
     /// Whether an idle connection of this pool may be closed to make room for one of `needy`: at once if this pool is not
@@ -205,13 +215,12 @@ impl Pool {
     }
 
     fn gives_way_to(&self, starved: &Starved) -> bool {
-        if self.waiting() == 0 {
-            return true;
-        }
         let (open, weight) = starved.share;
         // Once it has one more, it is not to have more than is left here.
         match by_share(self.share(), (open + 1, weight)) {
             Order::Greater => true,
+            // Between two statements of its only client nobody waits here either.
+            Order::Equal if self.waiting() == 0 => true,
             Order::Equal => self
                 .opened_last()
                 .is_none_or(|at| at.elapsed() > YIELD_AFTER),
@@ -222,7 +231,69 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::effective::Effective;
+    use super::super::limits::{Limits, Slot};
+    use super::super::pool::{PoolKey, tests};
     use super::*;
+    use crate::config::model::Node;
+    use crate::config::{Overrides, load};
+
+    /// A pool of `user` on a server of this name.
+    fn pool(limits: &Arc<Limits>, user: &str, host: &str) -> Arc<Pool> {
+        let mut overrides = Overrides::new();
+        overrides.set("--primary", "cluster.primary", "postgres://127.0.0.1:1");
+        let config = load(None, &overrides, &|_| None).unwrap().config;
+        let mut effective = Effective::of(&config, "app", user).unwrap();
+        effective.primary = Node::at(host, 5432);
+        let key = PoolKey {
+            database: "app".into(),
+            user: user.into(),
+            node: None,
+        };
+        Pool::new(key, effective, Arc::clone(limits))
+    }
+
+    fn opens(pool: &Pool, count: usize) -> Vec<Slot> {
+        let slots = (0..count).map(|_| pool.reserve(&tests::settings()).unwrap());
+        slots.collect()
+    }
+
+    /// Says that clients of `pool` have waited for long, under `cap`.
+    fn starves(limits: &Limits, pool: &Pool, cap: Cap) {
+        let since = Instant::now() - YIELD_AFTER * 2;
+        limits.set_starved(vec![pool.starved_by(cap, since)]);
+    }
+
+    #[tokio::test]
+    async fn who_has_less_than_its_share_keeps_what_it_has_between_two_statements() {
+        let limits = Arc::new(Limits::default());
+        let (greedy, modest) = (
+            pool(&limits, "greedy", "db1"),
+            pool(&limits, "modest", "db1"),
+        );
+        let _open = (opens(&greedy, 3), opens(&modest, 1));
+        starves(&limits, &greedy, Cap::Total);
+        assert!(!modest.should_yield());
+        starves(&limits, &modest, Cap::Total);
+        assert!(greedy.should_yield());
+        // With as much as the other is to have it gives way, as nobody waits here.
+        let _more = opens(&modest, 3);
+        starves(&limits, &greedy, Cap::Total);
+        assert!(modest.should_yield());
+    }
+
+    #[tokio::test]
+    async fn nobody_gives_way_under_the_cap_of_another_server() {
+        let limits = Arc::new(Limits::default());
+        let needy = pool(&limits, "needy", "db1");
+        let (here, there) = (pool(&limits, "here", "db1"), pool(&limits, "there", "db2"));
+        let _open = (opens(&here, 2), opens(&there, 2));
+        starves(&limits, &needy, Cap::Node);
+        assert!(!there.must_yield());
+        assert!(here.must_yield());
+        // One is enough for now.
+        assert!(!here.must_yield());
+    }
 
     #[test]
     fn a_share_is_what_a_pool_has_by_what_it_weighs() {

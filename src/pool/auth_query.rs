@@ -1,9 +1,10 @@
 //! Users' secrets, asked of the server with `auth_query`.
 //!
-//! Bound: one connection for each database asked for, and one answer for each user, believed for `auth.cache_ttl`.
+//! Bound: one connection for each database asked for, until it has been idle for `server_idle_timeout`, and one answer for each user, believed for `auth.cache_ttl`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use thiserror::Error;
@@ -18,13 +19,56 @@ use crate::backend::login::{Credentials, LoginError};
 use crate::backend::query::{self, QueryError, Row};
 use crate::config::model::Config;
 use crate::error::{ErrorKind, Report, SqlState, UserFacing};
-use crate::session::settings::put_literal;
 
+/// How often the ages of connections are looked at.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Answers kept; when there are more the table starts anew.
 const ANSWERS_MAX: usize = 10_000;
 
 type Answer = (Instant, Option<UserSecret>);
-type Connection = Arc<tokio::sync::Mutex<Option<Backend>>>;
+type Connection = Arc<tokio::sync::Mutex<Option<Kept>>>;
+
+/// `auth_query` and whom it is about.
+#[derive(Clone, Copy, Debug)]
+struct Question<'a> {
+    text: &'a str,
+    user: &'a str,
+}
+
+/// A connection for the next question.
+#[derive(Debug)]
+struct Kept {
+    backend: Backend,
+    idle_timeout: Option<Duration>,
+    lifetime: Option<Duration>,
+}
+
+impl Kept {
+    /// Not cancel safe: a caller that gives up must drop the connection.
+    async fn ask(&mut self, question: Question<'_>, limit: Duration) -> Result<Vec<Row>, AskError> {
+        let Question { text, user } = question;
+        let asking = query::with_parameter(&mut self.backend, text.as_bytes(), user.as_bytes());
+        let answered = tokio::time::timeout(limit, asking).await;
+        let rows = answered.map_err(|_| AskError::Silence(limit))??;
+        self.backend.released = Instant::now();
+        Ok(rows)
+    }
+
+    /// Idle for too long, or too old: it may have been dropped on the way without a word.
+    fn is_over(&self) -> bool {
+        let is_over = |since: Instant, limit: Option<Duration>| {
+            limit.is_some_and(|limit| since.elapsed() >= limit)
+        };
+        is_over(self.backend.released, self.idle_timeout)
+            || is_over(self.backend.opened, self.lifetime)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.backend.say_goodbye();
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -79,7 +123,7 @@ impl AuthQuery {
             return Ok(None);
         };
         let database = config.auth.auth_dbname.as_deref().unwrap_or(database);
-        let rows = self.run(&config, database, &statement(text, user)).await?;
+        let rows = self.run(&config, database, Question { text, user }).await?;
         let secret = rows.into_iter().next().and_then(|row| {
             let secret = row.into_iter().nth(1)??;
             String::from_utf8(secret)
@@ -97,56 +141,94 @@ impl AuthQuery {
         Ok(secret)
     }
 
-    /// Runs the query in `database`, or where the server has none of that name in the URL's: who may log in is told
-    /// before what exists.
+    /// Asks in `database`, anew if its primary moves meanwhile: a server that is away answers late or never.
     async fn run(
         &self,
         config: &Config,
         database: &str,
-        text: &[u8],
+        question: Question<'_>,
     ) -> Result<Vec<Row>, LookupError> {
-        let Some(mut effective) = self.pools.effective(config, database, "") else {
-            return Err(failed(&OpenError::NoDatabase(database.to_owned())));
-        };
-        match self.run_in(&effective, config, text).await {
+        loop {
+            let Some(effective) = self.pools.effective(config, database, "") else {
+                return Err(failed(&OpenError::NoDatabase(database.to_owned())));
+            };
+            let asked = effective.primary.clone();
+            tokio::select! {
+                rows = self.run_somewhere(effective, config, question) => {
+                    return rows.map_err(|error| match error {
+                        AskError::Open(error) => failed(&error),
+                        error => query_failed(&error),
+                    });
+                }
+                () = self.pools.left(&asked, config, database) => {}
+            }
+        }
+    }
+
+    /// Asks in the database, or where the server has none of that name in the URL's: who may log in is told before what
+    /// exists.
+    async fn run_somewhere(
+        &self,
+        mut effective: Effective,
+        config: &Config,
+        question: Question<'_>,
+    ) -> Result<Vec<Row>, AskError> {
+        match self.run_in(&effective, config, question).await {
             Err(AskError::Open(error)) if is_missing_database(&error) => {
                 let named = effective.primary.dbname.clone();
                 effective.dbname = named.unwrap_or_else(|| "postgres".to_owned());
-                self.run_in(&effective, config, text).await
+                self.run_in(&effective, config, question).await
             }
             outcome => outcome,
         }
-        .map_err(|error| match error {
-            AskError::Open(error) => failed(&error),
-            AskError::Query(error) => query_failed(&error),
-        })
     }
 
-    /// Runs the query on the kept connection, and on a new one if that one was lost.
+    /// Asks on the kept connection, and on a new one if that one was lost.
     async fn run_in(
         &self,
         effective: &Effective,
         config: &Config,
-        text: &[u8],
+        question: Question<'_>,
     ) -> Result<Vec<Row>, AskError> {
         let node = &effective.primary;
         let key = format!("{}:{}/{}", node.host, node.port, effective.dbname);
         let connection = Arc::clone(self.lock_connections().entry(key.clone()).or_default());
-        let mut kept = connection.lock().await;
-        if let Some(mut backend) = kept.take()
-            && let Ok(rows) = query::on_backend(&mut backend, text).await
+        let limit = effective.timeouts.server_connect_timeout;
+        let mut place = connection.lock().await;
+        if let Some(mut kept) = place.take().filter(|kept| !kept.is_over())
+            && let Ok(rows) = kept.ask(question, limit).await
         {
-            *kept = Some(backend);
+            *place = Some(kept);
             return Ok(rows);
         }
         let opened = self.open(effective.clone(), config).await;
-        let mut backend = opened.inspect_err(|_| {
+        let backend = opened.inspect_err(|_| {
             // Names that clients make up leave nothing behind.
             self.lock_connections().remove(&key);
         })?;
-        let rows = query::on_backend(&mut backend, text).await?;
-        *kept = Some(backend);
+        let mut fresh = Kept {
+            backend,
+            idle_timeout: effective.timeouts.server_idle_timeout,
+            lifetime: effective.timeouts.server_lifetime,
+        };
+        let rows = fresh.ask(question, limit).await?;
+        *place = Some(fresh);
         Ok(rows)
+    }
+
+    /// Closes connections that nobody has needed for long, and old ones, until the process ends.
+    pub async fn keep_house(&self) {
+        loop {
+            tokio::time::sleep(HOUSEKEEPING).await;
+            self.lock_connections().retain(|_, connection| {
+                // One that is locked is in use.
+                let Ok(mut place) = connection.try_lock() else {
+                    return true;
+                };
+                *place = place.take().filter(|kept| !kept.is_over());
+                place.is_some()
+            });
+        }
     }
 
     fn lock_connections(&self) -> std::sync::MutexGuard<'_, HashMap<String, Connection>> {
@@ -170,6 +252,12 @@ impl AuthQuery {
             .clone()
             .or_else(|| node.user.clone())
             .unwrap_or_else(|| "postgres".to_owned());
+        // Names are compared byte by byte, as in a login: nothing is converted, whatever the role or the database say.
+        effective
+            .startup
+            .retain(|(name, _)| name != "client_encoding");
+        let raw = ("client_encoding".to_owned(), "SQL_ASCII".to_owned());
+        effective.startup.push(raw);
         let dialer = self.pools.dialer.load_full();
         Ok(open::open(&effective, &credentials, &dialer, 0)
             .await?
@@ -184,6 +272,8 @@ enum AskError {
     Open(#[from] OpenError),
     #[error("{0}")]
     Query(#[from] QueryError),
+    #[error("no answer within {0:?} (server_connect_timeout)")]
+    Silence(Duration),
 }
 
 fn is_missing_database(error: &OpenError) -> bool {
@@ -194,19 +284,6 @@ impl SecretSource for AuthQuery {
     fn lookup<'a>(&'a self, user: &'a str, database: &'a str) -> Lookup<'a> {
         Box::pin(self.ask(user, database))
     }
-}
-
-/// The query with the user in place of `$1`.
-fn statement(text: &str, user: &str) -> Vec<u8> {
-    let mut literal = Vec::new();
-    put_literal(&mut literal, user.as_bytes());
-    let mut parts = text.split("$1");
-    let mut statement = parts.next().unwrap_or_default().as_bytes().to_vec();
-    for part in parts {
-        statement.extend_from_slice(&literal);
-        statement.extend_from_slice(part.as_bytes());
-    }
-    statement
 }
 
 fn failed(error: &OpenError) -> LookupError {
@@ -220,7 +297,7 @@ fn failed(error: &OpenError) -> LookupError {
     }
 }
 
-fn query_failed(error: &QueryError) -> LookupError {
+fn query_failed(error: &AskError) -> LookupError {
     tracing::error!(%error, "auth_query failed");
     let report = Report::fatal(
         SqlState::INTERNAL_ERROR,
@@ -229,19 +306,5 @@ fn query_failed(error: &QueryError) -> LookupError {
     LookupError {
         report,
         kind: ErrorKind::Server,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_user_is_quoted_wherever_it_stands() {
-        let text = statement("SELECT usename FROM f($1) WHERE u = $1", "o'neil");
-        assert_eq!(
-            text,
-            b"SELECT usename FROM f('o''neil') WHERE u = 'o''neil'"
-        );
     }
 }

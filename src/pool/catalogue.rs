@@ -1,5 +1,5 @@
-//! Which functions of a database may write, as `pg_proc` says, and where they hide: read when first needed, and again now
-//! and then.
+//! Which functions of a database may write, as `pg_proc` says, and where they hide; whose transactions are serializable as a
+//! rule. Read when first needed, and again now and then.
 //!
 //! A function is taken by its name alone, whatever its schema and arguments: if any of that name may write, all may.
 //! What is not known may write. A function that is declared `STABLE` and writes all the same is refused by a replica
@@ -8,7 +8,7 @@
 //! Bound: one catalogue for each database that has pools; of a database with more functions than an answer may have rows
 //! nothing is known.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -41,10 +41,23 @@ const QUESTION: &[u8] = b"SELECT proname, pg_catalog.bool_or(CASE WHEN prokind =
     FROM pg_catalog.pg_proc p WHERE pronamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace, \
     'information_schema'::pg_catalog.regnamespace) GROUP BY proname LIMIT 10001";
 
+/// Whose transactions are serializable where they say nothing else: names of roles, or nothing for everybody's. Nobody is
+/// missed, but for what is in the configuration file and the role that asks has otherwise.
+const SERIALIZABLE: &[u8] = b"WITH s AS (SELECT COALESCE(r.rolname::pg_catalog.text, '') AS name \
+    FROM pg_catalog.pg_db_role_setting d LEFT JOIN pg_catalog.pg_roles r ON r.oid = d.setrole \
+    WHERE d.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) \
+    AND EXISTS (SELECT FROM pg_catalog.unnest(d.setconfig) AS c \
+      WHERE pg_catalog.lower(c) = 'default_transaction_isolation=serializable')) \
+    SELECT name FROM s UNION SELECT '' FROM pg_catalog.pg_settings \
+    WHERE name = 'default_transaction_isolation' AND reset_val = 'serializable' \
+    AND NOT EXISTS (SELECT FROM s WHERE name = session_user)";
+
 /// What was read.
 #[derive(Debug)]
 struct Functions {
     read: Instant,
+    /// Roles whose transactions are serializable as a rule; an empty name stands for all.
+    serializable: HashSet<Box<[u8]>>,
     /// Whether a function of this name may write.
     writes: HashMap<Box<[u8]>, bool>,
     hidden: Arc<Hidden>,
@@ -97,6 +110,20 @@ impl Catalogue {
         Some(Arc::clone(&functions.hidden))
     }
 
+    /// Whether transactions on connections of `pool` are serializable where neither they nor their session say anything
+    /// else; `None` if that is not known. Reads the catalogue as [`Catalogue::find`] does.
+    pub fn is_serializable(self: &Arc<Self>, pool: &Arc<Pool>, now: Instant) -> Option<bool> {
+        let effective = pool.effective.load();
+        let mut startup = effective.startup.iter();
+        if let Some((_, value)) = startup.find(|it| it.0 == "default_transaction_isolation") {
+            return Some(value.eq_ignore_ascii_case("serializable"));
+        }
+        let functions = self.current(pool, now)?;
+        let names = [b"", effective.login_user.as_bytes()];
+        let is_one = |name: &&[u8]| functions.serializable.contains(*name);
+        Some(!functions.serializable.is_empty() && names.iter().any(is_one))
+    }
+
     fn current(self: &Arc<Self>, pool: &Arc<Pool>, now: Instant) -> Option<Arc<Functions>> {
         let functions = self.functions.load_full();
         let is_due = functions
@@ -137,6 +164,7 @@ async fn ask(pool: &Arc<Pool>) -> Option<Functions> {
     let read = Instant::now();
     let answer = query::on_backend(&mut lease, QUESTION).await;
     let hidden = query::on_backend(&mut lease, hidden::QUESTION).await;
+    let serializable = query::on_backend(&mut lease, SERIALIZABLE).await;
     lease.checkin();
     let rows = answer.ok()?;
     let entry = |row: Vec<Option<Vec<u8>>>| {
@@ -146,8 +174,11 @@ async fn ask(pool: &Arc<Pool>) -> Option<Functions> {
         Some((name, writes))
     };
     let writes = rows.into_iter().map(entry).collect::<Option<_>>()?;
+    let name = |row: Vec<Option<Vec<u8>>>| Some(row.into_iter().next()??.into_boxed_slice());
+    let serializable = serializable.ok()?.into_iter().map(name);
     Some(Functions {
         read,
+        serializable: serializable.collect::<Option<_>>()?,
         writes,
         hidden: Arc::new(Hidden::read(hidden.ok()?)?),
     })

@@ -23,6 +23,8 @@ pub struct Limits {
     pub circuits: Arc<Circuits>,
     /// Clients waiting in all pools.
     pub waiting: AtomicUsize,
+    /// See [`Cleaning`].
+    cleaning: AtomicUsize,
     /// Whether `starved` holds anything: keeps the lock off the path of every checkin.
     has_starved: AtomicBool,
     starved: Mutex<Vec<Starved>>,
@@ -32,6 +34,8 @@ pub struct Limits {
 #[derive(Clone, Debug)]
 pub struct Starved {
     pub key: PoolKey,
+    /// The address of its server.
+    pub server: String,
     pub cap: Cap,
     /// Since when the first of its clients waits.
     pub since: Instant,
@@ -57,13 +61,17 @@ pub enum Cap {
 }
 
 impl Cap {
-    /// Whether connections of pools `a` and `b` count together under this cap.
-    pub fn is_shared_by(self, a: &PoolKey, b: &PoolKey) -> bool {
+    /// Whether connections of pools `a` and `b` count together under this cap; each comes with its server's address.
+    pub fn is_shared_by(
+        self,
+        (a, server_a): (&PoolKey, impl FnOnce() -> String),
+        (b, server_b): (&PoolKey, impl FnOnce() -> String),
+    ) -> bool {
         match self {
             Self::Total => true,
             Self::Database => a.database == b.database,
             Self::User => a.user == b.user,
-            Self::Node => a.node == b.node,
+            Self::Node => server_a() == server_b(),
         }
     }
 
@@ -75,6 +83,16 @@ impl Cap {
             Self::User => "max_user_connections",
             Self::Node => "max_connections of the server",
         }
+    }
+}
+
+/// A connection is being cleaned, or what runs on it cancelled, for a client that may be gone; until dropped.
+#[derive(Debug)]
+pub(super) struct Cleaning(Arc<Limits>);
+
+impl Drop for Cleaning {
+    fn drop(&mut self) {
+        self.0.cleaning.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -161,6 +179,16 @@ impl Limits {
         *self.starved.lock().unwrap_or_else(PoisonError::into_inner) = starved;
     }
 
+    pub(super) fn cleaning(self: &Arc<Self>) -> Cleaning {
+        self.cleaning.fetch_add(1, Ordering::SeqCst);
+        Cleaning(Arc::clone(self))
+    }
+
+    /// Whether a server may still run what nobody waits for any more.
+    pub fn is_cleaning(&self) -> bool {
+        self.cleaning.load(Ordering::SeqCst) > 0
+    }
+
     /// Server connections of all pools.
     pub fn total(&self) -> usize {
         self.counts
@@ -235,7 +263,25 @@ mod tests {
         drop(slot);
         assert_eq!((limits.total(), open.load(Ordering::SeqCst)), (0, 0));
         assert!(reserve("app", &node, &settings).is_ok());
-        assert!(Cap::Node.is_shared_by(&key("a", Some("r")), &key("b", Some("r"))));
-        assert!(!Cap::Node.is_shared_by(&key("a", Some("r")), &key("a", None)));
+    }
+
+    #[test]
+    fn the_cap_of_a_server_is_shared_by_all_pools_of_its_address() {
+        let key = |database: &str, node: Option<&str>| PoolKey {
+            database: database.into(),
+            user: "u".into(),
+            node: node.map(Into::into),
+        };
+        let is_shared = |a: (&PoolKey, &str), b: (&PoolKey, &str)| {
+            let (at_a, at_b) = (a.1.to_owned(), b.1.to_owned());
+            Cap::Node.is_shared_by((a.0, || at_a), (b.0, || at_b))
+        };
+        let (primary, other) = (key("a", None), key("b", None));
+        let replica = key("b", Some("r"));
+        assert!(is_shared((&primary, "db1:5432"), (&other, "db1:5432")));
+        assert!(is_shared((&primary, "db1:5432"), (&replica, "db1:5432")));
+        // Two primaries are two servers.
+        assert!(!is_shared((&primary, "db1:5432"), (&other, "db2:5432")));
+        assert!(!is_shared((&replica, "db1:5432"), (&replica, "db2:5432")));
     }
 }

@@ -16,6 +16,7 @@ pub mod auth_query;
 pub mod catalogue;
 pub mod circuit;
 pub mod effective;
+mod forgotten;
 pub mod hidden;
 pub mod lane;
 pub mod lease;
@@ -35,6 +36,7 @@ pub mod pins;
 )]
 pub mod pool;
 pub mod pools;
+pub mod refused;
 pub mod replica;
 pub mod reset;
 pub mod retries;

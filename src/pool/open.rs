@@ -184,6 +184,7 @@ pub async fn open(
         max_prepared: effective.pool.max_prepared_statements,
         generation,
         heard: &heard,
+        until: Instant::now() + limit,
     };
     let attempt = Box::pin(async {
         let (mut backend, logged_in) = dialer.log_in(login).await?;
@@ -331,11 +332,13 @@ impl Pool {
         self.with_gate(|gate| gate.credentials.clone())
     }
 
-    /// How server connections of this pool log in from now on.
+    /// How server connections of this pool log in from now on. What failed with others may be tried again at once.
     pub fn set_credentials(&self, credentials: Credentials) {
         self.with_gate(|gate| {
-            gate.credentials = credentials;
-            gate.retry_at = None;
+            if gate.credentials != credentials {
+                gate.credentials = credentials;
+                gate.retry_at = None;
+            }
         });
     }
 }
@@ -343,8 +346,29 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::model::Secret;
     use crate::config::{Overrides, load};
     use crate::pool::Pools;
+
+    #[test]
+    fn a_login_that_shows_nothing_new_does_not_end_the_pause_after_a_failure() {
+        let mut overrides = Overrides::new();
+        overrides.set("--primary", "cluster.primary", "postgres://db1");
+        let config = load(None, &overrides, &|_| None).unwrap().config;
+        let pools = Pools::new(Arc::new(Dialer::plain()));
+        let pool = pools.get(&config, "app", "bob").unwrap();
+        let password = |text: &str| Credentials::Password(Secret::new(text.to_owned()));
+        let rests = |text: &str| {
+            pool.set_credentials(password(text));
+            pool.is_resting()
+        };
+        assert!(!rests("old"));
+        let error = Arc::new(OpenError::NoPrimary);
+        pool.with_gate(|gate| gate.failed(error, Duration::from_secs(60)));
+        pool.with_gate(|gate| gate.retry_at = Some(Instant::now() + Duration::from_secs(60)));
+        assert!(rests("old"));
+        assert!(!rests("new"));
+    }
 
     #[test]
     fn a_connection_is_never_younger_than_its_settings() {

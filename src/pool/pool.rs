@@ -23,6 +23,7 @@ use super::open::{Gate, OpenError};
 use super::pace::Pace;
 use super::passthrough::{Learnt, Tries};
 use super::pins::Pins;
+use super::refused::Refused;
 use super::replica::Kin;
 use super::retries::Retries;
 use super::startups::Startups;
@@ -121,8 +122,9 @@ pub struct Counters {
     pub parses_server: AtomicU64,
     pub binds: AtomicU64,
     pub assignments: AtomicU64,
-    /// Statements that ended with an error.
+    /// Statements that ended with an error, and requests that were refused.
     pub errors: AtomicU64,
+    pub refused: Refused,
     /// Clients told at once that they would wait in vain, and those that have waited in vain.
     pub shed: AtomicU64,
     pub wait_timeouts: AtomicU64,

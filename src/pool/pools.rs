@@ -3,18 +3,20 @@
 //! Bound: one pool for each (user, database) that has logged in, and one for each of them and each replica; those
 //! without clients and connections are dropped.
 
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
+use hashbrown::{Equivalent, HashMap};
+use tokio::sync::Notify;
 
 use super::catalogue::Catalogues;
 use super::effective::Effective;
+use super::forgotten::Forgotten;
 use super::limits::Limits;
 use super::listener::Listeners;
 use super::orders::OrderBook;
-use super::pool::{ClientPlace, Pool, PoolKey};
+use super::pool::{ClientPlace, Counters, Pool, PoolKey};
 use super::targets::Targets;
 use crate::backend::connect::Dialer;
 use crate::config::model::Config;
@@ -22,16 +24,20 @@ use crate::config::model::Config;
 /// See the module.
 #[derive(Debug)]
 pub struct Pools {
-    pub(super) by_key: RwLock<HashMap<PoolKey, Arc<Pool>>>,
+    pub(super) by_key: RwLock<HashMap<PoolKey, Arc<Pool>, foldhash::quality::RandomState>>,
     pub(super) limits: Arc<Limits>,
     pub dialer: ArcSwap<Dialer>,
     /// The connections that listen for sessions.
     pub listeners: Listeners,
     pub(super) targets: Targets,
+    /// Told whenever a primary may have become another.
+    pub(super) moved: Notify,
     /// By servers and database.
     pub(super) catalogues: Mutex<Catalogues>,
     /// What the console ordered; taken before `pools`.
     pub(super) orders: Mutex<OrderBook>,
+    /// Changed only while `by_key` is held for writing.
+    forgotten: Forgotten,
     /// Held while the pools' settings are replaced, so that of two replacements the later one stands.
     pub(super) replacing: Mutex<()>,
     /// Held while clients are counted and one is added, so that two can't take the last place.
@@ -45,6 +51,20 @@ pub struct NoPlace {
     pub limit: usize,
 }
 
+/// A [`PoolKey`] to look for, which hashes like it.
+#[derive(Hash)]
+struct Wanted<'a> {
+    database: &'a str,
+    user: &'a str,
+    node: Option<&'a str>,
+}
+
+impl Equivalent<PoolKey> for Wanted<'_> {
+    fn equivalent(&self, key: &PoolKey) -> bool {
+        (self.database, self.user, self.node) == (&*key.database, &*key.user, key.node.as_deref())
+    }
+}
+
 impl Pools {
     pub fn new(dialer: Arc<Dialer>) -> Arc<Self> {
         Arc::new(Self {
@@ -53,9 +73,11 @@ impl Pools {
             dialer: ArcSwap::new(dialer),
             listeners: Listeners::default(),
             targets: Targets::default(),
+            moved: Notify::new(),
             catalogues: Mutex::default(),
             admitting: Mutex::default(),
             replacing: Mutex::default(),
+            forgotten: Forgotten::default(),
             orders: Mutex::default(),
         })
     }
@@ -65,20 +87,25 @@ impl Pools {
         if !Effective::exists(config, database) {
             return None;
         }
-        let key = PoolKey {
-            database: database.into(),
-            user: user.into(),
+        let wanted = Wanted {
+            database,
+            user,
             node: None,
         };
         if let Some(pool) = self
             .by_key
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .get(&key)
+            .get(&wanted)
         {
             return Some(Arc::clone(pool));
         }
         let mut effective = Effective::of(config, database, user)?;
+        let key = PoolKey {
+            database: database.into(),
+            user: user.into(),
+            node: None,
+        };
         let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pools = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
         let pool = pools.entry(key.clone()).or_insert_with(|| {
@@ -180,8 +207,13 @@ impl Pools {
             } else {
                 next = next.for_replica(&before.primary);
             }
-            let moved = !before.primary.is_same_server(&next.primary)
-                || before.dbname != next.dbname
+            let is_elsewhere =
+                !before.primary.is_same_server(&next.primary) || before.dbname != next.dbname;
+            // Another server may know the user by another password.
+            if is_elsewhere {
+                pool.unlearn();
+            }
+            let moved = is_elsewhere
                 || before.login_user != next.login_user
                 || before.login_password != next.login_password
                 || before.startup != next.startup
@@ -201,15 +233,84 @@ impl Pools {
         self.limits.changed.notify_one();
     }
 
-    /// Drops pools nobody uses.
+    /// Visits what each pool has counted, by database, and what those had that are dropped; each once.
+    pub fn each_counters(&self, mut visit: impl FnMut(&Arc<str>, &Counters)) {
+        let pools = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
+        for pool in pools.values() {
+            visit(&pool.key.database, &pool.counters);
+        }
+        self.forgotten.each(visit);
+    }
+
+    /// Drops pools nobody uses. [`Self::get`] makes them as they were: what was ordered, and whether there is a primary, is
+    /// kept elsewhere. So names that clients make up leave nothing behind while pools are held, either.
     pub fn forget_unused(&self) {
         let mut pools = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|_, pool| {
-            pool.clients.load(Ordering::SeqCst) > 0
+            let is_used = pool.clients.load(Ordering::SeqCst) > 0
                 || pool.open() > 0
-                || pool.is_held()
-                || pool.orders.disabled.load(Ordering::Relaxed)
-                || Arc::strong_count(pool) > 1
+                || Arc::strong_count(pool) > 1;
+            if !is_used {
+                self.forgotten.take(pool);
+            }
+            is_used
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::config::{Overrides, load};
+    use crate::pool::orders::Scope;
+    use crate::pool::passthrough::Learnt;
+    use crate::pool::targets::Target;
+
+    fn config(primary: &str) -> Config {
+        let mut overrides = Overrides::new();
+        overrides.set("--primary", "cluster.primary", primary);
+        load(None, &overrides, &|_| None).unwrap().config
+    }
+
+    #[test]
+    fn names_that_are_made_up_leave_nothing_behind_while_everything_is_held() {
+        let config = config("postgres://db1");
+        let pools = Pools::new(Arc::new(Dialer::plain()));
+        let app = Arc::from("app");
+        pools.pause(&Scope::All);
+        pools.set_disabled(&app, true);
+        let held = Target {
+            node: None,
+            is_held: true,
+        };
+        pools.point(&Arc::default(), Some(held));
+        for number in 0..100 {
+            let pool = pools.get(&config, "app", &format!("user{number}"));
+            assert!(pool.unwrap().is_headless());
+        }
+        assert_eq!(pools.all().len(), 100);
+        pools.forget_unused();
+        assert!(pools.all().is_empty());
+        let pool = pools.get(&config, "app", "user1").unwrap();
+        let orders = &pool.orders;
+        assert!(pool.is_headless());
+        assert!(orders.paused.load(Ordering::SeqCst));
+        assert!(orders.disabled.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn another_server_may_know_a_user_by_another_password() {
+        let pools = Pools::new(Arc::new(Dialer::plain()));
+        let pool = pools.get(&config("postgres://db1"), "app", "bob").unwrap();
+        let is_known = |pool: &Pool| pool.learnt(Duration::from_secs(60)).is_some();
+        pool.learn(Learnt::NoPassword, Instant::now());
+        pools.reload(&config("postgres://db1"));
+        assert!(is_known(&pool));
+        pools.reload(&config("postgres://db2"));
+        assert!(!is_known(&pool));
     }
 }

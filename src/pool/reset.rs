@@ -44,7 +44,7 @@ pub enum Residue {
 const CANCEL_AGAIN: Duration = Duration::from_millis(500);
 
 /// Gives a lease back: at once if the connection is clean, else by a task that cleans it within `limit`.
-pub fn give_back(lease: Lease, residue: Residue, dialer: &Arc<Dialer>, limit: Duration) {
+pub fn give_back(mut lease: Lease, residue: Residue, dialer: &Arc<Dialer>, limit: Duration) {
     if residue == Residue::None && !lease.identity.is_being_cancelled() && lease.is_clean() {
         lease.checkin();
         return;
@@ -53,17 +53,25 @@ pub fn give_back(lease: Lease, residue: Residue, dialer: &Arc<Dialer>, limit: Du
         drop(lease);
         return;
     }
+    let cleaning = lease.pool().limits.cleaning();
     // A half-sent message can't be ended, and COPY BOTH ends only with the connection.
-    if residue == Residue::Pinned || lease.unsent_of_frame > 0 || lease.expect.copy() == Copy::Both
-    {
+    if lease.unsent_of_frame > 0 || lease.expect.copy() == Copy::Both {
         let dialer = Arc::clone(dialer);
         tasks::spawn("cancel and close", async move {
             let _ = cancel::cancel(Arc::clone(&lease.identity), dialer, limit).await;
             drop(lease);
+            drop(cleaning);
         });
         return;
     }
     let dialer = Arc::clone(dialer);
+    if residue == Residue::Pinned {
+        tasks::spawn("end and close", async move {
+            let _ = tokio::time::timeout(limit, end(&mut lease, &dialer, limit)).await;
+            drop(lease);
+        });
+        return;
+    }
     tasks::spawn("clean server connection", async move {
         let cleaned = tokio::time::timeout(limit, clean(lease, residue, dialer, limit)).await;
         match cleaned {
@@ -75,7 +83,20 @@ pub fn give_back(lease: Lease, residue: Residue, dialer: &Arc<Dialer>, limit: Du
                 "closed a server connection that was not clean within cancel_wait_timeout"
             ),
         }
+        drop(cleaning);
     });
+}
+
+/// Ends what is under way.
+async fn end(lease: &mut Lease, dialer: &Arc<Dialer>, limit: Duration) -> io::Result<()> {
+    let mut is_cancelled = false;
+    if !lease.expect.is_at_rest() && lease.expect.copy() != Copy::In {
+        is_cancelled = !lease.expect.awaits_more();
+        if lease.expect.is_open() {
+            roll_back_exchange(lease);
+        }
+    }
+    drain(lease, is_cancelled, dialer, limit).await
 }
 
 async fn clean(
@@ -84,14 +105,7 @@ async fn clean(
     dialer: Arc<Dialer>,
     limit: Duration,
 ) -> io::Result<Lease> {
-    let mut is_cancelled = false;
-    if !lease.expect.is_at_rest() && lease.expect.copy() != Copy::In {
-        is_cancelled = !lease.expect.awaits_more();
-        if lease.expect.is_open() {
-            roll_back_exchange(&mut lease);
-        }
-    }
-    drain(&mut lease, is_cancelled, &dialer, limit).await?;
+    end(&mut lease, &dialer, limit).await?;
     lease.identity.cancels_done().await;
     if lease.status != TransactionStatus::Idle {
         query::on_backend(&mut lease, b"ROLLBACK")

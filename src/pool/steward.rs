@@ -156,13 +156,8 @@ fn start_opening(pools: &Arc<Pools>, pool: &Arc<Pool>, slot: Slot, opening: Open
 
 /// Whether connections of these pools count together under `cap`.
 fn count_together(cap: Cap, a: &Pool, b: &Pool) -> bool {
-    match cap {
-        Cap::Node => {
-            let address = |pool: &Pool| pool.effective.load().primary.address();
-            address(a) == address(b)
-        }
-        _ => cap.is_shared_by(&a.key, &b.key),
-    }
+    let address = |pool: &Pool| pool.effective.load().primary.address();
+    cap.is_shared_by((&a.key, || address(a)), (&b.key, || address(b)))
 }
 
 /// Closes the longest-idle connection that counts under `cap` with those of `needy`, of the pools that may lose one idle

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::effective::Effective;
 use super::pool::Pool;
 use super::pools::Pools;
-use crate::config::model::Node;
+use crate::config::model::{Config, Node};
 
 /// The primary of one list of servers.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,7 +76,21 @@ impl Pools {
                 self.retarget(&pool);
             }
         }
+        self.moved.notify_waiters();
         self.limits.changed.notify_one();
+    }
+
+    /// Waits until the primary of `database` is another one than `server`. Cancel safe.
+    pub(super) async fn left(&self, server: &Node, config: &Config, database: &str) {
+        loop {
+            // Before the settings are read: a move is either heard of or in them.
+            let moved = self.moved.notified();
+            let effective = self.effective(config, database, "");
+            if !effective.is_some_and(|effective| effective.primary.is_same_server(server)) {
+                return;
+            }
+            moved.await;
+        }
     }
 
     fn retarget(&self, pool: &Arc<Pool>) {
@@ -121,6 +135,18 @@ impl Pools {
                 pool.reconnect();
                 pool.moved.notify_waiters();
                 pool.abandon(|_| true);
+            }
+        }
+    }
+
+    /// Gives up whatever is under way on the primaries' connections to `node`, which are replaced: what is written there
+    /// is lost to the cluster.
+    pub fn abandon_outdated(&self, servers: &str, node: &Node) {
+        for pool in self.of_servers(servers) {
+            if pool.key.node.is_none() {
+                pool.reconnect();
+                pool.moved.notify_waiters();
+                pool.abandon(|it| it.is_same_server(node));
             }
         }
     }

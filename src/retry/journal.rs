@@ -192,6 +192,36 @@ impl Journal {
         bytes
     }
 
+    /// Whether it is as new.
+    pub fn is_new(&self) -> bool {
+        let Self {
+            stage,
+            bytes,
+            exchanges,
+            is_whole,
+            doubt,
+            end,
+            has_completed,
+            names,
+            unnamed,
+            exchanges_answered,
+            answered,
+            ends,
+            seen,
+            // Of nothing, as long as nothing was seen.
+            hash: _,
+        } = self;
+        *stage == Stage::Kept
+            && (bytes.capacity(), names.capacity(), ends.capacity()) == (0, 0, 0)
+            && (*exchanges, *exchanges_answered, *answered) == (0, 0, 0)
+            && doubt.is_none()
+            && *end == End::Open
+            && *unnamed == Unnamed::None
+            && !*is_whole
+            && !*has_completed
+            && *seen == 0
+    }
+
     /// The client sees these bytes of the answers.
     pub fn record(&mut self, bytes: &[u8]) {
         self.seen += bytes.len() as u64;

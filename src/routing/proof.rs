@@ -35,7 +35,8 @@ pub struct Text<'a> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Defaults {
     pub read_only: bool,
-    pub serializable: bool,
+    /// `None`: not known.
+    pub serializable: Option<bool>,
 }
 
 /// What an exchange is.
@@ -128,7 +129,7 @@ impl Proof {
         if self.began && !self.in_transaction {
             return Some(Reason::Transaction);
         }
-        if self.defaults.serializable && !self.in_transaction {
+        if self.defaults.serializable == Some(true) && !self.in_transaction {
             return Some(Reason::Serializable);
         }
         if text.refused {
@@ -145,7 +146,8 @@ impl Proof {
         let read_only = modes.read_only.unwrap_or(self.defaults.read_only);
         let serializable = match modes.isolation {
             Some(isolation) => isolation == Isolation::Serializable,
-            None => self.defaults.serializable,
+            // A replica that can't would fail only once the client has been told that it began.
+            None => self.defaults.serializable.unwrap_or(true),
         };
         if self.began || self.texts > 1 || !read_only || modes.snapshot {
             return Some(Reason::Transaction);

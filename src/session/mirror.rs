@@ -228,7 +228,7 @@ impl Mirror {
             outside.call(application);
         }
         Self {
-            settings: Arc::default(),
+            settings: Settings::none(),
             unknown_to: None,
             reported,
             prepared,
@@ -324,7 +324,7 @@ impl Mirror {
     /// `DISCARD ALL` succeeded.
     pub fn reset(&mut self) {
         self.forget_all();
-        self.settings = Arc::default();
+        self.settings = Settings::none();
         self.unknown_to = None;
         self.numbers.forget();
     }

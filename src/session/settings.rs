@@ -6,7 +6,7 @@
 //! over, in the same write as the statement that ends it. The answer is exact and canonical.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::leftovers;
 use crate::sql::reading::UNREPORTED;
@@ -52,6 +52,12 @@ impl Settings {
             .binary_search_by(|(key, _)| key.as_ref().cmp(name))
             .ok()?;
         Some(&self.entries[at].1)
+    }
+
+    /// The empty set, of which there is one.
+    pub fn none() -> Arc<Self> {
+        static NONE: LazyLock<Arc<Settings>> = LazyLock::new(Arc::default);
+        Arc::clone(&NONE)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
@@ -129,13 +135,36 @@ pub struct Tracker {
     startup: Arc<Settings>,
     /// In force outside a transaction: what a backend must have.
     current: Arc<Settings>,
+    /// Of the present transaction; boxed, since few have any.
+    doings: Option<Box<Doings>>,
+}
+
+/// What the present transaction does about settings.
+#[derive(Clone, Debug, Default)]
+struct Doings {
     touched: Touched,
-    /// The present transaction may have left more than settings: see [`leftovers`].
+    /// It may have left more than settings: see [`leftovers`].
     asks_leftovers: bool,
-    /// Names that the present transaction may have reset.
+    /// Names that it may have reset.
     reset: NameSet,
     /// Those of them that go back to a startup value, which the server does not know, and were not put back yet.
     restore: NameSet,
+}
+
+impl Doings {
+    /// What was reset to the server's own value is carried no more. (One pass over the view, which is slow.)
+    fn put_reset(&self, text: &mut Vec<u8>) {
+        text.extend_from_slice(
+            b"name, NULL FROM pg_catalog.pg_settings WHERE source <> 'session' AND pg_catalog.lower(name) IN (",
+        );
+        for (index, name) in self.reset.iter().enumerate() {
+            if index > 0 {
+                text.push(b',');
+            }
+            put_literal(text, name);
+        }
+        text.push(b')');
+    }
 }
 
 /// What the present transaction may have changed.
@@ -160,11 +189,12 @@ impl Tracker {
         Self {
             current: Arc::clone(&startup),
             startup,
-            touched: Touched::Nothing,
-            asks_leftovers: false,
-            reset: NameSet::new(),
-            restore: NameSet::new(),
+            doings: None,
         }
+    }
+
+    fn doings(&mut self) -> &mut Doings {
+        self.doings.get_or_insert_default()
     }
 
     pub fn current(&self) -> &Arc<Settings> {
@@ -177,7 +207,8 @@ impl Tracker {
 
     /// Whether the session's values must be asked for when the transaction is over.
     pub fn is_touched(&self) -> bool {
-        !matches!(self.touched, Touched::Nothing)
+        let touched = |doings: &Doings| !matches!(doings.touched, Touched::Nothing);
+        self.doings.as_deref().is_some_and(touched)
     }
 
     /// The present transaction may have set or reset `name` for the session.
@@ -210,9 +241,9 @@ impl Tracker {
 
     fn note_reset(&mut self, name: Box<[u8]>) {
         if self.startup.get(&name).is_some() {
-            self.restore.insert(name.clone());
+            self.doings().restore.insert(name.clone());
         }
-        self.reset.insert(name);
+        self.doings().reset.insert(name);
     }
 
     /// Names of the settings the session has or started with.
@@ -225,7 +256,8 @@ impl Tracker {
 
     /// Whether a startup value may have to be put back.
     pub fn restores(&self) -> bool {
-        !self.restore.is_empty()
+        let restores = |doings: &Doings| !doings.restore.is_empty();
+        self.doings.as_deref().is_some_and(restores)
     }
 
     /// The statements that put startup values back where they were reset. Their rows have one column, which tells them
@@ -245,45 +277,44 @@ impl Tracker {
             text.push(b')');
             text
         };
-        self.restore.iter().map(|name| text(name)).collect()
+        let names = self.doings.iter().flat_map(|doings| &doings.restore);
+        names.map(|name| text(name)).collect()
     }
 
     /// They have been put back.
     pub fn restored(&mut self) {
-        self.restore = NameSet::new();
+        if let Some(doings) = &mut self.doings {
+            doings.restore = NameSet::new();
+        }
     }
 
     /// The present transaction runs code whose doings nobody can tell from its text.
     pub fn touch_opaque(&mut self) {
         self.touch_anything();
-        self.asks_leftovers = true;
+        self.doings().asks_leftovers = true;
     }
 
     /// The present transaction may end what pins the session: the server is asked what is left.
     pub fn ask_leftovers(&mut self) {
-        if !self.is_touched() {
-            self.touched = Touched::Names(NameSet::new());
-        }
-        self.asks_leftovers = true;
+        self.names();
+        self.doings().asks_leftovers = true;
     }
 
     /// Whether the next answer tells what the session has left on its backend.
     pub fn asks_leftovers(&self) -> bool {
-        self.asks_leftovers
+        let asks = |doings: &Doings| doings.asks_leftovers;
+        self.doings.as_deref().is_some_and(asks)
     }
 
     /// The server would not answer: nothing is known of the present transaction, and it is not asked again.
     pub fn give_up(&mut self) {
-        self.touched = Touched::Nothing;
-        self.asks_leftovers = false;
-        self.reset = NameSet::new();
-        self.restore = NameSet::new();
+        self.doings = None;
     }
 
     /// The present transaction may have changed settings nobody knows the names of.
     pub fn touch_anything(&mut self) {
         let names = std::mem::take(self.names());
-        self.touched = Touched::Anything(names);
+        self.doings().touched = Touched::Anything(names);
         // `pg_settings` shows neither of these.
         self.touch(b"session_authorization");
         self.touch_known();
@@ -298,10 +329,11 @@ impl Tracker {
     }
 
     fn names(&mut self) -> &mut NameSet {
-        if matches!(self.touched, Touched::Nothing) {
-            self.touched = Touched::Names(NameSet::default());
+        let touched = &mut self.doings().touched;
+        if matches!(touched, Touched::Nothing) {
+            *touched = Touched::Names(NameSet::default());
         }
-        match &mut self.touched {
+        match touched {
             Touched::Names(names) | Touched::Anything(names) => names,
             // Replaced two lines above.
             Touched::Nothing => unreachable!("touched was just made"),
@@ -310,7 +342,8 @@ impl Tracker {
 
     /// What to ask the server. An unknown custom setting reads as NULL rather than as an error.
     pub fn probe(&self) -> Option<Probe> {
-        let (names, anything) = match &self.touched {
+        let doings = self.doings.as_deref()?;
+        let (names, anything) = match &doings.touched {
             Touched::Nothing => return None,
             Touched::Names(names) => (names, false),
             Touched::Anything(names) => (names, true),
@@ -333,8 +366,8 @@ impl Tracker {
                 text.extend_from_slice(b", true)");
             });
         }
-        if !self.reset.is_empty() {
-            add(&|text| self.put_reset(text));
+        if !doings.reset.is_empty() {
+            add(&|text| doings.put_reset(text));
         }
         if anything {
             add(&|text| {
@@ -343,24 +376,10 @@ impl Tracker {
                 );
             });
         }
-        if self.asks_leftovers {
+        if doings.asks_leftovers {
             add(&|text| text.extend_from_slice(leftovers::QUESTION.as_bytes()));
         }
         Some(Probe { text })
-    }
-
-    /// What was reset to the server's own value is carried no more. (One pass over the view, which is slow.)
-    fn put_reset(&self, text: &mut Vec<u8>) {
-        text.extend_from_slice(
-            b"name, NULL FROM pg_catalog.pg_settings WHERE source <> 'session' AND pg_catalog.lower(name) IN (",
-        );
-        for (index, name) in self.reset.iter().enumerate() {
-            if index > 0 {
-                text.push(b',');
-            }
-            put_literal(text, name);
-        }
-        text.push(b')');
     }
 
     /// The transaction is over and these are the values the server has now.

@@ -37,9 +37,11 @@ const REFUSALS_MAX: u8 = 3;
 /// Bytes of a statement's text that are kept.
 const TEXT_MAX: usize = 2 * 1024;
 
-/// Number and text of [`KnownStatements::unread`].
+/// Numbers and texts of [`KnownStatements::unread`] and [`KnownStatements::function_call`].
 const UNREAD: u64 = 1;
 const UNREAD_TEXT: &str = "<not read>";
+const FUNCTION_CALL: u64 = 2;
+const FUNCTION_CALL_TEXT: &str = "<function call>";
 
 /// One statement.
 #[derive(Debug)]
@@ -366,16 +368,21 @@ pub struct KnownStatements {
     /// What was counted of statements.
     pub queries: Queries,
     unread: Arc<Known>,
+    function_call: Arc<Known>,
 }
 
 impl Default for KnownStatements {
     fn default() -> Self {
         let (queries, options) = (Queries::default(), LexOptions::default());
         let key = FingerprintKey::random();
-        let record = queries.record(QueryId(UNREAD), || UNREAD_TEXT.into());
         let fingerprint = key.fingerprint(b"", options);
+        let without_text = |id: u64, text: &str| {
+            let record = queries.record(QueryId(id), || text.into());
+            Arc::new(Known::new(fingerprint, b"", options, record))
+        };
         Self {
-            unread: Arc::new(Known::new(fingerprint, b"", options, record)),
+            unread: without_text(UNREAD, UNREAD_TEXT),
+            function_call: without_text(FUNCTION_CALL, FUNCTION_CALL_TEXT),
             table: Mutex::default(),
             key,
             queries,
@@ -421,5 +428,10 @@ impl KnownStatements {
     /// Stands for statements whose text was not read, such as one too long to be held.
     pub fn unread(&self) -> &Arc<Known> {
         &self.unread
+    }
+
+    /// Stands for calls of functions by a message of their own, which has no text.
+    pub fn function_call(&self) -> &Arc<Known> {
+        &self.function_call
     }
 }

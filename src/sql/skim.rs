@@ -47,10 +47,7 @@ pub(super) fn skim(text: &[u8], options: LexOptions, mut absorb: impl FnMut(&[u8
     }
     // What is not fed yet begins at `start`.
     let (mut start, mut at) = (0, 0);
-    while let Some(plain) = text[at..]
-        .iter()
-        .position(|byte| is(Some(byte), DIGIT | LOOK))
-    {
+    while let Some(plain) = plain(&text[at..]) {
         at += plain;
         let before = at.checked_sub(1).and_then(|before| text.get(before));
         if is(text.get(at), DIGIT) {
@@ -77,6 +74,39 @@ pub(super) fn skim(text: &[u8], options: LexOptions, mut absorb: impl FnMut(&[u8
     }
     absorb(&text[start..]);
     true
+}
+
+/// How many bytes are neither digits nor in need of a look; `None` if all are.
+fn plain(text: &[u8]) -> Option<usize> {
+    let steps = text.chunks_exact(STEP);
+    // Most of a text is letters and blanks: what else there is is looked at byte by byte.
+    let whole = steps.take_while(|step| {
+        let bytes: [u8; STEP] = (*step).try_into().unwrap_or([FIRST; STEP]);
+        !has_candidate(u64::from_le_bytes(bytes))
+    });
+    let skipped = whole.count() * STEP;
+    let rest = text[skipped..].iter();
+    let found = rest
+        .map(|byte| CLASSES[usize::from(*byte)])
+        .position(|class| class & (DIGIT | LOOK) != 0);
+    found.map(|found| skipped + found)
+}
+
+/// Bytes looked at together.
+const STEP: usize = size_of::<u64>();
+/// Every byte with a class of `DIGIT` or `LOOK` is one of these or between them.
+const FIRST: u8 = b'"';
+const LAST: u8 = b'9';
+
+/// Whether one of the bytes is at least `FIRST` and at most `LAST`.
+fn has_candidate(bytes: u64) -> bool {
+    const EACH: u64 = u64::MAX / 0xff;
+    const HIGH: u64 = EACH * 0x80;
+    // Seven bits of each byte, so that no sum or difference reaches into the next one; the eighth is the answer.
+    let low = bytes & !HIGH;
+    let at_least = low + EACH * (0x80 - u64::from(FIRST));
+    let at_most = EACH * (0x80 + u64::from(LAST)) - low;
+    at_least & at_most & !bytes & HIGH != 0
 }
 
 /// Where the plain string or the operator at `at` ends; `None` for anything else.
@@ -203,8 +233,34 @@ mod tests {
         out
     }
 
+    #[test]
+    fn every_byte_that_counts_is_a_candidate_wherever_it_stands() {
+        for byte in 0..=u8::MAX {
+            let counts = is(Some(&byte), DIGIT | LOOK);
+            let expected = (FIRST..=LAST).contains(&byte);
+            assert!(expected || !counts, "{byte:#x}");
+            for at in 0..STEP {
+                for other in [0, b' ', b'z', 0x7f, 0x80, 0xff] {
+                    let mut step = [other; STEP];
+                    step[at] = byte;
+                    let found = has_candidate(u64::from_le_bytes(step));
+                    assert_eq!(found, expected, "{step:x?}");
+                }
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(3000))]
+
+        #[test]
+        fn steps_find_what_bytes_find(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+            let one_by_one = |text: &[u8]| text.iter().position(|byte| is(Some(byte), DIGIT | LOOK));
+            prop_assert_eq!(plain(&bytes), one_by_one(&bytes));
+            // Mostly letters, as texts are.
+            let letters: Vec<u8> = bytes.iter().map(|byte| if *byte < 0xf0 { byte | 0x40 } else { byte & 0x3f }).collect();
+            prop_assert_eq!(plain(&letters), one_by_one(&letters));
+        }
 
         #[test]
         fn texts_of_one_skim_have_one_fingerprint(

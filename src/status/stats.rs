@@ -109,7 +109,8 @@ impl Totals {
     }
 
     /// Averages as PgBouncer makes them: counts a second; times for each transaction, query and assignment.
-    fn average(&self, over: Duration) -> Self {
+    #[must_use]
+    pub fn average(&self, over: Duration) -> Self {
         let micros = over.as_micros().max(1);
         let a_second =
             |count: u64| u64::try_from(u128::from(count) * 1_000_000 / micros).unwrap_or(u64::MAX);
@@ -127,6 +128,9 @@ impl Totals {
 pub struct DatabaseStats {
     pub total: Totals,
     pub average: Totals,
+    /// What `average` is made from: the counts of a period, and its length.
+    pub counted: Totals,
+    pub over: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -202,7 +206,13 @@ impl History {
                 let end = newer.map_or(total, |newer| of(newer, &name));
                 let counted = end.minus(&of(&periods.older.totals, &name));
                 let average = counted.average(over);
-                (name, DatabaseStats { total, average })
+                let stats = DatabaseStats {
+                    total,
+                    average,
+                    counted,
+                    over,
+                };
+                (name, stats)
             })
             .collect()
     }
@@ -210,10 +220,10 @@ impl History {
 
 fn totals(pools: &Pools) -> BTreeMap<Arc<str>, Totals> {
     let mut totals: BTreeMap<Arc<str>, Totals> = BTreeMap::new();
-    for pool in pools.all() {
-        let sum = totals.entry(Arc::clone(&pool.key.database)).or_default();
-        *sum = sum.plus(&Totals::of(&pool.counters));
-    }
+    pools.each_counters(|database, counters| {
+        let sum = totals.entry(Arc::clone(database)).or_default();
+        *sum = sum.plus(&Totals::of(counters));
+    });
     totals
 }
 
@@ -251,6 +261,30 @@ mod tests {
     fn columns_read_back_in_their_order() {
         let columns = std::array::from_fn(|place| place as u64);
         assert_eq!(Totals::from_columns(columns).columns(), columns);
+    }
+
+    #[test]
+    fn a_pool_that_is_dropped_leaves_its_counts_with_its_database() {
+        let mut overrides = crate::config::Overrides::new();
+        overrides.set("--primary", "cluster.primary", "postgres://db1");
+        let config = crate::config::load(None, &overrides, &|_| None);
+        let config = config.unwrap().config;
+        let pools = Pools::new(Arc::new(crate::backend::connect::Dialer::plain()));
+        let count = |user, queries| {
+            let pool = pools.get(&config, "app", user).unwrap();
+            pool.counters.queries.fetch_add(queries, Ordering::Relaxed);
+            pool.counters.wait_micros.fetch_add(9, Ordering::Relaxed);
+        };
+        count("bob", 7);
+        count("eve", 5);
+        let before = totals(&pools)["app"];
+        pools.forget_unused();
+        assert!(pools.all().is_empty());
+        assert_eq!(totals(&pools)["app"], before);
+        count("bob", 1);
+        pools.forget_unused();
+        let after = totals(&pools)["app"];
+        assert_eq!((after.queries, after.wait_time), (13, 27));
     }
 
     #[test]

@@ -139,7 +139,7 @@ fn client(entry: &ClientEntry) -> Client {
         user: Arc::clone(&entry.user),
         database: Arc::clone(&entry.database),
         application: (*entry.application()).into(),
-        peer: entry.peer.clone(),
+        peer: entry.peer,
     }
 }
 

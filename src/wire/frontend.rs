@@ -204,6 +204,14 @@ pub fn put_copy_fail(out: &mut Vec<u8>, reason: &[u8]) {
     put(out, COPY_FAIL, |out| put_cstr(out, reason));
 }
 
+/// The portal that an Execute with this payload is about, and what follows its name.
+pub fn portal_of(payload: &[u8]) -> (&[u8], &[u8]) {
+    match payload.iter().position(|byte| *byte == 0) {
+        Some(end) => (&payload[..end], &payload[end + 1..]),
+        None => (payload, &[]),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

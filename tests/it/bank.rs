@@ -15,6 +15,7 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::time::Instant;
 
 use crate::support::client::{Client, Login};
+use crate::support::messages as m;
 use crate::support::pgweir::{Options, Pgweir};
 
 const ACCOUNTS: u32 = 8;
@@ -55,6 +56,8 @@ struct Way {
     begin: &'static str,
     /// It runs a transaction again itself that was rolled back.
     retries: bool,
+    /// By the extended protocol.
+    is_extended: bool,
 }
 
 enum Outcome {
@@ -77,10 +80,10 @@ async fn transfer(client: &mut Client, way: Way, number: u64, random: &mut StdRn
     ];
     for text in texts {
         let commits = text == "COMMIT";
-        match try_query(client, &text).await {
+        match try_query(client, way, &text).await {
             Ok(None) => {}
             Ok(Some(code)) => {
-                if try_query(client, "ROLLBACK").await.is_err() {
+                if try_query(client, way, "ROLLBACK").await.is_err() {
                     return Outcome::Ended(code, false);
                 }
                 return Outcome::RolledBack(code);
@@ -92,13 +95,20 @@ async fn transfer(client: &mut Client, way: Way, number: u64, random: &mut StdRn
 }
 
 /// The SQLSTATE of an error; `Err` with that of the last words if the connection ended.
-async fn try_query(client: &mut Client, text: &str) -> Result<Option<String>, String> {
+async fn try_query(client: &mut Client, way: Way, text: &str) -> Result<Option<String>, String> {
     let mut code = None;
-    if client
-        .try_send(&crate::support::messages::query(text))
-        .await
-        .is_err()
-    {
+    let bytes = if way.is_extended {
+        [
+            m::parse("", text, &[]),
+            m::bind("", "", &[]),
+            m::execute("", 0),
+            m::sync(),
+        ]
+        .concat()
+    } else {
+        m::query(text)
+    };
+    if client.try_send(&bytes).await.is_err() {
         return Err("none".to_owned());
     }
     loop {
@@ -107,7 +117,7 @@ async fn try_query(client: &mut Client, text: &str) -> Result<Option<String>, St
         };
         match message.tag {
             b'E' => {
-                let error = crate::support::messages::ServerError::parse(&message);
+                let error = m::ServerError::parse(&message);
                 code = Some(error.code);
             }
             b'Z' => return Ok(code),
@@ -285,15 +295,26 @@ fn settled(pgweir: &Pgweir) -> [usize; 3] {
 const READ_COMMITTED: Way = Way {
     begin: "BEGIN",
     retries: false,
+    is_extended: false,
 };
 const REPEATABLE_READ: Way = Way {
     begin: "BEGIN ISOLATION LEVEL REPEATABLE READ",
     retries: false,
+    is_extended: false,
 };
 const SERIALIZABLE: Way = Way {
     begin: "BEGIN ISOLATION LEVEL SERIALIZABLE",
     retries: false,
+    is_extended: false,
 };
+
+/// The same by the extended protocol.
+const fn extended(way: Way) -> Way {
+    Way {
+        is_extended: true,
+        ..way
+    }
+}
 
 fn replaying(server: &Server) -> Options {
     Options::new(server)
@@ -339,6 +360,43 @@ async fn a_bank_under_deadlocks_conflicts_and_kills_loses_and_doubles_nothing() 
         "errors that should have been absorbed"
     );
     assert!(run.told.acknowledged.load(Ordering::Relaxed) > 0);
+}
+
+/// Serialization failures and deadlocks, while the server is killed with SIGKILL: what is replayed for the one reason may
+/// fail for the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn serializable_transfers_on_a_server_that_is_killed_lose_and_double_nothing() {
+    let (clients, seconds) = (number("PGWEIR_CLIENTS", 8), number("PGWEIR_SECONDS", 4));
+    let every = Duration::from_millis(number("PGWEIR_KILL_EVERY_MS", 1500));
+    let seed = number("PGWEIR_SEED", 7);
+    eprintln!("seed {seed}");
+    let mut server = ServerOptions::default().start().unwrap();
+    drop(open_bank(&server).await);
+    let options = replaying(&server)
+        .set("timeouts.server_login_retry", "100ms")
+        .set("timeouts.query_wait_timeout", "1min");
+    let pgweir = Arc::new(options.start());
+    let ways = [SERIALIZABLE, extended(SERIALIZABLE)];
+    let mut kills = 0;
+    let run = run(&pgweir, &ways, clients, seconds, seed, async |_| {
+        tokio::time::sleep(every).await;
+        server.kill9().unwrap();
+        server.start().unwrap();
+        kills += 1;
+    })
+    .await;
+    let mut errors = run.told.errors.lock().unwrap().clone();
+    eprintln!("{kills} kills; errors seen by clients: {errors:?}");
+    let mut direct = Client::connect(server.address(), "postgres", "postgres").await;
+    audit(&mut direct, &run.told).await;
+    // Of a COMMIT that nothing could be found out of.
+    errors.retain(|code, _| code != "COMMIT 08007");
+    assert_eq!(
+        errors,
+        BTreeMap::new(),
+        "errors that should have been absorbed"
+    );
+    assert!(kills > 0 && run.told.acknowledged.load(Ordering::Relaxed) > 0);
 }
 
 /// The storm of `make show-deadlocks`: prints what clients saw without replay, with it, and where they retry themselves.
@@ -395,7 +453,12 @@ async fn a_server_killed_again_and_again_loses_and_doubles_nothing() {
     let every = Duration::from_millis(number("PGWEIR_KILL_EVERY_MS", 1500));
     let seed = number("PGWEIR_SEED", 6);
     eprintln!("seed {seed}, {clients} clients, {seconds} s, killed every {every:?}");
-    let mut server = ServerOptions::default().start().unwrap();
+    // COMMIT takes a while, as on a disk: each kill falls into some.
+    let slow_commits = ServerOptions::default()
+        .set("fsync", "on")
+        .set("commit_delay", "20000")
+        .set("commit_siblings", "0");
+    let mut server = slow_commits.start().unwrap();
     drop(open_bank(&server).await);
     let options = replaying(&server)
         .set("timeouts.server_login_retry", "100ms")
@@ -430,5 +493,6 @@ async fn a_server_killed_again_and_again_loses_and_doubles_nothing() {
     audit(&mut direct, &run.told).await;
     let others = errors.keys().filter(|code| *code != "COMMIT 08007").count();
     assert_eq!(others, 0, "unexplained errors");
+    assert!(settled > 0, "no kill fell into a COMMIT");
     assert!(kills > 0 && run.told.acknowledged.load(Ordering::Relaxed) > 0);
 }

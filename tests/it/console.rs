@@ -339,6 +339,27 @@ async fn pause_waits_for_transactions_and_holds_statements_until_resume() {
 }
 
 #[tokio::test]
+async fn sigusr1_pauses_and_sigusr2_resumes() {
+    let mut pgweir = start();
+    let mut client = pgweir.client().await;
+    client.query("BEGIN").await.ok();
+    pgweir.signal("USR1");
+    pgweir.wait_for_log("got SIGUSR1");
+    assert_eq!(client.value("SELECT 1").await, "1");
+    assert!(!pgweir.log_contains("paused: no server connection"));
+    client.query("COMMIT").await.ok();
+    pgweir.wait_for_log("paused: no server connection");
+    let mut console = pgweir.console().await;
+    let databases = console.query("SHOW DATABASES").await.ok();
+    assert_eq!(cell(&databases, "name", "postgres", "paused"), Some("1"));
+    client.send(&messages::query("SELECT 2")).await;
+    tokio::time::sleep(SILENCE).await;
+    pgweir.signal("USR2");
+    assert_eq!(client.reply().await.ok().value(), "2");
+    assert!(pgweir.stop().success());
+}
+
+#[tokio::test]
 async fn a_cancelled_pause_is_taken_back() {
     let pgweir = start();
     let mut busy = pgweir.client().await;
@@ -543,6 +564,19 @@ async fn reload_takes_a_good_file_over_and_leaves_a_bad_one() {
 async fn set_changes_what_can_change_live() {
     let pgweir = start();
     let mut console = pgweir.console().await;
+    console.query("SET default_pool_size = 6").await.ok();
+    let config = console.query("SHOW CONFIG").await.ok();
+    assert_eq!(cell(&config, "key", "pool.max_size", "value"), Some("6"));
+    let size = cell(&config, "key", "default_pool_size", "value");
+    assert_eq!(size, Some("6"));
+    console.query("SET query_timeout = 30").await.ok();
+    let config = console.query("SHOW CONFIG").await.ok();
+    let timeout = cell(&config, "key", "timeouts.query_timeout", "value");
+    assert_eq!(timeout, Some("30s"));
+    assert_eq!(
+        console.query("SET default_pool_size = x").await.sqlstate(),
+        "22023"
+    );
     console.query("SET pool.max_size = 7").await.ok();
     let config = console.query("SHOW CONFIG").await.ok();
     assert_eq!(cell(&config, "key", "pool.max_size", "value"), Some("7"));

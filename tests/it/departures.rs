@@ -1,4 +1,4 @@
-//! Clients that vanish while their login waits for something: what they held is free at once.
+//! Clients that vanish while their login waits for something, or amid a statement: what they held is free at once.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use crate::shared;
 use crate::support::client::{Client, Login};
 use crate::support::messages::{self, PROTOCOL_3_0};
 use crate::support::pgweir::{Options, Pgweir};
+use crate::support::scripted_backend::{BackendConnection, ScriptedBackend};
 use crate::support::wait::eventually;
 
 /// Connections, logins under way included.
@@ -112,4 +113,53 @@ async fn preparing_a_session_counts_as_login() {
     assert!(begun.elapsed() < Duration::from_secs(10));
     holder.query("COMMIT").await.ok();
     pgweir.client_as(&login).await.terminate().await;
+}
+
+async fn canceled_twice(connection: &BackendConnection) {
+    while connection.canceled() < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A backend that has not begun a statement when the signal comes ignores it.
+#[tokio::test]
+async fn a_statement_of_a_pinned_client_that_left_is_cancelled_until_it_ends() {
+    let backend = ScriptedBackend::start_with(|mut connection| async move {
+        while let Some(message) = connection.read_message().await {
+            if message.tag != b'Q' {
+                continue;
+            }
+            if message.strings()[0].contains("long") {
+                canceled_twice(&connection).await;
+                let ended = [
+                    messages::error_response("ERROR", "57014", "canceled"),
+                    messages::ready_for_query(b'I'),
+                ];
+                connection.send(&ended.concat()).await;
+            } else {
+                connection.send(&messages::one_value_reply("1")).await;
+            }
+        }
+    })
+    .await;
+    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let mut client = pgweir.client().await;
+    client.value("SELECT pg_advisory_lock(1)").await;
+    client.send(&messages::query("SELECT long()")).await;
+    eventually("the statement to be sent", async || {
+        let mut console = pgweir.console().await;
+        let shown = console.query("SHOW SERVERS WHERE state = 'active'").await;
+        !shown.ok().rows.is_empty()
+    })
+    .await;
+    drop(client);
+    eventually("a second cancel request", async || {
+        backend.cancels().len() >= 2
+    })
+    .await;
+    eventually("the connection to be closed", async || {
+        let mut console = pgweir.console().await;
+        console.query("SHOW SERVERS").await.ok().rows.is_empty()
+    })
+    .await;
 }

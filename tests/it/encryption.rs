@@ -5,14 +5,19 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use pgweir::demo::cluster::{Server, ServerOptions, binaries};
+use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::shared;
 use crate::support::client::{self, Client, Login};
+use crate::support::link::Link;
 use crate::support::messages;
-use crate::support::pgweir::{Options, Pgweir};
+use crate::support::pgweir::{Options, Pgweir, SILENCE};
 use crate::support::tls::{self, Authority, write_private};
 use crate::support::wait::{eventually, wait_until, within_limit};
 
@@ -178,6 +183,55 @@ async fn scram_is_bound_to_the_channel_where_the_client_demands_it() {
         &format!("{login} sslmode=disable channel_binding=require"),
         "channel binding",
     );
+}
+
+/// Logs in with SCRAM-SHA-256-PLUS, bound to the certificate that hashes to `hash`.
+async fn log_in_bound(client: &mut Client, user: &str, hash: Vec<u8>) {
+    let names = [("user", user), ("database", "postgres")];
+    let startup = messages::startup(messages::PROTOCOL_3_0, &names);
+    client.send(&startup).await;
+    let offer = client.expect(b'R').await;
+    assert!(offer.body[4..].starts_with(b"SCRAM-SHA-256-PLUS\0"));
+    let mut exchange = ScramSha256::new(b"p", ChannelBinding::tls_server_end_point(hash));
+    let length = i32::try_from(exchange.message().len())
+        .unwrap()
+        .to_be_bytes();
+    let body = [
+        b"SCRAM-SHA-256-PLUS\0".as_slice(),
+        &length,
+        exchange.message(),
+    ]
+    .concat();
+    client.send(&messages::frame(b'p', &body)).await;
+    exchange
+        .update(&client.expect(b'R').await.body[4..])
+        .unwrap();
+    client
+        .send(&messages::frame(b'p', exchange.message()))
+        .await;
+    exchange
+        .finish(&client.expect(b'R').await.body[4..])
+        .unwrap();
+}
+
+#[tokio::test]
+async fn scram_is_bound_to_the_certificate_of_the_connection_though_another_is_loaded_meanwhile() {
+    let files = Files::new();
+    let server = ServerOptions::default().start().unwrap();
+    let role = "CREATE ROLE salted LOGIN PASSWORD 'p'";
+    server.sql("postgres", role).unwrap();
+    let url = format!("postgres://postgres@{}", server.address());
+    let options = Options::in_front_of(&url).flag("--auth", "scram");
+    let pgweir = files.offer(options).start();
+    let pem = std::fs::read_to_string(files.file("server.crt")).unwrap();
+    let before = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let config = files.authority.client_config(None);
+    let mut client = tls::encrypt(pgweir.address, config, "localhost").await;
+    files.renew(&["localhost"]);
+    pgweir.reload();
+    pgweir.wait_for_log("reloaded");
+    log_in_bound(&mut client, "salted", Sha256::digest(&before).to_vec()).await;
+    while client.message().await.tag != b'Z' {}
 }
 
 /// What comes back for `bytes` sent in one piece, until the connection is closed.
@@ -378,6 +432,33 @@ async fn every_sslmode_reaches_the_server_as_libpq_would() {
         let pgweir = through("localhost", mode).start();
         assert_eq!(pgweir.client().await.value(SSL).await, ssl, "{mode}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cut_off_at_the_end_is_cancelled_though_the_server_is_slow_to_answer() {
+    let (server, _) = encrypted();
+    let link = Link::to(server.address()).await;
+    let mut pgweir = Options::in_front_of(&link.node_url())
+        .set("tls.server.sslmode", "require")
+        .set("general.shutdown_timeout", "200ms")
+        .start();
+    let mut client = pgweir.client().await;
+    let sleep = messages::query("SELECT 'cut off', pg_sleep(600)");
+    client.send(&sleep).await;
+    let asleep = "SELECT count(*) FROM pg_stat_activity \
+                  WHERE query LIKE '%cut off%' AND wait_event = 'PgSleep'";
+    wait_until("the statement to sleep", || {
+        server.sql("postgres", asleep).unwrap() == "1"
+    });
+    link.cut();
+    pgweir.signal("TERM");
+    client.expect_end().await;
+    tokio::time::sleep(SILENCE).await;
+    link.mend();
+    assert!(pgweir.wait().success());
+    wait_until("the statement to be cancelled", || {
+        server.sql("postgres", asleep).unwrap() == "0"
+    });
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 use super::failover::{answers_probes, node, of_clusters, quick, until_node};
 use crate::support::client::{Client, Login};
 use crate::support::link::Link;
-use crate::support::messages;
+use crate::support::messages::{self, ServerError};
 use crate::support::pgweir::Options;
 use crate::support::scripted_backend::{BackendConnection, ScriptedBackend};
 use crate::support::wait::eventually;
@@ -100,6 +100,34 @@ async fn a_primary_that_answers_probes_but_no_statements_is_found_out() {
     let mut client = pgweir.client().await;
     client.query("CREATE TABLE alive (a int)").await.ok();
     assert_eq!(of_clusters(&pgweir).0, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_that_asks_a_dead_primary_for_a_secret_asks_the_next_one() {
+    let cluster = Cluster::start(1).unwrap();
+    let roles = "CREATE ROLE salted LOGIN PASSWORD 'p'; CREATE ROLE waiting LOGIN PASSWORD 'p'";
+    cluster.primary.sql("postgres", roles).unwrap();
+    cluster.wait_until_caught_up().unwrap();
+    let replica = &cluster.replicas[0];
+    let primary = Link::to(cluster.primary.address()).await;
+    let url = format!("postgres://postgres@{}", primary.address());
+    let pgweir = quick(Options::in_front_of(&url))
+        .flag("--auth", "scram")
+        .flag("--replica", &replica.node_url())
+        .set("timeouts.server_connect_timeout", "1min")
+        .start();
+    let login = |user: &str| Login::new(user, "postgres").password("p");
+    let mut client = pgweir.client_as(&login("salted")).await;
+    client.query("SELECT 1").await.ok();
+    primary.cut();
+    let (address, second) = (pgweir.address, login("waiting"));
+    let waiting = pgweir::tasks::spawn("waiting", async move {
+        let mut client = Client::connect_as(address, &second).await?;
+        Ok::<_, ServerError>(client.value("SELECT current_user").await)
+    });
+    pgweir.wait_for_log("server is down");
+    replica.promote().unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap(), "waiting");
 }
 
 #[tokio::test]

@@ -68,6 +68,15 @@ impl Stage {
         .await;
     }
 
+    /// Waits until the primary waits for its standby.
+    async fn is_synchronous(&self) {
+        let sql = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+        eventually("a synchronous standby", async || {
+            self.cluster.primary.sql("postgres", sql).unwrap() == "1"
+        })
+        .await;
+    }
+
     /// A client in a transaction that has written.
     async fn inside(&self, who: &str) -> Client {
         let mut client = self.pgweir.client().await;
@@ -175,6 +184,80 @@ async fn a_commit_that_did_not_reach_the_old_primary_never_does() {
     .await;
     let count = "SELECT count(*) FROM t";
     assert_eq!(stage.cluster.primary.sql("postgres", count).unwrap(), "0");
+}
+
+/// With `retry.settle_commit`. The standby is synchronous and has the WAL of the COMMIT, so the transaction is there; but an
+/// id that another server calls committed may be another transaction's, and the client is told that nobody knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_the_new_primary_has_is_there_once_and_its_client_is_told_to_look() {
+    let mut stage = Stage::new(|options| options.set("retry.settle_commit", "true")).await;
+    let primary = &stage.cluster.primary;
+    primary.set("synchronous_standby_names", "*").unwrap();
+    stage.is_synchronous().await;
+    let mut client = stage.inside("committed").await;
+    client
+        .query("SET LOCAL synchronous_commit = remote_apply")
+        .await
+        .ok();
+    // It has flushed the COMMIT and does not apply it.
+    let replica = &stage.cluster.replicas[0];
+    replica
+        .sql("postgres", "SELECT pg_wal_replay_pause()")
+        .unwrap();
+    client.send(&messages::query("COMMIT")).await;
+    stage.waits("SyncRep", 1).await;
+    let written = "SELECT pg_current_wal_flush_lsn()";
+    let written = primary.sql("postgres", written).unwrap();
+    let has = format!("SELECT pg_last_wal_receive_lsn() >= '{written}'");
+    eventually("the standby to have it", async || {
+        replica.sql("postgres", &has).unwrap() == "t"
+    })
+    .await;
+    stage.lose_primary(Fault::Killed);
+    let error = end(&mut client).await;
+    assert_eq!(error.code, "08007");
+    assert!(error.hint.unwrap().contains("Look in the database"));
+    assert_eq!(stage.written(), "committed");
+}
+
+/// With `retry.settle_commit`, of a COMMIT that reached neither server the new primary proves that it is not there: the
+/// client is told so, or with `retry.replay` its transaction runs again.
+async fn a_commit_that_is_not_there(replays: bool) {
+    let mut stage = Stage::new(|options| {
+        options
+            .set("retry.settle_commit", "true")
+            .set("retry.replay", &replays.to_string())
+    })
+    .await;
+    let primary = &stage.cluster.primary;
+    primary.set("synchronous_standby_names", "*").unwrap();
+    stage.is_synchronous().await;
+    let mut client = stage.inside("again").await;
+    // Behind the question for the transaction's id: nobody is settled without.
+    assert_eq!(client.value("SELECT 1").await, "1");
+    stage.link.cut();
+    client.send(&messages::query("COMMIT")).await;
+    stage.lose_primary(Fault::Killed);
+    let reply = client.reply().await;
+    if replays {
+        assert_eq!(reply.ok().tags, ["COMMIT"]);
+    } else {
+        assert_eq!((reply.sqlstate(), reply.status), ("40001", 'I'));
+        assert_eq!(stage.written(), "");
+        let text = "BEGIN; INSERT INTO t VALUES ('again'); COMMIT";
+        client.query(text).await.ok();
+    }
+    assert_eq!(stage.written(), "again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_the_new_primary_does_not_have_is_called_rolled_back() {
+    a_commit_that_is_not_there(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_the_new_primary_does_not_have_is_replayed_there() {
+    a_commit_that_is_not_there(true).await;
 }
 
 /// With `retry.replay`, of two clients amid their transactions neither notices that the primary is another one.

@@ -122,14 +122,34 @@ const RESET_SETTLED: &str = "
 | ended   | 08006/0 | ok/1          | ok/1          |
 ";
 
-/// As [`RESET_SETTLED`], with `retry.replay`: what is rolled back in place of its COMMIT runs again. A transaction that is
+/// With `retry.settle_commit` and `retry.replay`, whatever happens: what is rolled back runs again. A transaction that is
 /// idle is replayed at once, so that the link is never empty.
-const RESET_REPLAYED: &str = "
+const REPLAYED: &str = "
 | point   | inside  | commit  | committing |
 | unsent  | ok/0    | ok/1    | ok/1       |
+| running | ok/0    | ok/1    | ok/1       |
 | done    | ok/0    | ok/1    | ok/1       |
 | half    | ok/0    | ok/1    | ok/1       |
 | ended   | ok/0    | ok/1    | ok/1       |
+";
+
+/// The same where the server says why: its last words come behind its answers to Parse and Bind, and a COMMIT of whose
+/// answer something was seen is not replayed.
+const TERMINATED_REPLAYED: &str = "
+| point   | inside  | commit  | committing    |
+| unsent  | ok/0    | ok/1    | ok/1          |
+| running | ok/0    | ok/1    | error 40001/0 |
+| done    | ok/0    | ok/1    | ok/1          |
+| half    | ok/0    | ok/1    | ok/1          |
+| ended   | ok/0    | ok/1    | ok/1          |
+";
+
+/// As [`REPLAYED`], where recovery takes its time at each.
+const REPLAYED_AFTER_CRASH: &str = "
+| point   | inside  | commit  | committing |
+| unsent  | ok/0    | ok/1    | ok/1       |
+| running | ok/0    | ok/1    | ok/1       |
+| done    | ok/0    | ok/1    | ok/1       |
 ";
 
 /// Nothing gets through any more, and the backend stands still; `query_timeout` and `cancel_wait_timeout` end it, and of
@@ -200,6 +220,17 @@ async fn told(client: Client) -> String {
 }
 
 const SETTLES: (&str, &str) = ("retry.settle_commit", "true");
+const REPLAYS: (&str, &str) = ("retry.replay", "true");
+
+/// Of a backend that works on such a statement.
+const RUNS: &str = "(wait_event = 'PgSleep' OR wait_event_type = 'Lock')";
+
+/// What the statements of replayed transactions wait for while they are to run: another run is not to take as long.
+const GATE: &str = "CREATE TABLE gate (a int); CREATE TABLE waiting (a int); \
+    CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql \
+    AS $$ BEGIN PERFORM count(*) FROM gate; RETURN NULL; END $$; \
+    CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON waiting DEFERRABLE INITIALLY DEFERRED \
+    FOR EACH ROW EXECUTE FUNCTION wait()";
 
 const CHECKPOINTER: &str = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
 
@@ -212,6 +243,7 @@ impl Scene {
                 "CREATE TABLE faults (a int); CREATE ROLE app SUPERUSER LOGIN",
             )
             .unwrap();
+        server.sql("postgres", GATE).unwrap();
         let link = Link::to(server.address()).await;
         let mut options = Options::in_front_of(&link.node_url())
             .flag("--pool-size", "2")
@@ -271,10 +303,10 @@ impl Scene {
         let number = self.number;
         let mark: &'static str = Box::leak(format!("mark_{number}").into_boxed_str());
         let mut client = self.pgweir.client_as(&Login::new("app", "postgres")).await;
-        let works = if point == "running" {
-            ", pg_sleep(600)"
-        } else {
-            ""
+        let works = match point {
+            "running" if self.replays() => ", (SELECT count(*) FROM gate)",
+            "running" => ", pg_sleep(600)",
+            _ => "",
         };
         let write =
             format!("/* {mark} */ INSERT INTO faults SELECT {number} FROM (SELECT 1{works}) AS w");
@@ -298,7 +330,10 @@ impl Scene {
                 client.query("BEGIN").await.ok();
                 let insert = format!("INSERT INTO faults VALUES ({number})");
                 client.query(&insert).await.ok();
-                if point == "running" {
+                if point == "running" && self.replays() {
+                    let insert = format!("INSERT INTO waiting VALUES ({number})");
+                    client.query(&insert).await.ok();
+                } else if point == "running" {
                     // A deferred trigger is the longest part of a COMMIT.
                     let defer = format!(
                         "CREATE TEMP TABLE t (a int); CREATE FUNCTION pg_temp.nap() RETURNS trigger LANGUAGE plpgsql \
@@ -336,6 +371,16 @@ impl Scene {
         self.act(point, fault, &pid, client, statement, kind).await
     }
 
+    /// Who holds the gate closed, if the statement is to wait there.
+    async fn close_gate(&self, point: &str) -> Option<Client> {
+        if point != "running" || !self.replays() {
+            return None;
+        }
+        let mut closed = Client::connect(self.server.address(), "postgres", "postgres").await;
+        closed.query("BEGIN; LOCK TABLE gate").await.ok();
+        Some(closed)
+    }
+
     async fn act(
         &mut self,
         point: &str,
@@ -347,6 +392,7 @@ impl Scene {
     ) -> String {
         let number = self.number;
         let ended = self.link.ended();
+        let gate = self.close_gate(point).await;
         if point == "idle" {
             self.strike(fault, pid);
             self.link.empty().await;
@@ -355,7 +401,7 @@ impl Scene {
         } else {
             client.send(&statement).await;
             if point == "running" {
-                let runs = format!("pid = {pid} AND wait_event = 'PgSleep'");
+                let runs = format!("pid = {pid} AND {RUNS}");
                 eventually("the statement to run", async || {
                     !self.pids(&runs).is_empty()
                 })
@@ -363,8 +409,7 @@ impl Scene {
             } else {
                 self.link.held().await;
             }
-            let done = matches!(point, "done" | "half" | "ended");
-            if done {
+            if matches!(point, "done" | "half" | "ended") {
                 // The whole answer is on its way: what is done is done.
                 let rests = format!("pid = {pid} AND state <> 'active'");
                 eventually("the server to be done", async || {
@@ -373,6 +418,7 @@ impl Scene {
                 .await;
             }
             self.strike(fault, pid);
+            drop(gate);
             if self.settles() && fault == Fault::Crash {
                 // The client waits for it.
                 self.recover(fault, pid);
@@ -429,6 +475,10 @@ impl Scene {
     /// What became of a COMMIT is asked on a connection that stays.
     fn settles(&self) -> bool {
         self.settings.contains(&SETTLES)
+    }
+
+    fn replays(&self) -> bool {
+        self.settings.contains(&REPLAYS)
     }
 
     /// Undoes what would stand in the way of the next case.
@@ -581,11 +631,110 @@ async fn a_reset_connection_whose_commit_is_settled() {
 
 #[tokio::test]
 async fn a_reset_connection_whose_commit_is_settled_and_replayed() {
-    let settings = vec![SETTLES, ("retry.replay", "true")];
-    Scene::new(settings)
+    Scene::new(vec![SETTLES, REPLAYS])
         .await
-        .compare(Fault::Reset, RESET_REPLAYED)
+        .compare(Fault::Reset, REPLAYED)
         .await;
+}
+
+#[tokio::test]
+async fn a_closed_connection_whose_transaction_is_replayed() {
+    Scene::new(vec![SETTLES, REPLAYS])
+        .await
+        .compare(Fault::Close, REPLAYED)
+        .await;
+}
+
+#[tokio::test]
+async fn a_terminated_backend_whose_transaction_is_replayed() {
+    Scene::new(vec![SETTLES, REPLAYS])
+        .await
+        .compare(Fault::Terminate, TERMINATED_REPLAYED)
+        .await;
+}
+
+#[tokio::test]
+async fn a_killed_backend_whose_transaction_is_replayed() {
+    Scene::new(vec![SETTLES, REPLAYS, ("retry.statements", "true")])
+        .await
+        .compare(Fault::Kill, REPLAYED_AFTER_CRASH)
+        .await;
+}
+
+#[tokio::test]
+async fn a_crashed_server_whose_transaction_is_replayed() {
+    Scene::new(vec![SETTLES, REPLAYS, ("retry.statements", "true")])
+        .await
+        .compare(Fault::Crash, REPLAYED_AFTER_CRASH)
+        .await;
+}
+
+const HOLDS: [Hold; 8] = [
+    Hold::Request("BEGIN"),
+    Hold::Answer("BEGIN"),
+    Hold::Request("first"),
+    Hold::Answer("first"),
+    Hold::Request("second"),
+    Hold::Answer("second"),
+    Hold::Request("COMMIT"),
+    Hold::Answer("COMMIT"),
+];
+
+/// A second fault at each point of a replay: on the way to the server, and on the way back, of each of its exchanges.
+#[tokio::test]
+async fn a_fault_during_a_replay() {
+    let mut scene = Scene::new(vec![SETTLES, REPLAYS]).await;
+    for fault in [Fault::Terminate, Fault::Reset, Fault::Close, Fault::Kill] {
+        for hold in HOLDS {
+            scene.strike_replay(fault, hold).await;
+        }
+    }
+    scene.nothing_is_left().await;
+}
+
+impl Scene {
+    /// A transaction fails amid its second statement and is replayed; what is struck again is at `hold`, then.
+    async fn strike_replay(&mut self, fault: Fault, hold: Hold) {
+        self.number += 1;
+        let number = self.number;
+        let mut client = self.pgweir.client_as(&Login::new("app", "postgres")).await;
+        client.query("BEGIN").await.ok();
+        let first = format!("/* first */ INSERT INTO faults VALUES ({number}) RETURNING a");
+        let answer = client.query(&first).await.ok();
+        assert_eq!(answer.value(), number.to_string());
+        let before = self.pids("state = 'idle in transaction'").concat();
+        self.link.hold(Hold::Answer("second"));
+        let second = format!("/* second */ INSERT INTO faults VALUES (-{number}) RETURNING a");
+        client.send(&messages::query(&second)).await;
+        self.link.held().await;
+        self.link.reset();
+        self.link.hold(hold);
+        let is_commit = matches!(hold, Hold::Request("COMMIT") | Hold::Answer("COMMIT"));
+        if is_commit {
+            assert_eq!(client.reply().await.ok().value(), format!("-{number}"));
+            client.send(&messages::query("COMMIT")).await;
+        }
+        self.link.held().await;
+        let replays = self.pids(&format!("pid <> {before}")).remove(0);
+        self.strike(fault, &replays);
+        self.link.pass();
+        let what = format!("{fault:?} at {hold:?}");
+        if !is_commit {
+            let reply = client.reply().await;
+            assert!(reply.errors.is_empty(), "{what}: {:?}", reply.errors);
+            assert_eq!(reply.value(), format!("-{number}"), "{what}");
+            client.send(&messages::query("COMMIT")).await;
+        }
+        let reply = client.reply().await;
+        assert!(reply.errors.is_empty(), "{what}: {:?}", reply.errors);
+        assert_eq!(
+            (&*reply.tags, reply.status),
+            (&["COMMIT".to_owned()][..], 'I')
+        );
+        let count = format!("SELECT count(*) FROM faults WHERE a IN ({number}, -{number})");
+        assert_eq!(self.sql(&count), "2", "{what}");
+        client.terminate().await;
+    }
 }
 
 #[tokio::test]

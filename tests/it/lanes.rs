@@ -271,6 +271,68 @@ async fn kill_under_a_rider(scene: &mut Scene, others: &[String]) -> Option<Clie
     (!is_over).then_some(rider)
 }
 
+/// A holder of the only connection, and a client whose short statement, behind another one, waits for it on a lane.
+async fn queued(scene: &mut Scene, setting: &str, limit: &str) -> (Client, Client, Client) {
+    scene.pgweir = Options::new(shared::server())
+        .flag("--pool-size", "1")
+        .set("pool.lanes", "1")
+        .set(&format!("timeouts.{setting}"), limit)
+        .start();
+    let mut first = scene.client().await;
+    for _ in 0..WARM {
+        first.value(&scene.select(3)).await;
+    }
+    let mut holder = scene.client().await;
+    holder.query("BEGIN").await.ok();
+    first.send(&query(&scene.select(3))).await;
+    let mut console = scene.pgweir.console().await;
+    let name = scene.role.name;
+    let waiting = format!("SHOW CLIENTS WHERE user = '{name}' AND state = 'waiting'");
+    eventually("the first to wait", async || {
+        console.query(&waiting).await.ok().rows.len() == 1
+    })
+    .await;
+    let mut rider = scene.client().await;
+    rider.send(&query(&scene.select(4))).await;
+    (holder, first, rider)
+}
+
+#[tokio::test]
+async fn who_waits_on_a_lane_waits_no_longer_than_others() {
+    let mut scene = scene("lane_queue", "1").await;
+    let (_holder, mut first, mut rider) = queued(&mut scene, "query_wait_timeout", "300ms").await;
+    let sent = tokio::time::Instant::now();
+    let reply = rider.reply().await;
+    let waited = sent.elapsed();
+    assert_eq!(reply.sqlstate(), "53300");
+    assert!(reply.error().message.contains("query_wait_timeout"));
+    assert!(scene.boarded("elsewhere") >= 1.0);
+    // A lane alone would have it wait for a second.
+    let limits = std::time::Duration::from_millis(250)..std::time::Duration::from_millis(900);
+    assert!(limits.contains(&waited), "{waited:?}");
+    assert_eq!(first.reply().await.sqlstate(), "53300");
+}
+
+#[tokio::test]
+async fn query_timeout_does_not_count_before_a_lane_has_sent() {
+    let mut scene = scene("lane_unsent", "1").await;
+    let (mut holder, mut first, mut rider) = queued(&mut scene, "query_timeout", "200ms").await;
+    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+    holder.query("COMMIT").await.ok();
+    assert_eq!(first.reply().await.ok().value(), "b3");
+    assert_eq!(rider.reply().await.ok().value(), "b4");
+    assert!(scene.boarded("answered") + scene.boarded("elsewhere") >= 1.0);
+    // Where it is sent, it counts from there.
+    let mut locker = scene.lock().await;
+    let mut other = scene.client().await;
+    first.send(&query(&scene.select(3))).await;
+    other.send(&query(&scene.select(5))).await;
+    for client in [&mut first, &mut other] {
+        assert_eq!(client.reply().await.sqlstate(), "57014");
+    }
+    locker.query("COMMIT").await.ok();
+}
+
 #[tokio::test]
 async fn query_timeout_ends_a_ride() {
     let mut scene = scene("lane_timeout", "1").await;

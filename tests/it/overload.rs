@@ -234,7 +234,7 @@ async fn a_greedy_user_leaves_others_their_share() {
         load(
             &pgweir,
             modest.name,
-            2,
+            1,
             nap,
             Duration::from_secs(4),
             at_once,
@@ -246,6 +246,9 @@ async fn a_greedy_user_leaves_others_their_share() {
     assert!(many.refused.is_empty() && few.refused.is_empty());
     let (middle, of_many) = (few.quantile(0.5), many.quantile(0.5));
     assert!(middle * 2 < of_many, "{middle:?} and {of_many:?}");
+    // It takes as long as the statement itself: nobody waits who has less than a share, and what it has stays its own.
+    println!("half of them within {middle:?}, with {of_many:?} for the others");
+    assert!(middle < Duration::from_millis(80), "{middle:?}");
     // Nor does the greedy one starve: it has what is left.
     let (many, few) = (many.answered.len(), few.answered.len());
     assert!(many * 2 > few, "{many} and {few}");

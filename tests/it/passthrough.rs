@@ -253,3 +253,48 @@ async fn a_password_is_asked_in_clear_text_only_where_nobody_can_read_it() {
     let trusted = Login::new("trusted", "postgres");
     assert!(Client::connect_as(address, &trusted).await.is_ok());
 }
+
+/// A server with other rules for a physical replication login than for the ordinary logins of `repl`.
+fn with_rules(replication: &str, ordinary: &str) -> Server {
+    let rules = format!(
+        "host replication repl 127.0.0.1/32 {replication}\nhost all all 127.0.0.1/32 {ordinary}\n"
+    );
+    let server = ServerOptions::default().hba(&rules).start().unwrap();
+    let role = "CREATE ROLE repl LOGIN REPLICATION PASSWORD 'p'";
+    server.sql("postgres", role).unwrap();
+    server
+}
+
+#[tokio::test]
+async fn what_a_replication_login_was_asked_for_says_nothing_of_ordinary_ones() {
+    let server = with_rules("trust", "scram-sha-256");
+    let pgweir = passing(&server).start();
+    let ordinary = Login::new("repl", "postgres");
+    let replicates = ordinary.clone().with("replication", "true");
+    pgweir.client_as(&replicates).await.terminate().await;
+    for wrong in ["", "q"] {
+        let error = refusal(&pgweir, &ordinary.clone().password(wrong)).await;
+        assert_eq!(error.code, "28P01", "{error:?}");
+    }
+    let mut client = pgweir.client_as(&ordinary.clone().password("p")).await;
+    assert_eq!(client.value("SELECT current_user").await, "repl");
+    // And the other way round: no password is asked for now that one is known.
+    pgweir.client_as(&replicates).await.terminate().await;
+    client.terminate().await;
+    pgweir.client_as(&ordinary.password("p")).await;
+}
+
+#[tokio::test]
+async fn what_an_ordinary_login_was_asked_for_says_nothing_of_replication() {
+    let server = with_rules("scram-sha-256", "trust");
+    let pgweir = passing(&server).start();
+    let ordinary = Login::new("repl", "postgres");
+    let replicates = ordinary.clone().with("replication", "true");
+    let mut client = pgweir.client_as(&ordinary).await;
+    let error = refusal(&pgweir, &replicates.clone().password("q")).await;
+    assert_eq!(error.code, "28P01", "{error:?}");
+    let mut walsender = pgweir.client_as(&replicates.password("p")).await;
+    walsender.query("IDENTIFY_SYSTEM").await.ok();
+    assert_eq!(client.value("SELECT current_user").await, "repl");
+    pgweir.client_as(&ordinary).await;
+}

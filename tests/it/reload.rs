@@ -18,7 +18,7 @@ fn config(server: &Server, rest: &str) -> String {
 }
 
 /// Rewrites the file, reloads, and waits for `outcome` in the log, which must not be there yet.
-fn reload(pgweir: &Pgweir, text: &str, outcome: &str) {
+pub(super) fn reload(pgweir: &Pgweir, text: &str, outcome: &str) {
     let times = |log: &str| log.matches(outcome).count();
     let before = times(&pgweir.log());
     std::fs::write(pgweir.config_path(), text).unwrap();
@@ -26,7 +26,7 @@ fn reload(pgweir: &Pgweir, text: &str, outcome: &str) {
     crate::support::wait::wait_until(outcome, || times(&pgweir.log()) > before);
 }
 
-const DONE: &str = "configuration reloaded";
+pub(super) const DONE: &str = "configuration reloaded";
 
 /// Clients that are all in a transaction at once, as many as get there.
 async fn in_transactions(pgweir: &Pgweir, count: usize) -> Vec<Client> {

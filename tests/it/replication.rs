@@ -7,7 +7,7 @@ use pgweir::demo::cluster::{Server, ServerOptions, binaries};
 
 use crate::support::client::{Client, Login, cancel};
 use crate::support::messages::{ServerError, query};
-use crate::support::pgweir::{Options, Pgweir};
+use crate::support::pgweir::{Options, Pgweir, SILENCE};
 use crate::support::wait::wait_until;
 
 fn server() -> Server {
@@ -271,6 +271,25 @@ async fn a_walsender_is_shown_cancelled_and_ended_like_any_client() {
     told(logical.expect_end().await);
     assert!(pgweir.wait().success());
     assert!(!pgweir.log_contains("shutdown_timeout is over"));
+}
+
+#[tokio::test]
+async fn a_walsender_waits_for_the_end_of_a_pause() {
+    let server = server();
+    let pgweir = Options::new(&server).start();
+    let mut console = pgweir.console().await;
+    console.query("PAUSE").await.ok();
+    let waiting = pgweir::tasks::spawn("walsender", {
+        let address = pgweir.address;
+        async move { Client::connect_as(address, &replicates("true")).await }
+    });
+    tokio::time::sleep(SILENCE).await;
+    assert!(!waiting.is_finished());
+    let open = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'";
+    assert_eq!(server.sql("postgres", open).unwrap(), "0");
+    console.query("RESUME").await.ok();
+    let mut client = waiting.await.unwrap().unwrap();
+    client.query("IDENTIFY_SYSTEM").await.ok();
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::support::wait::eventually;
 
 /// What a scripted server does with a query.
 #[derive(Clone, Debug)]
-enum Act {
+pub enum Act {
     /// Sends these bytes.
     Say(Vec<u8>),
     /// Sends these bytes and closes the connection.
@@ -21,12 +21,12 @@ enum Act {
 }
 
 /// A server that takes one act for each simple query or Sync, whichever connection it comes on; and what came.
-struct Script {
+pub struct Script {
     backend: ScriptedBackend,
     heard: Arc<Mutex<Vec<String>>>,
 }
 
-async fn script(acts: Vec<Act>) -> Script {
+pub async fn script(acts: Vec<Act>) -> Script {
     let heard: Arc<Mutex<Vec<String>>> = Arc::default();
     let (next, acts) = (Arc::new(AtomicUsize::new(0)), Arc::new(acts));
     let log = Arc::clone(&heard);
@@ -68,7 +68,7 @@ async fn act(
 }
 
 impl Script {
-    fn pgweir(&self) -> Options {
+    pub fn pgweir(&self) -> Options {
         Options::in_front_of(&self.backend.node_url())
     }
 
@@ -386,6 +386,66 @@ async fn a_commit_whose_connection_is_lost_is_unknown_and_a_transaction_before_i
         client.send(&m::query(text)).await;
         assert_eq!(client.expect_end().await[0].code, code, "{text}");
     }
+}
+
+#[tokio::test]
+async fn a_commit_bound_in_an_earlier_exchange_counts_where_it_is_executed() {
+    let inside = |messages: &[Vec<u8>]| {
+        Act::Say([&messages.concat()[..], &m::ready_for_query(b'T')].concat())
+    };
+    for (portal, text, code) in [
+        ("p", "COMMIT", "08007"),
+        ("", "COMMIT", "08007"),
+        ("p", "UPDATE t SET a = 2", "08006"),
+        ("", "ROLLBACK", "08006"),
+    ] {
+        let script = script(vec![
+            inside(&[m::command_complete("BEGIN")]),
+            inside(&[m::command_complete("UPDATE 1")]),
+            inside(&[m::frame(b'1', b""), m::frame(b'2', b"")]),
+            lost(),
+        ])
+        .await;
+        let pgweir = script.pgweir().start();
+        let mut client = pgweir.client().await;
+        client.query("BEGIN").await.ok();
+        client.query("UPDATE t SET a = 1").await.ok();
+        let bound = [m::parse("", text, &[]), m::bind(portal, "", &[]), m::sync()];
+        client.send(&bound.concat()).await;
+        client.reply().await.ok();
+        let execute = [m::execute(portal, 0), m::sync()];
+        client.send(&execute.concat()).await;
+        let error = client.expect_end().await.remove(0);
+        assert_eq!(error.code, code, "{text} in {portal:?}");
+        let hint = error.hint.unwrap_or_default();
+        let is_undone = code == "08006";
+        assert_eq!(hint.contains("rolled back"), is_undone, "{hint}");
+    }
+}
+
+#[tokio::test]
+async fn a_rule_forbids_to_run_a_statement_again() {
+    let acts = vec![
+        failed("40001"),
+        failed("40001"),
+        done("UPDATE 1"),
+        failed("40P01"),
+    ];
+    let script = script(acts).await;
+    let config = format!(
+        "[general]\nlisten = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\n\
+         [cluster]\nprimary = \"{}\"\n[auth]\nmethod = \"trust\"\n\
+         [statement_rules.once]\nquery = \"%payment%\"\nretry = false\n",
+        script.backend.node_url()
+    );
+    let pgweir = Options::config(&config).start();
+    let mut client = pgweir.client().await;
+    let reply = client.query("UPDATE payment SET a = 1").await;
+    assert_eq!((reply.sqlstate(), reply.status), ("40001", 'I'));
+    client.query("UPDATE other SET a = 1").await.ok();
+    client.send(&extended("", "UPDATE payment SET a = 2")).await;
+    assert_eq!(client.reply().await.sqlstate(), "40P01");
+    assert_eq!(script.heard().len(), 4);
 }
 
 /// How a session is cut off amid `text`, behind BEGIN if it `begins`, by a limit or by KILL, and with which code.

@@ -183,6 +183,26 @@ fn rows(server: &Server) -> String {
     server.sql("postgres", count).unwrap().trim().to_owned()
 }
 
+/// As where the server itself refuses a COMMIT.
+#[tokio::test]
+async fn a_commit_that_is_not_there_and_not_replayed_leaves_no_transaction() {
+    let (server, link, pgweir) = stage(|options| options.set("retry.replay", "true")).await;
+    let mut client = pgweir.client_as(&Login::new("app", "postgres")).await;
+    client.query("BEGIN").await.ok();
+    assert_eq!(client.value("SELECT count(*) FROM t").await, "0");
+    client.query("INSERT INTO t VALUES (1)").await.ok();
+    link.hold(Hold::Request("COMMIT"));
+    client.send(&m::query("COMMIT")).await;
+    link.held().await;
+    server.sql("postgres", "INSERT INTO t VALUES (9)").unwrap();
+    link.reset();
+    let reply = client.reply().await;
+    assert_eq!((reply.sqlstate(), reply.status), ("40001", 'I'));
+    assert_eq!(rows(&server), "0");
+    client.query("INSERT INTO t VALUES (1)").await.ok();
+    assert_eq!(rows(&server), "1");
+}
+
 /// A server that crashes gives ids out again whose WAL was not flushed. A transaction that got the lost one's id and
 /// committed is not taken for it. A transaction may have its id long before it writes anything to the WAL.
 #[tokio::test]

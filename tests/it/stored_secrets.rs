@@ -6,10 +6,11 @@ use pgweir::demo::cluster::{Server, ServerOptions};
 use tokio::net::UnixStream;
 
 use crate::support::client::{Client, Login};
+use crate::support::link::Link;
 use crate::support::messages::{self, ServerError};
 use crate::support::pgweir::{Options, Pgweir};
 use crate::support::tls::write_private;
-use crate::support::wait::within_limit;
+use crate::support::wait::{wait_until, within_limit};
 
 /// `postgres` is trusted, so that `auth_query` needs no password.
 const RULES: &str = "host all postgres 127.0.0.1/32 trust\nhost all plain 127.0.0.1/32 password\n\
@@ -193,6 +194,68 @@ async fn an_auth_query_that_fails_says_so_and_nothing_more() {
         ("FATAL", "could not look up the user's password")
     );
     assert!(pgweir.log_contains("nowhere"));
+}
+
+#[tokio::test]
+async fn a_users_name_is_never_read_as_sql_whatever_the_encoding_of_the_connection() {
+    let rules = format!("host all asker 127.0.0.1/32 trust\n{RULES}");
+    let server = ServerOptions::default().hba(&rules).start().unwrap();
+    server.sql("postgres", ROLES).unwrap();
+    // By default the server itself refuses the text that the name makes.
+    let roles = "CREATE ROLE asker SUPERUSER LOGIN; ALTER ROLE asker SET client_encoding = 'GBK'; \
+                 ALTER ROLE asker SET backslash_quote = 'on'; \
+                 CREATE ROLE \"jos\u{e9}\" LOGIN PASSWORD 'p';";
+    server.sql("postgres", roles).unwrap();
+    // In GBK the name's first four bytes are two characters, and its backslash is the second half of one of them.
+    let name = "\u{65c1}\\'; CREATE TABLE broken_out (a int) --";
+    for encoding in ["", "[databases.postgres]\nclient_encoding = \"GBK\"\n"] {
+        let config = format!(
+            "[general]\nlisten = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\n\
+             [cluster]\nprimary = \"postgres://asker@{}\"\n[auth]\nmethod = \"scram\"\n{encoding}",
+            server.address()
+        );
+        let pgweir = Options::config(&config).start();
+        let error = refusal(&pgweir, &Login::new(name, "postgres").password("p")).await;
+        assert_eq!(error.code, "28P01", "{error:?}");
+        let made = "SELECT count(*) FROM pg_class WHERE relname = 'broken_out'";
+        assert_eq!(server.sql("postgres", made).unwrap(), "0");
+        for user in ["jos\u{e9}", "o'neil"] {
+            let login = Login::new(user, "postgres").password("p");
+            pgweir.client_as(&login).await.terminate().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_for_auth_query_that_falls_silent_is_given_up() {
+    let link = Link::to(guarded().address()).await;
+    let pgweir = Options::in_front_of(&format!("postgres://postgres@{}", link.address()))
+        .flag("--auth", "scram")
+        .set("timeouts.server_connect_timeout", "500ms")
+        .start();
+    is_served(&pgweir, "salted").await;
+    link.cut();
+    let login = Login::new("o'neil", "postgres").password("p");
+    let error = refusal(&pgweir, &login).await;
+    assert_eq!(error.message, "could not look up the user's password");
+    link.mend();
+    is_served(&pgweir, "o'neil").await;
+}
+
+#[tokio::test]
+async fn a_connection_for_auth_query_that_nobody_needs_is_closed() {
+    let server = start();
+    let pgweir = asking(&server, "scram")
+        .set("timeouts.server_idle_timeout", "1s")
+        .start();
+    is_served(&pgweir, "salted").await;
+    let open = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'postgres' \
+                AND query LIKE '%rolvaliduntil%' AND pid <> pg_backend_pid()";
+    assert_eq!(server.sql("postgres", open).unwrap(), "1");
+    wait_until("the connection to be closed", || {
+        server.sql("postgres", open).unwrap() == "0"
+    });
+    is_served(&pgweir, "o'neil").await;
 }
 
 #[tokio::test]

@@ -124,12 +124,17 @@ pub async fn connect(
     host: &str,
     login: &Login,
 ) -> Result<Client, ServerError> {
+    let mut client = encrypt(address, config, host).await;
+    client.log_in(login).await?;
+    Ok(client)
+}
+
+/// Connects with TLS after an SSLRequest, as `host`.
+pub async fn encrypt(address: SocketAddr, config: ClientConfig, host: &str) -> Client {
     let mut client = Client::open(address).await;
     client.send(&messages::ssl_request()).await;
     assert_eq!(client.read_exact(1).await, b"S", "TLS was refused");
-    let mut client = handshake(client, config, host).await;
-    client.log_in(login).await?;
-    Ok(client)
+    handshake(client, config, host).await
 }
 
 /// Connects with direct TLS (`sslnegotiation=direct`) and logs in.

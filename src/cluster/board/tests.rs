@@ -152,6 +152,44 @@ fn a_promoted_replica_takes_over_and_the_old_primary_is_fenced() {
     assert_eq!(story.states(), ["fenced", "down", "up"]);
 }
 
+/// The promoted server itself can't be asked; a replica that follows it tells of it.
+#[test]
+fn a_primary_on_a_timeline_that_the_cluster_has_left_is_none() {
+    let mut story = Story::begun();
+    let events = story.replica(2, 2, 120);
+    let outdated = Event::Outdated {
+        node: 0,
+        timeline: 1,
+    };
+    assert!(events.contains(&outdated));
+    assert_eq!(story.leader(), (None, true));
+    assert_eq!(story.states(), ["fenced", "up", "up"]);
+    assert!(!story.primary(0, 1, 200).contains(&outdated));
+    assert_eq!(story.leader(), (None, true));
+    // The same where it was down meanwhile, and though it has no connection to spare for being asked.
+    let mut story = Story::begun();
+    story.falls(0);
+    story.replica(2, 2, 120);
+    story.primary(0, 1, 200);
+    assert_eq!(story.leader(), (None, true));
+    let mut story = Story::begun();
+    let full = Finding::Full("too many clients".into());
+    story.board.take(0, full, story.now);
+    story.replica(2, 2, 120);
+    assert_eq!(story.leader(), (None, true));
+    // The promoted one, or the same one on the new timeline, is the primary.
+    story.primary(1, 2, 130);
+    assert_eq!(story.leader(), (Some(1), false));
+    let mut story = Story::begun();
+    story.replica(2, 2, 120);
+    let events = story.primary(0, 2, 130);
+    assert!(events.contains(&Event::Renewed {
+        node: 0,
+        timeline: 2
+    }));
+    assert_eq!(story.leader(), (Some(0), false));
+}
+
 #[test]
 fn statements_wait_while_the_primary_is_down_and_go_on_when_it_is_back() {
     let mut story = Story::begun();
@@ -351,4 +389,92 @@ fn the_primary_is_not_drained() {
     assert!(story.board.drain(1, true));
     story.replica(1, 1, 100);
     assert_eq!(story.states(), ["up", "draining", "up"]);
+}
+
+impl Story {
+    /// An answer of a server of cluster `system`.
+    fn tells(&mut self, node: usize, system: u64, in_recovery: bool) {
+        let answer = Answer {
+            in_recovery,
+            system: Some(system),
+            ..self.answer()
+        };
+        self.board.take(node, Finding::Answer(answer), self.now);
+    }
+
+    /// A board of the servers in these places of the old one's list, in this order.
+    fn relisted(&self, places: &[usize]) -> Self {
+        let nodes: Vec<_> = places
+            .iter()
+            .enumerate()
+            .map(|(index, place)| {
+                let server = model::Node {
+                    weight: Some(3),
+                    ..model::Node::at(format!("db{place}"), 5432)
+                };
+                Arc::new(Node::new(&server, index))
+            })
+            .collect();
+        let mut board = Board::new(&nodes, RULES, self.now);
+        board.inherit(&self.board);
+        Self {
+            board,
+            now: self.now,
+            tick: self.tick,
+        }
+    }
+}
+
+#[test]
+fn a_list_that_was_changed_goes_on_with_what_is_known_of_its_servers() {
+    let mut before = Story::begun();
+    before.board.drain(1, true);
+    before.primary(2, 2, 120);
+    let mut story = before.relisted(&[0, 1, 3]);
+    // The new primary is not listed any more: the old one takes its place all the same not.
+    story.primary(0, 1, 200);
+    story.replica(1, 1, 100);
+    story.fails(2);
+    assert_eq!(story.leader(), (None, true));
+    assert_eq!(story.states(), ["fenced", "draining", "down"]);
+    story.tells(0, 8, false);
+    assert_eq!(story.states()[0], "refused");
+    // A failover during the change is one.
+    let mut story = before.relisted(&[2, 1]);
+    story.replica(0, 2, 120);
+    let events = story.primary(1, 3, 120);
+    assert!(events.contains(&Event::Primary {
+        from: Some(0),
+        to: 1,
+        timeline: Some(3)
+    }));
+    // Other servers are others.
+    let mut story = before.relisted(&[4, 5]);
+    story.tells(0, 8, false);
+    story.tells(1, 8, true);
+    assert_eq!(story.leader(), (Some(0), false));
+}
+
+#[test]
+fn while_the_first_server_does_not_tell_its_cluster_most_of_the_others_do() {
+    let nodes = |story: &mut Story, systems: &[u64]| {
+        story.fails(0);
+        for (place, system) in systems.iter().enumerate() {
+            // The stranger takes writes.
+            story.tells(place + 1, *system, *system == 7);
+        }
+    };
+    let mut story = Story::new().relisted(&[0, 1, 2, 3]);
+    nodes(&mut story, &[8, 7, 7]);
+    assert_eq!(story.leader(), (None, true));
+    assert_eq!(story.states(), ["down", "refused", "up", "up"]);
+    // As many of one as of the other: nobody is given anything until the first one tells.
+    let mut story = Story::new();
+    nodes(&mut story, &[8, 7]);
+    assert_eq!(story.leader(), (None, true));
+    assert_eq!(story.states(), ["down", "refused", "refused"]);
+    story.tells(0, 7, false);
+    story.tells(2, 7, true);
+    assert_eq!(story.leader(), (Some(0), false));
+    assert_eq!(story.states(), ["up", "refused", "probing_back"]);
 }

@@ -3,6 +3,7 @@
 //! Nothing is dropped in silence: every setting of the ini is written, or named in a note with the reason. PgBouncer's
 //! defaults are written where pgweir's differ. Passwords that stand in the ini stand in the TOML; no note shows one.
 
+pub mod console;
 mod convert;
 mod ini;
 mod output;

@@ -154,11 +154,15 @@ pub(super) const SETTINGS: &[(&str, Carry)] = &[
     ),
     (
         "server_check_delay",
-        NotNeeded("a closed connection is noticed without a query"),
+        NotNeeded(
+            "a closed connection is noticed without a query; for one that a firewall drops set general.tcp_keepidle",
+        ),
     ),
     (
         "server_check_query",
-        NotNeeded("a closed connection is noticed without a query"),
+        NotNeeded(
+            "a closed connection is noticed without a query; for one that a firewall drops set general.tcp_keepidle",
+        ),
     ),
     (
         "server_fast_close",

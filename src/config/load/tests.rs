@@ -512,6 +512,13 @@ fn what_is_doubtful_is_a_warning() {
             vec!["pgweir.toml:2:17: auth.hba_file: is not used: auth.method is not hba"],
         ),
         (
+            "auth.method = \"passthrough\"\ntls.server = { cert_file = \"some.pem\", key_file = \"some.pem\" }",
+            vec![
+                "pgweir.toml:2:15: auth.method: passthrough lets everyone in whom the server asks for no password: a \
+                 user whom it admits by the certificate in tls.server.cert_file",
+            ],
+        ),
+        (
             "tls.server = { sslmode = \"disable\", ca_file = \"some.pem\" }",
             vec![
                 "pgweir.toml:2:26: tls.server.sslmode: disable leaves the certificate files unused",

@@ -24,4 +24,6 @@ pub struct StatementRule {
     pub application_name: Option<String>,
     /// In place of `timeouts.query_timeout`; zero is no limit.
     pub query_timeout: Option<Duration>,
+    /// Whether it may run again, where that is decided here.
+    pub retry: Option<bool>,
 }

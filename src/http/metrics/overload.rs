@@ -22,6 +22,20 @@ pub(super) fn put(page: &mut Page, pools: &[PoolStatus], shared: &Shared) {
             page.sample(name, &labels, count.load(Ordering::Relaxed));
         }
     }
+    let name = "pgweir_pool_refused_requests_total";
+    let help = "Requests that ended without a server connection, by SQLSTATE.";
+    page.family(name, "counter", help);
+    for pool in pools {
+        let [database, user] = labels(pool);
+        let (by_code, others) = pool.pool.counters.refused.all();
+        for (code, count) in by_code {
+            let labels = [database, user, ("sqlstate", code.as_str())];
+            page.sample(name, &labels, count);
+        }
+        if others > 0 {
+            page.sample(name, &[database, user, ("sqlstate", "other")], others);
+        }
+    }
     let name = "pgweir_pool_service_rate";
     let help = "Waiting clients that the pool serves each second, while it is overloaded.";
     page.family(name, "gauge", help);

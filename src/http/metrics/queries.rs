@@ -1,7 +1,7 @@
 //! The metrics of statements: of all of them, and of those with the most time one by one.
 //!
 //! Bound: `metrics.max_query_series` statements, each with [`QUERY_SERIES`] series and one for each SQLSTATE it failed
-//! with; the rest together is the statement `other`.
+//! with; the rest together is the statement `other`, which has as many SQLSTATEs as [`Exports::cap`] leaves it.
 //!
 //! # Why
 //! The histograms' bounds are powers of two nanoseconds: there the records' own buckets divide exactly, so a bucket's
@@ -29,13 +29,14 @@ const OTHER: &str = "other";
 /// Appends everything.
 pub(super) fn put(page: &mut Page, snapshot: &Snapshot, exports: &Exports, wanted: Wanted) {
     let max = snapshot.config.metrics.max_query_series;
-    let (own, other) = exports.select(&snapshot.queries, max);
+    let (own, mut other) = exports.select(&snapshot.queries, max);
+    exports.cap(&mut other);
     let shown: Vec<(String, &QuerySample)> = own
         .iter()
         .map(|query| (query.id.to_string(), query))
         .chain(std::iter::once((OTHER.to_owned(), &other)))
         .collect();
-    put_all(page, snapshot);
+    put_all(page, snapshot, exports);
     put_counters(page, &shown);
     put_errors(page, &shown);
     put_histograms(page, &shown, wanted.open);
@@ -45,12 +46,13 @@ pub(super) fn put(page: &mut Page, snapshot: &Snapshot, exports: &Exports, wante
 }
 
 /// What all statements come to.
-fn put_all(page: &mut Page, snapshot: &Snapshot) {
+fn put_all(page: &mut Page, snapshot: &Snapshot, exports: &Exports) {
     let queries = &snapshot.queries;
-    let all = queries
+    let mut all = queries
         .queries
         .iter()
         .fold(queries.other.clone(), |sum, query| sum.plus(query));
+    exports.cap(&mut all);
     page.family(
         "pgweir_statement_duration_seconds",
         "histogram",

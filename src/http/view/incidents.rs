@@ -22,7 +22,7 @@ struct ClientView<'a> {
     database: &'a str,
     application: &'a str,
     /// None for those who may not see it.
-    address: Option<&'a str>,
+    address: Option<String>,
 }
 
 impl<'a> ClientView<'a> {
@@ -32,7 +32,7 @@ impl<'a> ClientView<'a> {
             user: &client.user,
             database: &client.database,
             application: &client.application,
-            address: (role == Role::Admin).then_some(&*client.peer),
+            address: (role == Role::Admin).then(|| client.peer.to_string()),
         }
     }
 }

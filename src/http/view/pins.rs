@@ -19,7 +19,7 @@ pub(in crate::http) struct PinView<'a> {
     database: &'a str,
     application: String,
     /// None for those who may not see it.
-    address: Option<&'a str>,
+    address: Option<String>,
     age: f64,
     /// Nothing runs on its connection at the moment.
     idle: bool,
@@ -51,7 +51,9 @@ impl<'a> PinView<'a> {
             user: &status.user,
             database: &status.database,
             application: entry.map_or_else(String::new, |entry| entry.application().to_string()),
-            address: entry.filter(|_| is_admin).map(|entry| &*entry.peer),
+            address: entry
+                .filter(|_| is_admin)
+                .map(|entry| entry.peer.to_string()),
             age: seconds(pin.since.elapsed()),
             idle: entry.is_none_or(|entry| entry.activity.running().is_none()),
             id: pin.query.to_string(),

@@ -62,7 +62,7 @@ fn an_execution_counts_in_all_its_aspects() {
     let millis = Duration::from_millis;
     assert_eq!(sample.total.sum, millis(100));
     assert_eq!((sample.min, sample.max), (millis(20), millis(30)));
-    assert_eq!(sample.first.sum, millis(80));
+    assert_eq!(sample.first.sum, millis(30));
     assert_eq!(sample.first.distribution.count(), 2);
     assert_eq!(sample.queue.sum, millis(5));
     assert_eq!(sample.queue.distribution.count(), 2);
@@ -141,4 +141,43 @@ fn a_statement_that_is_run_again_gets_its_record_back() {
     let own = &sample.queries[0];
     assert_eq!((own.id, own.calls), (QueryId(1), 100));
     assert_eq!(calls(&sample), 109);
+}
+
+#[test]
+fn a_statement_met_anew_goes_on_in_the_record_that_is_held() {
+    let queries = Queries::default();
+    queries.set_max(2);
+    let held = run(&queries, 1, 1);
+    for id in 2..10 {
+        run(&queries, id, 5);
+    }
+    assert!(held.is_retired());
+    let anew = run(&queries, 1, 50);
+    assert!(Arc::ptr_eq(&held, &anew) && !held.is_retired());
+    held.finished(&execution(50));
+    let own = queries.sample().queries.remove(0);
+    assert_eq!((own.id, own.calls), (QueryId(1), 2));
+}
+
+#[test]
+fn nothing_is_counted_twice_by_who_looks_while_records_make_room() {
+    let queries = Queries::default();
+    queries.set_max(8);
+    let runs = std::sync::atomic::AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..20_000_u64 {
+                runs.fetch_add(1, Ordering::SeqCst);
+                run(&queries, number * 7 % 101 + 1, number % 13);
+            }
+        });
+        let mut last = 0;
+        while last < 20_000 {
+            let sum = calls(&queries.sample());
+            let begun = runs.load(Ordering::SeqCst);
+            assert!(sum <= begun, "{sum} calls of {begun}");
+            assert!(sum >= last, "{sum} calls after {last}");
+            last = sum;
+        }
+    });
 }

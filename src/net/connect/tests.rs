@@ -51,6 +51,14 @@ fn node(host: &str, port: u16) -> Node {
     Node::at(host, port)
 }
 
+fn to(node: &Node) -> Target<'_> {
+    Target {
+        node,
+        at: None,
+        until: Instant::now() + Duration::from_secs(30),
+    }
+}
+
 async fn play(mut tcp: TcpStream, step: Step, tls: &ClientTlsContext) -> Option<Stream> {
     let mut request = [0; 8];
     if matches!(step, Step::Answer(_) | Step::Tls) {
@@ -97,19 +105,15 @@ async fn attempt(
     steps: &'static [Step],
 ) -> Result<Stream, ConnectError> {
     let (node, serving) = server(steps).await;
-    let connector = SystemConnector {
-        options: SocketOptions {
-            keepalive: true,
-            keepidle: Some(Duration::from_secs(60)),
-            keepintvl: Some(Duration::from_secs(5)),
-            keepcnt: Some(3),
-            user_timeout: Some(Duration::from_secs(30)),
-        },
+    let options = SocketOptions {
+        keepalive: true,
+        keepidle: Some(Duration::from_secs(60)),
+        keepintvl: Some(Duration::from_secs(5)),
+        keepcnt: Some(3),
+        user_timeout: Some(Duration::from_secs(30)),
     };
     let tls = server_tls(sslmode, direct);
-    let stream = connector
-        .connect(&node, &tls, Encryption::first(sslmode))
-        .await;
+    let stream = connect(to(&node), &tls, Encryption::first(sslmode), &options).await;
     if stream.is_ok() {
         serving.await.unwrap();
     }
@@ -134,7 +138,7 @@ async fn prefer_goes_on_without_tls() {
     let (node, serving) = server(&[Step::Answer(b"N")]).await;
     let tls = server_tls(SslMode::Prefer, false);
     let options = SocketOptions::default();
-    let stream = connect(&node, &tls, Encryption::Preferred, &options)
+    let stream = connect(to(&node), &tls, Encryption::Preferred, &options)
         .await
         .unwrap();
     assert!(!stream.is_tls());
@@ -181,7 +185,7 @@ async fn a_unix_socket_is_never_encrypted() {
     let tls = server_tls(SslMode::Require, false);
     let node = node(folder.path().to_str().unwrap(), 6000);
     let options = SocketOptions::default();
-    let stream = connect(&node, &tls, Encryption::Required, &options)
+    let stream = connect(to(&node), &tls, Encryption::Required, &options)
         .await
         .unwrap();
     let (accepted, _) = listener.accept().await.unwrap();
@@ -200,7 +204,7 @@ async fn a_refused_port_and_an_unknown_host_are_told_apart() {
     };
     let tls = ServerTlsContext::disabled();
     let options = SocketOptions::default();
-    let reach = async |node: Node| connect(&node, &tls, Encryption::Plain, &options).await;
+    let reach = async |node: Node| connect(to(&node), &tls, Encryption::Plain, &options).await;
     let refused = reach(node("127.0.0.1", closed)).await.unwrap_err();
     assert!(matches!(refused, ConnectError::Io(_)), "{refused}");
     assert_eq!(refused.report().code, SqlState::CONNECTION_FAILURE);
@@ -217,4 +221,64 @@ async fn a_name_leads_to_the_addresses_it_has() {
     assert!(!leads_to(&at("localhost"), other).await);
     // What can't be looked up has not moved.
     assert!(leads_to(&at("no-such-name.invalid"), local).await);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn connections_have_the_options_of_their_listener() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let accept = async || {
+        let _near = TcpStream::connect(listener.local_addr().unwrap()).await;
+        listener.accept().await.unwrap().0
+    };
+    let usual = SockRef::from(&accept().await).tcp_keepalive_time().unwrap();
+    let mut options = SocketOptions {
+        keepalive: true,
+        keepidle: Some(Duration::from_secs(77)),
+        keepcnt: Some(3),
+        user_timeout: Some(Duration::from_secs(9)),
+        ..SocketOptions::default()
+    };
+    options.set_all(&listener).unwrap();
+    let far = accept().await;
+    let socket = SockRef::from(&far);
+    assert!(far.nodelay().unwrap() && socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_keepalive_time().unwrap().as_secs(), 77);
+    assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+    assert_eq!(socket.tcp_user_timeout().unwrap(), options.user_timeout);
+    // What is not given any more is what it was.
+    (options.keepalive, options.keepidle, options.user_timeout) = (false, None, None);
+    options.set_all(&listener).unwrap();
+    let far = accept().await;
+    let socket = SockRef::from(&far);
+    assert!(!socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), usual);
+    assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+}
+
+/// A listener that lets nobody in any more: what is sent to it is lost.
+async fn full_listener() -> (TcpListener, Vec<TcpStream>, SocketAddr) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    let patience = Duration::from_millis(300);
+    while let Ok(stream) = tokio::time::timeout(patience, TcpStream::connect(address)).await {
+        waiting.push(stream.unwrap());
+    }
+    (listener, waiting, address)
+}
+
+#[tokio::test]
+async fn an_address_that_swallows_what_is_sent_leaves_time_for_the_next() {
+    let (_listener, _waiting, silent) = full_listener().await;
+    let answers = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let answers = (answers.local_addr().unwrap(), answers);
+    let began = Instant::now();
+    let limit = Duration::from_secs(2);
+    let addresses = [silent, answers.0];
+    let dialed = tokio::time::timeout(limit, dial_one_of(&addresses, began + limit)).await;
+    assert_eq!(dialed.unwrap().unwrap().peer_addr().unwrap(), answers.0);
+    assert!(began.elapsed() >= limit / 2);
 }

@@ -80,6 +80,8 @@ struct Ride {
     stage: Stage,
     /// Which ride it is.
     number: u64,
+    /// When it was sent; it stays there after the ride.
+    sent: Option<Instant>,
     request: Option<Request>,
     frames: Vec<u8>,
     told: Option<Arc<Reported>>,
@@ -129,6 +131,7 @@ impl Seat {
         let number = self.with(|ride| {
             ride.stage = Stage::Queued;
             ride.number += 1;
+            ride.sent = None;
             ride.request = Some(request);
             ride.frames = take_storage();
             write(&mut ride.frames);
@@ -171,6 +174,27 @@ impl Seat {
             lane.wake();
         }
         outcome.map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// When the request of this ride, or of the last one, was sent, if it was.
+    pub fn sent(&self) -> Option<Instant> {
+        self.with(|ride| ride.sent)
+    }
+
+    /// Leaves the lane if the request was not sent yet; false if it was, or if the ride has ended.
+    pub fn withdraw_unsent(&self) -> bool {
+        let left = self.with(|ride| {
+            let is_queued = ride.stage == Stage::Queued;
+            is_queued.then(|| {
+                let lane = ride.lane.upgrade();
+                ride.leave();
+                lane
+            })
+        });
+        if let Some(Some(lane)) = &left {
+            lane.wake();
+        }
+        left.is_some()
     }
 
     /// Leaves the lane: the answer, if it still comes, is dropped.
@@ -243,6 +267,7 @@ impl Ticket {
     pub(super) fn send(
         &self,
         out: &mut Vec<u8>,
+        now: Instant,
         fits: impl FnOnce(&Request, &mut Arc<Reported>, &Arc<Settings>) -> bool,
     ) -> Option<Request> {
         self.with(|ride| {
@@ -253,6 +278,7 @@ impl Ticket {
             out.extend_from_slice(&ride.frames);
             give_storage(std::mem::take(&mut ride.frames));
             ride.stage = Stage::Sent;
+            ride.sent = Some(now);
             Some(request)
         })?
     }

@@ -227,8 +227,12 @@ impl Runner {
         self.shut();
         if let (Some(lease), Some(dialer)) = (&self.lease, self.dialer()) {
             let limit = lease.pool().effective.load().timeouts.cancel_wait_timeout;
-            let identity = Arc::clone(&lease.identity);
-            tasks::spawn("cancel", cancel::cancel(identity, dialer, limit));
+            let cleaning = lease.pool().limits.cleaning();
+            let request = cancel::cancel(Arc::clone(&lease.identity), dialer, limit);
+            tasks::spawn("cancel", async move {
+                let _ = request.await;
+                drop(cleaning);
+            });
         }
     }
 
@@ -319,7 +323,7 @@ impl Runner {
             };
             let mirror = &mut lease.mirror;
             let sent = gather.own(|out| {
-                ticket.send(out, |request, told, settings| {
+                ticket.send(out, self.now, |request, told, settings| {
                     same(&mirror.settings, settings) && fits(mirror, request, told)
                 })
             });

@@ -210,6 +210,8 @@ impl Link {
         if pool.is_held() {
             return Err(Trouble::Held);
         }
+        // Before the settings are read: a move is either heard of or in them.
+        let moved = pool.moved.notified();
         let (generation, effective) = pool.opens_with();
         let slot = reserve(pools, pool, &effective).map_err(Trouble::Cap)?;
         let encoding = String::from_utf8_lossy(&listener.key.encoding).into_owned();
@@ -227,7 +229,11 @@ impl Link {
         // It is for clients' statements, and may listen itself.
         effective.pool.connect_query = None;
         let (credentials, dialer) = (pool.login_credentials(), pools.dialer.load_full());
-        let opened = open::open(&effective, &credentials, &dialer, generation).await?;
+        let opened = tokio::select! {
+            opened = open::open(&effective, &credentials, &dialer, generation) => opened?,
+            // A server that is away answers late or never.
+            () = moved => return Err(Trouble::Replaced),
+        };
         let backend = opened.backend;
         let now = Instant::now();
         Ok(Self {

@@ -38,7 +38,11 @@ fn of(texts: &[&str], defaults: Defaults) -> Intent {
 }
 
 fn intent(texts: &[&str]) -> Intent {
-    of(texts, Defaults::default())
+    let defaults = Defaults {
+        read_only: false,
+        serializable: Some(false),
+    };
+    of(texts, defaults)
 }
 
 #[test]
@@ -124,7 +128,7 @@ fn read_only_transactions_are_known_by_their_beginning() {
 fn settings_of_the_session_count_where_a_transaction_says_nothing() {
     let read_only = Defaults {
         read_only: true,
-        serializable: false,
+        serializable: Some(false),
     };
     assert_eq!(of(&["BEGIN"], read_only), Intent::ReadOnlyTransaction);
     assert_eq!(
@@ -133,13 +137,24 @@ fn settings_of_the_session_count_where_a_transaction_says_nothing() {
     );
     let serializable = Defaults {
         read_only: true,
-        serializable: true,
+        serializable: Some(true),
     };
     let primary = Intent::Primary(Reason::Serializable);
     assert_eq!(of(&["SELECT 1"], serializable), primary);
     assert_eq!(of(&["BEGIN"], serializable), primary);
     assert_eq!(
         of(&["BEGIN ISOLATION LEVEL READ COMMITTED"], serializable),
+        Intent::ReadOnlyTransaction
+    );
+    // Where nobody knows, a read is run elsewhere if it fails; a transaction is not, once it was told to have begun.
+    let unknown = Defaults {
+        read_only: true,
+        serializable: None,
+    };
+    assert_eq!(of(&["SELECT 1"], unknown), Intent::Read);
+    assert_eq!(of(&["BEGIN"], unknown), primary);
+    assert_eq!(
+        of(&["BEGIN ISOLATION LEVEL READ COMMITTED"], unknown),
         Intent::ReadOnlyTransaction
     );
 }

@@ -105,3 +105,18 @@ pub(super) const EFFECTS: &[(Behaviour, &[&str])] = &[
         "pg_stop_backup",
     ]),
 ];
+
+/// Those of [`Behaviour::Writes`] that a server in recovery carries out as well: they lock, signal, or change something of
+/// the server. Sorted.
+#[rustfmt::skip]
+pub(super) const ACTS_ON_SERVER: &[&str] = &[
+    "lo_export", "pg_advisory_xact_lock", "pg_advisory_xact_lock_shared", "pg_cancel_backend",
+    "pg_drop_replication_slot", "pg_export_snapshot", "pg_log_backend_memory_contexts",
+    "pg_logical_slot_get_binary_changes", "pg_logical_slot_get_changes", "pg_promote", "pg_reload_conf",
+    "pg_replication_slot_advance", "pg_rotate_logfile", "pg_rotate_logfile_old", "pg_stat_reset",
+    "pg_stat_reset_backend_stats", "pg_stat_reset_replication_slot", "pg_stat_reset_shared",
+    "pg_stat_reset_single_function_counters", "pg_stat_reset_single_table_counters", "pg_stat_reset_slru",
+    "pg_stat_reset_subscription_stats", "pg_sync_replication_slots", "pg_terminate_backend",
+    "pg_try_advisory_xact_lock", "pg_try_advisory_xact_lock_shared", "pg_wal_replay_pause",
+    "pg_wal_replay_resume",
+];

@@ -9,7 +9,7 @@ mod safe;
 use std::fmt;
 
 use super::name::Name;
-use effects::EFFECTS;
+use effects::{ACTS_ON_SERVER, EFFECTS};
 use safe::SAFE;
 
 /// What calling a function amounts to.
@@ -56,6 +56,13 @@ impl FunctionName {
             name,
             behaviour,
         }
+    }
+
+    /// Whether it is known to lock, signal or change the server it runs on, also one in recovery, which refuses the other
+    /// functions that write.
+    pub fn acts_on_server(&self) -> bool {
+        let acts = |name| ACTS_ON_SERVER.binary_search(&name).is_ok();
+        self.behaviour == Behaviour::Writes && self.name.as_str().is_some_and(acts)
     }
 }
 
@@ -128,6 +135,17 @@ mod tests {
         assert_eq!(of("query_to_xml"), Behaviour::RunsSql);
         assert_eq!(of("dblink_exec"), Behaviour::SessionState);
         assert_eq!(of("my_function"), Behaviour::Unknown);
+    }
+
+    #[test]
+    fn what_acts_on_the_server_is_known_to_write() {
+        assert!(ACTS_ON_SERVER.windows(2).all(|pair| pair[0] < pair[1]));
+        for name in ACTS_ON_SERVER {
+            let function = FunctionName::new(None, Name::from(*name));
+            assert!(function.acts_on_server(), "{name}");
+        }
+        let own = FunctionName::new(Some("public".into()), Name::from("pg_promote"));
+        assert!(!own.acts_on_server());
     }
 
     #[test]

@@ -16,9 +16,10 @@ use crate::support::messages::{
     flush, parse, query, sync,
 };
 
-/// What a disturbed statement or session may be told: the server was stopped or lost, or somebody canceled it.
-const DISTURBED: [&str; 8] = [
-    "57P01", "57P02", "57P03", "57014", "08006", "08007", "40003", "53300",
+/// What a disturbed statement or session may be told: the server was stopped or lost, or somebody canceled it. 40001 is
+/// said of a COMMIT that was settled and had not happened.
+const DISTURBED: [&str; 9] = [
+    "57P01", "57P02", "57P03", "57014", "08006", "08007", "40001", "40003", "53300",
 ];
 
 /// Those after which nobody knows whether the statement was run.

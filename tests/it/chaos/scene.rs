@@ -40,6 +40,8 @@ pub struct Shape {
     lanes: usize,
     pub max_size: usize,
     max_prepared_statements: usize,
+    /// Transactions that fail run again, and COMMITs whose answer is lost are settled.
+    replays: bool,
 }
 
 impl Shape {
@@ -53,6 +55,7 @@ impl Shape {
             lanes: rng.random_range(0..=2),
             max_size: rng.random_range(4..=Self::SIZE_MAX),
             max_prepared_statements: rng.random_range(2..=20),
+            replays: rng.random(),
         }
     }
 
@@ -80,6 +83,9 @@ impl Shape {
         );
         // Connections reach their lifetime in the midst of it.
         text.push_str("[timeouts]\nserver_lifetime = \"3s\"\nserver_login_retry = \"100ms\"\n");
+        if self.replays {
+            text.push_str("[retry]\nreplay = true\nsettle_commit = true\n");
+        }
         text.push_str("[log]\nlog_connections = false\nlog_disconnections = false\n");
         text
     }
