@@ -128,12 +128,12 @@ impl Session {
                     && modes.isolation != Some(Isolation::Serializable) =>
             {
                 let opened = routes.opened?.modes;
-                let is_serializable = match modes.isolation.or(opened.isolation) {
-                    Some(isolation) => isolation == Isolation::Serializable,
-                    None => {
-                        let defaults = routes.defaults(&self.pool, self.now);
-                        defaults.serializable.unwrap_or(true)
-                    }
+                let is_serializable = if let Some(isolation) = modes.isolation.or(opened.isolation)
+                {
+                    isolation == Isolation::Serializable
+                } else {
+                    let defaults = routes.defaults(&self.pool, self.now);
+                    defaults.serializable.unwrap_or(true)
                 };
                 let is_wanted = self.effective.routing.reads
                     == crate::config::model::Reads::Replicas

@@ -517,7 +517,7 @@ mod tests {
     async fn a_packet_without_an_end_is_refused() {
         let cut = arrives(&[&PACKET[..12]]).await;
         assert!(matches!(cut, Err(HandshakeError::Io(_))));
-        let long = arrives(&[b"\0\x01\0\0", &[0; 60_000]]).await;
+        let long = arrives(&[b"\0\x01\0\0", &vec![0; 60_000]]).await;
         assert!(matches!(
             long,
             Err(HandshakeError::Startup(StartupError::Length))

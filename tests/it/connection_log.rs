@@ -7,7 +7,8 @@ use crate::support::pgweir::Options;
 async fn logins_and_ends_are_logged_with_who_and_why() {
     let pgweir = Options::new(shared::server()).start();
     pgweir.client().await.terminate().await;
-    pgweir.wait_for_log("client logged in user=\"postgres\" database=\"postgres\" client=127.0.0.1:");
+    pgweir
+        .wait_for_log("client logged in user=\"postgres\" database=\"postgres\" client=127.0.0.1:");
     pgweir.wait_for_log("reason=\"client closed the connection\"");
 }
 
