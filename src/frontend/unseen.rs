@@ -11,6 +11,7 @@ use crate::sql::known::Known;
 
 /// What a session keeps for it.
 #[derive(Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is true by itself")]
 pub(super) struct Unseen {
     /// Of the session's database; `None` until it is asked for.
     catalogue: Option<Arc<Catalogue>>,
