@@ -50,6 +50,7 @@ const ALLOWED: [(&str, &[&str]); 32] = [
             "session",
             "sql::state",
             "sql::name",
+            "sql::unseen",
             "auth",
             "backend",
             "retry",

@@ -155,7 +155,7 @@ impl Changes {
         compare!(self, "pool" at path, old, new, PoolSettings {
             pool_mode, max_size, min_idle, reserve_size, reserve_timeout, max_db_connections, max_user_connections,
             max_server_connections, max_db_client_connections, max_user_client_connections, max_prepared_statements,
-            lanes, on_session_state, shared_listener, max_pinned, connect_query, max_waiting, shed,
+            lanes, on_session_state, hidden_state, shared_listener, max_pinned, connect_query, max_waiting, shed,
         });
     }
 

@@ -349,6 +349,8 @@ pub struct PoolSettings {
     /// Server connections that run short reads of many clients back to back.
     pub lanes: usize,
     pub on_session_state: OnSessionState,
+    /// What texts run unseen is looked through for what may stay in a session.
+    pub hidden_state: bool,
     /// Clients that may wait.
     pub max_waiting: Option<usize>,
     /// Clients that could not be served in time are told so at once.

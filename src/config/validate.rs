@@ -206,6 +206,7 @@ pub(super) fn pool(raw: &raw::Pool, path: &str, reader: &mut Reader<'_>) -> Pool
         max_prepared_statements: raw.max_prepared_statements.value,
         lanes: raw.lanes.value,
         on_session_state: raw.on_session_state.value,
+        hidden_state: raw.hidden_state.value,
         shared_listener: raw.shared_listener.value,
         max_pinned: raw.max_pinned.value,
         connect_query: raw

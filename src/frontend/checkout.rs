@@ -359,6 +359,7 @@ impl Session {
         if lease_is_lost {
             self.left_with_backend();
         }
+        self.settle_unseen(lease_is_lost);
         if self.settings.is_touched() || self.has_channels_to_leave() {
             if self.has_own_cancel() {
                 // Its signal may hit whatever is sent before it is over.
@@ -408,6 +409,8 @@ impl Session {
         self.bound = None;
         self.short = None;
         self.names.forget_retired();
+        self.forget_guess();
+        self.look_for_unseen();
         self.enter(Phase::Idle);
     }
 
@@ -435,6 +438,7 @@ impl Session {
     /// Goes on without a backend that is lost, and nothing of the session with it.
     pub(super) fn release_lost(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         self.left_with_backend();
+        self.forget_guess();
         self.release();
         self.process_inbox(cx)
     }

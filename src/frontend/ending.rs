@@ -112,6 +112,7 @@ impl Session {
         } else if self.pin_residue() != Residue::None {
             self.pin_residue()
         } else if self.settings.is_touched()
+            || self.unseen.may_have_left()
             || lease.expect.owes(For::Plan)
             || self.has_own_on(&lease)
             || self

@@ -6,6 +6,7 @@
 use std::sync::atomic::Ordering;
 use std::task::Context;
 
+use super::checkout::QUESTION;
 use super::leaving::LEAVING;
 use super::replay::Original;
 use super::rerun::FirstWrite;
@@ -201,19 +202,22 @@ impl Session {
         true
     }
 
-    /// Whether nothing of the session is lost with `backend`: it owes no more than to forget what it listens on.
+    /// Whether nothing of the session is lost with `backend`: it owes no more than to forget what it listens on, and to say
+    /// what is left where nothing is thought to be.
     fn is_done_with(&self, backend: &Backend) -> bool {
         let expect = &backend.expect;
+        let is_guess = self.unseen.is_guess();
+        let is_no_loss = |it: u64| it == LEAVING || (it == QUESTION && is_guess);
         let is_done = expect.copy() == Copy::None
             && !expect.is_open()
-            && expect.iter().all(|owed| owed.statement == LEAVING)
+            && expect.iter().all(|owed| is_no_loss(owed.statement))
             && backend.status == TransactionStatus::Idle
             && backend.unsent_of_frame == 0;
         is_done
             && self.phase == Phase::Active
             && !self.is_hidden()
             && !self.keeps_backend()
-            && !self.settings.is_touched()
+            && (is_guess || !self.settings.is_touched())
     }
 
     /// Whether the session is where the request can be run again at all.

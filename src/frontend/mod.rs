@@ -50,3 +50,4 @@ mod stale;
 pub mod startup;
 mod stock;
 mod trial;
+mod unseen;

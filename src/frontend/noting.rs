@@ -32,6 +32,7 @@ impl Session {
         if transaction.ends() || transaction.savepoints() {
             self.rereads.may_be_taken_back();
         }
+        self.note_unseen(known);
         if known.is_plain {
             return Ok(());
         }

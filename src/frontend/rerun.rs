@@ -449,12 +449,13 @@ impl Session {
         self.part_with_channels();
         let lease = self.lease.take();
         let leaves_own = lease.as_ref().is_some_and(|lease| self.has_own_on(lease));
+        let leaves = self.take_unseen() || leaves_own;
         self.forget_under_way();
         let Some(lease) = lease.filter(|lease| !is_lost && !lease.identity.is_lost()) else {
             return;
         };
         let residue = match self.pin_residue() {
-            Residue::None if self.settings.is_touched() || listens || leaves_own => {
+            Residue::None if self.settings.is_touched() || listens || leaves => {
                 Residue::SessionState
             }
             residue => residue,

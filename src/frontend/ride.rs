@@ -55,7 +55,11 @@ impl Session {
         };
         // A lane may send it elsewhere once it has run.
         let may_share = exchange.known.may_share && exchange.known.brevity.is_proved();
-        if !may_share || self.is_never_again(&exchange.known) {
+        let rides = may_share && !self.may_leave_unseen(&exchange.known);
+        if may_share {
+            self.look_for_unseen();
+        }
+        if !rides || self.is_never_again(&exchange.known) {
             self.looked_up = Some(exchange.known);
             return false;
         }

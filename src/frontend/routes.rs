@@ -279,6 +279,7 @@ impl Session {
             return;
         }
         let before = std::mem::replace(&mut self.effective, next);
+        self.forget_catalogue();
         let is_same = self
             .routes
             .as_ref()

@@ -27,6 +27,7 @@ use super::ride::Riding;
 use super::routes::Routes;
 use super::sequences::Sequences;
 use super::sql_prepare::Underway;
+use super::unseen::Unseen;
 use crate::backend::receive::ReceiveError;
 use crate::error::Report;
 use crate::meter::SessionBits;
@@ -165,6 +166,7 @@ pub struct Session {
     pub(super) limit_bits: SessionBits,
     /// `None` in front of a single server.
     pub(super) routes: Option<Box<Routes>>,
+    pub(super) unseen: Unseen,
     pub(super) riding: Option<Riding>,
     /// `None` until the client has sent something, and again once that is answered: see `stock`.
     pub(super) rerun: Option<Box<Rerun>>,
@@ -212,6 +214,7 @@ impl Session {
             stream: start.stream,
             effective: pool.effective.load_full(),
             metering: Metering::new(&start.shared, &start.entry, &start.told),
+            unseen: Unseen::default(),
             limit_bits: SessionBits::default(),
             riding: None,
             rerun: None,

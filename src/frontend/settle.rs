@@ -294,7 +294,10 @@ impl Session {
             xact,
             rest: rest_of_commit(&backend.expect, has_tag)?,
             has_tag,
-            ends_session: self.keeps_backend() || self.settings.is_touched() || listens,
+            ends_session: self.keeps_backend()
+                || self.settings.is_touched()
+                || self.unseen.has_left_by_what_was_found()
+                || listens,
             names: self.names.unsettled(),
             since: self.now,
             asked: 0,

@@ -20,6 +20,7 @@ use super::hidden::{self, Hidden};
 use super::lease::Lease;
 use super::pool::Pool;
 use super::pools::Pools;
+use super::unseen::Unseen;
 use super::waiter::Waiter;
 use crate::backend::query;
 use crate::tasks;
@@ -62,7 +63,7 @@ struct Functions {
     hidden: Arc<Hidden>,
 }
 
-/// By servers and database.
+/// By servers (by the server where there is one) and database.
 pub(super) type Catalogues = HashMap<(Arc<str>, String), Arc<Catalogue>>;
 
 /// See the module.
@@ -72,6 +73,8 @@ pub struct Catalogue {
     is_being_read: AtomicBool,
     /// How often something was changed.
     changes: AtomicU64,
+    /// What it runs unseen that may leave something in a session.
+    pub unseen: Unseen,
 }
 
 /// What is known of a name.
@@ -182,7 +185,7 @@ async fn ask(pool: &Arc<Pool>) -> Option<Functions> {
 }
 
 /// Waits for a connection as a client does.
-async fn lease(pool: &Arc<Pool>) -> Option<Lease> {
+pub(super) async fn lease(pool: &Arc<Pool>) -> Option<Lease> {
     struct Withdraw<'a>(&'a Arc<Pool>, Arc<Waiter>);
     impl Drop for Withdraw<'_> {
         fn drop(&mut self) {
@@ -201,7 +204,13 @@ impl Pools {
     /// The functions of a database on its servers.
     pub fn catalogue(&self, pool: &Pool) -> Arc<Catalogue> {
         let effective = pool.effective.load();
-        let key = (Arc::clone(&effective.servers), effective.dbname.clone());
+        let servers = if effective.servers.is_empty() {
+            let server = &effective.primary;
+            format!("{}:{}", server.host, server.port).into()
+        } else {
+            Arc::clone(&effective.servers)
+        };
+        let key = (servers, effective.dbname.clone());
         let mut catalogues = self
             .catalogues
             .lock()

@@ -43,6 +43,7 @@ pub mod retries;
 pub mod startups;
 pub mod steward;
 pub mod targets;
+pub mod unseen;
 pub mod waiter;
 
 pub use lease::Lease;

@@ -511,6 +511,7 @@ pub(super) mod tests {
             shed: true,
             lanes: 2,
             on_session_state: OnSessionState::Pin,
+            hidden_state: false,
             shared_listener: true,
             max_pinned: Percent(100),
             connect_query: None,

@@ -83,6 +83,8 @@ pub struct Known {
     pub is_plain: bool,
     /// It makes, changes or drops functions, or what they can hide in.
     pub changes_functions: bool,
+    /// It may make or change what runs unseen: triggers, defaults, checks, views.
+    pub changes_unseen: bool,
     /// What it may call without naming a function.
     pub attributes: Attributes,
     /// One read that takes no locks, calls nothing volatile and leaves nothing behind: it may share a server connection
@@ -118,7 +120,7 @@ impl Known {
         if defines(&class) && mentions_sequence_state(text, options) {
             pins.insert(PinReason::SequenceState);
         }
-        let prepared = PreparedUse::of(text, &class);
+        let prepared = PreparedUse::of(text, options, &class);
         if prepared == PreparedUse::Renamed {
             // Carried, where it is a simple query.
             pins.remove(PinReason::SqlPrepare);
@@ -141,9 +143,10 @@ impl Known {
             && matches!(class.only(), Some(StatementKind::Select))
             && class.is_proved_read()
             && class.answer == Answer::Nothing;
-        let listens = class
-            .effects()
-            .any(|effect| matches!(effect, Effect::Listen(_)));
+        let statements = || class.statements.iter();
+        let changes_unseen = statements().any(|it| changes_unseen(it, text, options));
+        let changes_functions = statements().any(changes_functions);
+        let listens = class.effects().any(|it| matches!(it, Effect::Listen(_)));
         Self {
             fingerprint,
             may_share,
@@ -161,7 +164,8 @@ impl Known {
             empties_database,
             reads_channels: mentions(text, options, &[b"pg_listening_channels"]),
             copies_in,
-            changes_functions: class.statements.iter().any(changes_functions),
+            changes_functions,
+            changes_unseen,
             attributes: Attributes::of(text, options),
             told: AtomicBool::new(false),
             refusals: AtomicU8::new(0),
@@ -208,6 +212,23 @@ fn changes_functions(statement: &Statement) -> bool {
         "domain",
     ];
     matches!(&statement.kind, StatementKind::Ddl { object, .. } if OBJECTS.contains(object))
+}
+
+fn changes_unseen(statement: &Statement, text: &[u8], options: LexOptions) -> bool {
+    let StatementKind::Ddl { object, .. } = &statement.kind else {
+        return false;
+    };
+    let is_temporary = || {
+        let mut effects = statement.effects.iter();
+        effects.any(|it| matches!(it, Effect::TempTable { .. }))
+    };
+    match *object {
+        "trigger" | "event trigger" | "index" | "materialized view" => true,
+        "table" | "foreign table" => {
+            !is_temporary() && mentions(text, options, &[b"default", b"check", b"generated"])
+        }
+        _ => changes_functions(statement),
+    }
 }
 
 /// Whether `statement`, of a text that `moves` something or does not, needs a database that nobody is connected to.

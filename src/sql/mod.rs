@@ -21,6 +21,7 @@ mod shape;
 mod skim;
 pub mod state;
 pub mod tables;
+pub mod unseen;
 
 pub use classify::{Class, StatementKind, classify, details};
 pub use fingerprint::{Fingerprint, FingerprintKey, StableId, stable_id};

@@ -2,6 +2,8 @@
 //! them.
 
 use super::classify::{Class, StatementKind};
+use super::lexer::{LexOptions, Lexer, TokenKind};
+use super::name::Name;
 use super::state::Effect;
 
 /// How the names of prepared statements in a text can be dealt with.
@@ -20,15 +22,14 @@ pub enum PreparedUse {
 }
 
 impl PreparedUse {
-    pub fn of(text: &[u8], class: &Class) -> Self {
-        const VIEW: &[u8] = b"pg_prepared_statement";
+    pub fn of(text: &[u8], options: LexOptions, class: &Class) -> Self {
         let changes = |effect: &Effect| {
             matches!(
                 effect,
                 Effect::PrepareSql(_) | Effect::DeallocateSql(Some(_))
             )
         };
-        if memchr::memmem::find(text, VIEW).is_some() {
+        if lists(text, options, class) {
             return Self::Listed;
         }
         if class.effects().any(changes) {
@@ -45,6 +46,37 @@ impl PreparedUse {
             Self::None
         }
     }
+}
+
+/// Whether `text` names the view of prepared statements or the function behind it. Constants count where they decide
+/// about the text, because they may be SQL that it runs; elsewhere another text of the same shape has others.
+fn lists(text: &[u8], options: LexOptions, class: &Class) -> bool {
+    const FUNCTION: &[u8] = b"pg_prepared_statement";
+    // Most texts are done with here.
+    let starts = memchr::memchr3_iter(b'p', b'P', b'"', text);
+    let mentions = |at: usize| {
+        let word = text.get(at..at + FUNCTION.len());
+        text[at] == b'"' || word.is_some_and(|word| word.eq_ignore_ascii_case(FUNCTION))
+    };
+    if !{ starts }.any(mentions) {
+        return false;
+    }
+    let is_either = |name: &[u8]| {
+        name.strip_prefix(FUNCTION)
+            .is_some_and(|it| it == b"" || it == b"s")
+    };
+    Lexer::new(text, options).any(|token| {
+        let bytes = &text[token.range()];
+        match token.kind {
+            // Its escape character may be said behind it.
+            TokenKind::UnicodeIdent => true,
+            kind if kind.is_name() => is_either(Name::of_token(kind, bytes, b'\\').as_bytes()),
+            kind if kind.is_string() && class.needs_text => bytes
+                .windows(FUNCTION.len())
+                .any(|word| word.eq_ignore_ascii_case(FUNCTION)),
+            _ => false,
+        }
+    })
 }
 
 /// The names that `text`, wherever in it, tells somebody to execute: what stands behind the word EXECUTE.
@@ -76,7 +108,6 @@ pub fn executed_in(text: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::super::classify::classify;
-    use super::super::lexer::LexOptions;
     use super::*;
 
     #[test]
@@ -97,9 +128,27 @@ mod tests {
                 "SELECT * FROM pg_catalog.pg_prepared_statement()",
                 P::Listed,
             ),
+            ("TABLE PG_Prepared_Statements", P::Listed),
+            ("TABLE \"pg_prepared_statements\"", P::Listed),
+            (
+                "TABLE U&\"pg!005fprepared_statements\" UESCAPE '!'",
+                P::Listed,
+            ),
+            ("TABLE \"PG_PREPARED_STATEMENTS\"", P::None),
+            ("TABLE my_pg_prepared_statements", P::None),
+            ("SELECT 'pg_prepared_statements'", P::None),
+            (
+                "DO $$BEGIN PERFORM FROM PG_prepared_statements; END$$",
+                P::Listed,
+            ),
+            (
+                "SELECT query_to_xml('TABLE pg_prepared_statements', true, true, '')",
+                P::Listed,
+            ),
         ] {
-            let class = classify(text.as_bytes(), LexOptions::default());
-            assert_eq!(PreparedUse::of(text.as_bytes(), &class), expected, "{text}");
+            let (text, options) = (text.as_bytes(), LexOptions::default());
+            let found = PreparedUse::of(text, options, &classify(text, options));
+            assert_eq!(found, expected, "{}", text.escape_ascii());
         }
     }
 

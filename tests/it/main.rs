@@ -85,4 +85,5 @@ mod stored_secrets;
 mod support_works;
 mod timeouts;
 mod traces;
+mod unseen;
 mod whole;

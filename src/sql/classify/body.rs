@@ -5,7 +5,7 @@
 
 use super::cursor::{Cursor, Tok};
 use super::findings::{Findings, MAX_FUNCTIONS};
-use super::scope::{DISTINCT_ON, FROM, QUERY, Scope, USING, WITH};
+use super::scope::{BEFORE_OPERAND, FROM, QUERY, Scope, USING, WITH};
 use super::{Answer, calls};
 use crate::sql::functions::{Behaviour, FunctionName};
 use crate::sql::keywords::{Category, Keyword as K};
@@ -130,16 +130,20 @@ impl<'c, 'a> Body<'c, 'a> {
             self.verb = Some(Verb::Select);
             self.scope.clear(WITH);
         }
-        let distinct_on = self.cursor.prev().is(K::On) && self.cursor.prev2().is(K::Distinct);
-        self.scope
-            .open(if distinct_on { DISTINCT_ON } else { flags });
+        let prev = self.cursor.prev();
+        let distinct_on = prev.is(K::On) && self.cursor.prev2().is(K::Distinct);
+        self.scope.open(if distinct_on || prev.is(K::Operator) {
+            BEFORE_OPERAND
+        } else {
+            flags
+        });
     }
 
     fn close(&mut self) {
         self.expect = None;
         let inside = self.scope.close();
         self.cursor.advance();
-        if inside & DISTINCT_ON != 0 {
+        if inside & BEFORE_OPERAND != 0 {
             self.cursor.forget_prev();
         }
     }

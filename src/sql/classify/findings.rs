@@ -62,6 +62,10 @@ impl Findings {
             Behaviour::Volatile => self.depends_on(Answer::Volatile),
             Behaviour::Node => self.depends_on(Answer::Node),
             Behaviour::Writes => self.writes = true,
+            Behaviour::RunsSql => {
+                self.writing(Effect::OpaqueCode);
+                self.needs_text = true;
+            }
             Behaviour::LargeObject => self.writing(Effect::LargeObjectFd),
             Behaviour::Notify => self.writing(Effect::Notify),
             Behaviour::SequenceAdvance => self.writing(Effect::SequenceAdvanced),

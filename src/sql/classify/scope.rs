@@ -11,8 +11,8 @@ pub(super) const FROM: u8 = 2;
 pub(super) const WITH: u8 = 4;
 /// The query is a DELETE or MERGE: USING is its FROM.
 pub(super) const USING: u8 = 8;
-/// The parenthesis of DISTINCT ON: behind it an expression begins.
-pub(super) const DISTINCT_ON: u8 = 16;
+/// The parenthesis of DISTINCT ON or of OPERATOR: behind it an expression begins.
+pub(super) const BEFORE_OPERAND: u8 = 16;
 
 #[derive(Clone, Debug)]
 pub(super) struct Scope {

@@ -228,14 +228,18 @@ impl<'a> Classifier<'a> {
         (StatementKind::Explain { analyze, inner }, reads)
     }
 
-    /// Steps over `(option [value], …)`; whether ANALYZE is on, and whether a constant said so.
+    /// Steps over `(option [value], …)`; whether ANALYZE is on, and whether a constant said so. An option that is no plain
+    /// word may be a spelling of it (`"analyze"`).
     fn explain_options(&mut self) -> (bool, bool) {
         let mut analyze = false;
         let mut by_constant = false;
+        let mut begins = true;
         while !self.cursor.at(T::RightParen) && !self.cursor.at_end() {
             self.cursor.advance();
             let option = self.cursor.cur();
-            if !option.is_any(&[K::Analyze, K::Analyse]) {
+            let is_option = std::mem::replace(&mut begins, option.kind == T::Comma);
+            if !is_option || (option.kind == T::Ident && !option.is_any(&[K::Analyze, K::Analyse]))
+            {
                 continue;
             }
             let value = self.cursor.next();

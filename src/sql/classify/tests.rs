@@ -104,6 +104,41 @@ fn what_is_kept_of_a_text_is_bounded() {
     assert!(class_of_tables.is_proved_read());
 }
 
+/// As long as it takes at best.
+fn time_of(text: &str) -> std::time::Duration {
+    let once = || {
+        let begun = tokio::time::Instant::now();
+        std::hint::black_box(class(text));
+        begun.elapsed()
+    };
+    (0..5).map(|_| once()).min().unwrap()
+}
+
+#[test]
+fn what_it_takes_grows_with_the_text_and_no_faster() {
+    for (head, unit) in [
+        ("INSERT INTO t VALUES (0)", ", (1, 'one', now())"),
+        ("SELECT 1", ", lower(a) + f(b.c)"),
+        ("SELECT 1", ", set_config('a', (((1))), false)"),
+        (
+            "SELECT 1 FROM t",
+            " JOIN u ON t.a OPERATOR(pg_catalog.=) f(u.a)",
+        ),
+        ("SELECT 1 FROM t WHERE a IN (0", ", $1"),
+        ("SELECT ", "("),
+        ("WITH a AS (SELECT 1)", ", b AS (SELECT 1)"),
+        ("EXPLAIN (", "\"analyze\" a, "),
+        ("DO 'BEGIN", " PERFORM set_config(a); "),
+        ("SELECT 1", "; SET a = 1"),
+    ] {
+        let text = |length: usize| format!("{head}{}", unit.repeat(length / unit.len()));
+        let (small, large) = (text(8 << 10), text(256 << 10));
+        // Other work on the machine only adds to it: the best of some rounds counts.
+        let is_linear = || time_of(&large) < time_of(&small) * 32 * 4;
+        assert!((0..5).any(|_| is_linear()), "{head}{unit}");
+    }
+}
+
 #[test]
 fn deep_nesting_is_not_understood_and_not_recursed_into() {
     let depth = 300_000;

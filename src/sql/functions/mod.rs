@@ -23,8 +23,10 @@ pub enum Behaviour {
     Volatile,
     /// A read whose answer depends on the server or the server connection asked.
     Node,
-    /// Writes, locks, signals, or runs SQL given as text.
+    /// Writes, locks or signals.
     Writes,
+    /// Runs SQL given as text, or what views and policies hide: anything may happen.
+    RunsSql,
     LargeObject,
     Notify,
     SetConfig,
@@ -130,7 +132,7 @@ mod tests {
         assert_eq!(of("pg_try_advisory_lock"), Behaviour::AdvisoryLock);
         assert_eq!(of("pg_advisory_xact_lock"), Behaviour::Writes);
         assert_eq!(of("txid_current"), Behaviour::Writes);
-        assert_eq!(of("query_to_xml"), Behaviour::Writes);
+        assert_eq!(of("query_to_xml"), Behaviour::RunsSql);
         assert_eq!(of("dblink_exec"), Behaviour::SessionState);
         assert_eq!(of("my_function"), Behaviour::Unknown);
     }

@@ -1,0 +1,328 @@
+//! What a database runs unseen that may leave something in the session: triggers, defaults, checks, rules, views, policies,
+//! operators and casts that call functions which set something, lock, make temporary tables.
+//!
+//! Read for each database when first needed, and again now and then. If no such function is found, as a rule, a text means
+//! what it says. If one is, texts by which it may be run count as code that can't be seen through: the server is asked
+//! what they have left before anybody else gets the connection.
+//!
+//! # Why not by table
+//! A trigger writes to other tables, which have triggers; a foreign key cascades; a view reads views. Who may fire what would
+//! have to be followed through all of them. Few databases have such functions at all, and asking is cheap.
+//!
+//! Functions in C count as harmless, and so does whatever was made elsewhere since the last reading. A function is taken by
+//! its name alone.
+//!
+//! Bound: [`FUNCTIONS_MAX`] functions, and 4 MiB of sources in an answer, while reading; of a database with more, everything
+//! counts. What is kept is three flags and the names of functions that can be written as columns.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use tokio::time::Instant;
+
+use super::catalogue;
+use super::lease::Lease;
+use super::pool::Pool;
+use crate::backend::query::{self, QueryError, Row};
+use crate::error::SqlState;
+use crate::session::literal::put_literal;
+use crate::sql::unseen::{Leaves, Source, Sources};
+use crate::tasks;
+
+/// How long what was read is believed: long enough, too, that reading takes no more than its share of a connection.
+const BELIEVED: Duration = Duration::from_secs(60);
+const SHARE: u32 = 1000;
+/// How long reading it may take.
+const LIMIT: Duration = Duration::from_secs(30);
+/// Functions there may be.
+const FUNCTIONS_MAX: usize = 2_000;
+/// Names whose functions are asked for at a time, and how often: calls may be this deep.
+const NAMES_MAX: usize = 20_000;
+const DEPTH_MAX: usize = 16;
+/// How often an idle connection is tried for before the reading queues for one, and with what pauses: the first time, and
+/// to read again.
+const FIRST: (usize, Duration) = (4, Duration::from_millis(5));
+const AGAIN: (usize, Duration) = (20, Duration::from_millis(50));
+
+/// Name, language and source of the functions that something runs unseen, and how: `w` when data is written, `d` with DDL,
+/// `r` when data is read, `a` if it is written as a column. PostgreSQL's own functions have no entries in `pg_depend`.
+/// A function with the name of one of PostgreSQL's own is taken for that in texts.
+const ROOTS: &str = "WITH way AS (\
+      SELECT refobjid AS oid, CASE classid WHEN 'pg_catalog.pg_event_trigger'::pg_catalog.regclass THEN 'd' \
+        WHEN 'pg_catalog.pg_trigger'::pg_catalog.regclass THEN 'w' WHEN 'pg_catalog.pg_attrdef'::pg_catalog.regclass THEN 'w' \
+        WHEN 'pg_catalog.pg_class'::pg_catalog.regclass THEN 'w' WHEN 'pg_catalog.pg_constraint'::pg_catalog.regclass THEN \
+          (SELECT CASE WHEN contypid = 0 THEN 'w' ELSE 'r' END FROM pg_catalog.pg_constraint c WHERE c.oid = objid) \
+        ELSE 'r' END AS way \
+      FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass \
+        AND (classid <> 'pg_catalog.pg_proc'::pg_catalog.regclass \
+          OR objid IN (SELECT oid FROM pg_catalog.pg_proc WHERE prokind = 'a')) \
+      UNION SELECT oid, 'r' FROM pg_catalog.pg_proc WHERE pronamespace <> 'pg_catalog'::pg_catalog.regnamespace \
+        AND proname IN (SELECT proname FROM pg_catalog.pg_proc WHERE pronamespace = 'pg_catalog'::pg_catalog.regnamespace) \
+      UNION SELECT p.oid, 'a' FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_type t ON t.oid = p.proargtypes[0] \
+        WHERE pronargs - pronargdefaults <= 1 AND typtype IN ('c', 'd', 'p')), \
+    asked AS (SELECT oid, pg_catalog.string_agg(way, '') AS ways FROM way GROUP BY oid) ";
+
+/// Expressions that call such functions of PostgreSQL's own, in the form of [`ROOTS`]' rows.
+const BUILT_IN: &str = "WITH own AS (SELECT ':funcid (' || pg_catalog.string_agg(oid::pg_catalog.text, '|') || ') ' AS pattern \
+      FROM pg_catalog.pg_proc WHERE pronamespace = 'pg_catalog'::pg_catalog.regnamespace AND (proname IN ('set_config', \
+      'setseed', 'ts_stat', 'ts_rewrite') OR proname ~ '_advisory_(un)?lock|(query|cursor|table|schema|database)_to_xml')), \
+    piece AS (\
+      SELECT 'r' AS way, ev_action::pg_catalog.text AS tree FROM pg_catalog.pg_rewrite JOIN pg_catalog.pg_class c \
+        ON c.oid = ev_class WHERE relnamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace, \
+        'information_schema'::pg_catalog.regnamespace) \
+      UNION ALL SELECT 'r', pg_catalog.concat(polqual, polwithcheck) FROM pg_catalog.pg_policy \
+      UNION ALL SELECT 'w', adbin::pg_catalog.text FROM pg_catalog.pg_attrdef \
+      UNION ALL SELECT CASE WHEN contypid = 0 THEN 'w' ELSE 'r' END, conbin::pg_catalog.text \
+        FROM pg_catalog.pg_constraint WHERE contype = 'c') \
+    SELECT DISTINCT '', 'sql', way, 'SELECT set_config()' FROM piece, own WHERE tree ~ pattern";
+
+/// The same of functions called by name, whose names stand behind it.
+const NAMED: &str = "WITH asked AS (SELECT oid, ''::pg_catalog.text AS ways FROM pg_catalog.pg_proc WHERE proname IN (";
+
+/// Behind either. What is too long, or too much in all, is NULL.
+const SOURCES: &str = "SELECT proname, lanname, ways, CASE WHEN pg_catalog.sum(pg_catalog.octet_length(prosrc)) OVER () <= 4194304 \
+      AND pg_catalog.octet_length(prosrc) <= 65536 THEN \
+        CASE WHEN prosrc = '' AND lanname = 'sql' THEN pg_catalog.pg_get_functiondef(p.oid) ELSE prosrc END END \
+    FROM asked JOIN pg_catalog.pg_proc p ON p.oid = asked.oid JOIN pg_catalog.pg_language l ON l.oid = prolang \
+    WHERE lanname NOT IN ('c', 'internal') AND pronamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace, \
+      'information_schema'::pg_catalog.regnamespace) LIMIT 2001";
+
+#[derive(Debug)]
+struct Found {
+    /// How long it is believed.
+    until: Instant,
+    leaves: Leaves,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Unseen {
+    found: ArcSwapOption<Found>,
+    /// Nothing was found that leaves anything: what most statements look at, and nothing else.
+    is_quiet: AtomicBool,
+    is_being_read: AtomicBool,
+    /// How often something was changed.
+    changes: AtomicU64,
+}
+
+impl Unseen {
+    /// Whether nothing was found, as far as that is still believed.
+    pub fn is_quiet(&self) -> bool {
+        self.is_quiet.load(Ordering::Acquire)
+    }
+
+    /// What `of` says of what was found, or that anything may be left; and until when that is believed, `None` if nothing
+    /// is known.
+    pub fn look(&self, of: impl FnOnce(&Leaves) -> bool) -> (bool, Option<Instant>) {
+        match &*self.found.load() {
+            Some(found) => (of(&found.leaves), Some(found.until)),
+            None => (true, None),
+        }
+    }
+
+    /// Something has been made or changed: what is known is not true any more, nor is what is being read.
+    pub fn forget(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.clear();
+    }
+
+    fn clear(&self) {
+        self.found.store(None);
+        self.is_quiet.store(false, Ordering::SeqCst);
+    }
+
+    fn take(&self, leaves: Leaves, took: Duration, changes: u64) {
+        let until = Instant::now() + BELIEVED.max(took * SHARE);
+        let is_quiet = leaves.is_nothing();
+        self.found.store(Some(Arc::new(Found { until, leaves })));
+        self.is_quiet.store(is_quiet, Ordering::SeqCst);
+        // After storing it: whoever changes something meanwhile clears what is stored, or is seen here.
+        if self.changes.load(Ordering::SeqCst) != changes {
+            self.clear();
+        }
+    }
+
+    /// It takes too long to read: what was known is believed for longer, and anything may be left where nothing was.
+    fn put_off(&self, changes: u64) {
+        let known = self.found.load_full();
+        let leaves = known.map_or_else(Leaves::anything, |found| found.leaves.clone());
+        self.take(leaves, Duration::ZERO, changes);
+    }
+}
+
+impl catalogue::Catalogue {
+    /// Has what runs unseen read, through `pool`, unless it is being read or has been meanwhile.
+    pub fn look_for_unseen(self: &Arc<Self>, pool: &Arc<Pool>, now: Instant) {
+        let (_, until) = self.unseen.look(|_| false);
+        let is_due = until.is_none_or(|until| now >= until);
+        if is_due && !self.unseen.is_being_read.swap(true, Ordering::SeqCst) {
+            tasks::spawn(
+                "read triggers",
+                Arc::clone(self).read_unseen(Arc::clone(pool)),
+            );
+        }
+    }
+
+    async fn read_unseen(self: Arc<Self>, pool: Arc<Pool>) {
+        let unseen = &self.unseen;
+        let changes = unseen.changes.load(Ordering::SeqCst);
+        let is_first = unseen.found.load().is_none();
+        match tokio::time::timeout(LIMIT, ask(&pool, is_first)).await {
+            Ok(Answer::Leaves(leaves, took)) => unseen.take(leaves, took, changes),
+            Ok(Answer::TooLate) | Err(_) => {
+                tracing::debug!(pool = %pool.key, "reading what runs unseen in a database takes too long");
+                unseen.put_off(changes);
+            }
+            // The next session asks again.
+            Ok(Answer::None) => {}
+        }
+        unseen.is_being_read.store(false, Ordering::SeqCst);
+    }
+}
+
+/// An idle connection if there is one before long: clients should not wait for lack of it, nor should one be opened for
+/// this. Else as a client gets one; soon if nothing is known yet, for until it is every statement costs a question.
+async fn lease(pool: &Arc<Pool>, is_first: bool) -> Option<Lease> {
+    let (tries, pause) = if is_first { FIRST } else { AGAIN };
+    for _ in 0..tries {
+        if let Some(lease) = pool.try_checkout() {
+            return Some(lease);
+        }
+        tokio::time::sleep(pause).await;
+    }
+    catalogue::lease(pool).await
+}
+
+enum Answer {
+    /// And how long it took.
+    Leaves(Leaves, Duration),
+    TooLate,
+    /// There was no connection, or it was lost.
+    None,
+}
+
+async fn ask(pool: &Arc<Pool>, is_first: bool) -> Answer {
+    let Some(mut lease) = lease(pool, is_first).await else {
+        return Answer::None;
+    };
+    let begun = Instant::now();
+    let answer = ask_on(&mut lease).await;
+    lease.checkin();
+    let leaves = match answer {
+        Ok(leaves) => leaves,
+        Err(QueryError::Server { code, .. }) if code == SqlState::QUERY_CANCELED => {
+            return Answer::TooLate;
+        }
+        // One that does not let this be read would not say what is left either.
+        Err(QueryError::Server { message, .. }) => {
+            tracing::warn!(pool = %pool.key, message, "could not read what runs unseen in a database");
+            Leaves::default()
+        }
+        Err(_) => return Answer::None,
+    };
+    Answer::Leaves(leaves, begun.elapsed())
+}
+
+async fn ask_on(lease: &mut Lease) -> Result<Leaves, QueryError> {
+    let text = [ROOTS, SOURCES].concat();
+    let rows = query::on_backend(lease, text.as_bytes()).await?;
+    let mut sources = Sources::default();
+    let mut asked: HashSet<Box<[u8]>> = HashSet::new();
+    let mut is_known = take(&mut sources, rows).await;
+    let rows = query::on_backend(lease, BUILT_IN.as_bytes()).await?;
+    is_known &= take(&mut sources, rows).await;
+    for _ in 0..DEPTH_MAX {
+        let names = sources.names_but(&asked);
+        if names.is_empty() || !is_known {
+            break;
+        }
+        is_known = asked.len() + names.len() <= NAMES_MAX;
+        if is_known {
+            let text = named(&names);
+            asked.extend(names);
+            let rows = query::on_backend(lease, &text).await?;
+            is_known = take(&mut sources, rows).await;
+        }
+    }
+    if !is_known || !sources.names_but(&asked).is_empty() {
+        return Ok(Leaves::anything());
+    }
+    Ok(sources.judge())
+}
+
+/// Takes the rows of an answer in; false if there are too many.
+async fn take(sources: &mut Sources, rows: Vec<Row>) -> bool {
+    if rows.len() + sources.len() > FUNCTIONS_MAX {
+        return false;
+    }
+    for row in rows {
+        let Ok([Some(name), Some(language), Some(ways), text]) = <[_; 4]>::try_from(row) else {
+            return false;
+        };
+        let source = text.map_or_else(Source::unreadable, |text| Source::read(&language, &text));
+        sources.add(&name, &ways, source);
+        // Others have their turn between two sources.
+        tokio::task::yield_now().await;
+    }
+    true
+}
+
+fn named(names: &[Box<[u8]>]) -> Vec<u8> {
+    let mut text = NAMED.as_bytes().to_vec();
+    for (index, name) in names.iter().enumerate() {
+        if index > 0 {
+            text.push(b',');
+        }
+        put_literal(&mut text, name);
+    }
+    text.extend_from_slice(b")) ");
+    text.extend_from_slice(SOURCES.as_bytes());
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sql::unseen::SOURCE_MAX;
+
+    #[test]
+    fn what_was_read_before_a_change_is_not_believed() {
+        let unseen = Unseen::default();
+        let (second, is_known) = (Duration::from_secs(1), |it: &Unseen| it.look(|_| false));
+        assert_eq!(
+            (unseen.is_quiet(), is_known(&unseen)),
+            (false, (true, None))
+        );
+        let changes = unseen.changes.load(Ordering::SeqCst);
+        unseen.take(Leaves::default(), second, changes);
+        assert!(unseen.is_quiet() && is_known(&unseen).1.is_some());
+        unseen.take(Leaves::anything(), second, changes);
+        assert!(!unseen.is_quiet() && is_known(&unseen).1.is_some());
+        unseen.forget();
+        unseen.take(Leaves::default(), second, changes);
+        assert_eq!(
+            (unseen.is_quiet(), is_known(&unseen)),
+            (false, (true, None))
+        );
+    }
+
+    #[test]
+    fn what_takes_too_long_to_read_keeps_what_was_known() {
+        let unseen = Unseen::default();
+        unseen.put_off(0);
+        assert!(unseen.look(|leaves| !leaves.is_nothing()).0 && !unseen.is_quiet());
+        unseen.take(Leaves::default(), Duration::ZERO, 0);
+        unseen.put_off(0);
+        assert!(unseen.is_quiet());
+    }
+
+    #[test]
+    fn bounds_in_the_question_are_those_that_are_named() {
+        assert!(SOURCES.contains(&format!("<= {}", 4 << 20)));
+        assert!(SOURCES.contains(&format!("<= {SOURCE_MAX}")));
+        assert!(SOURCES.ends_with(&format!("LIMIT {}", FUNCTIONS_MAX + 1)));
+    }
+}

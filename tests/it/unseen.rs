@@ -1,0 +1,217 @@
+//! What a text runs unseen, by triggers and views, leaves nothing to another client; and nobody asks where nothing is left.
+
+use std::time::Duration;
+
+use crate::listening::{client, database, direct, pinned};
+use crate::shared;
+use crate::support::client::Client;
+use crate::support::pgweir::{Options, Pgweir};
+use crate::support::wait::eventually;
+
+const TABLE: &str = "CREATE TABLE t (a int); CREATE TABLE log (a int);
+    CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS
+        $$BEGIN INSERT INTO log SELECT NEW.a; RETURN NEW; END$$;
+    CREATE TRIGGER touch BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION touch();";
+
+async fn made(name: &str, sql: &str) -> Client {
+    let mut direct = direct(&database(name).await).await;
+    direct.query(TABLE).await.ok();
+    direct.query(sql).await.ok();
+    direct
+}
+
+fn start(size: &str) -> Pgweir {
+    Options::new(shared::server())
+        .flag("--pool-size", size)
+        .set("pool.hidden_state", "true")
+        .start()
+}
+
+/// What pgweir's connection has run last, when nothing more comes.
+async fn last(direct: &mut Client) -> String {
+    let sql = "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() \
+               ORDER BY query_start DESC LIMIT 1";
+    direct.value(sql).await
+}
+
+/// Long enough for what the database runs unseen to be read.
+async fn is_read(one: &mut Client) {
+    for _ in 0..5 {
+        one.query("SELECT a FROM log WHERE false").await.ok();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lock_that_a_trigger_takes_pins() {
+    made(
+        "unseen_lock",
+        "CREATE FUNCTION lock() RETURNS int LANGUAGE sql AS 'SELECT 1 FROM pg_advisory_lock(4712)';
+         CREATE FUNCTION locks() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM lock(); RETURN NEW; END$$;
+         CREATE TRIGGER locks AFTER INSERT ON log FOR EACH ROW EXECUTE FUNCTION locks()",
+    )
+    .await;
+    let pgweir = start("1");
+    for round in 0..2 {
+        let mut one = client(&pgweir, "unseen_lock").await;
+        if round > 0 {
+            is_read(&mut one).await;
+        }
+        one.query("INSERT INTO t VALUES (1)").await.ok();
+        eventually("the pin", async || pinned(&pgweir).await == 1).await;
+        one.terminate().await;
+        let mut other = client(&pgweir, "unseen_lock").await;
+        let locks =
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()";
+        assert_eq!(other.value(locks).await, "0");
+    }
+}
+
+#[tokio::test]
+async fn what_a_trigger_sets_is_its_sessions() {
+    made(
+        "unseen_setting",
+        "CREATE FUNCTION sets() RETURNS trigger LANGUAGE plpgsql AS
+            $$BEGIN PERFORM set_config('work_mem', '7MB', false), set_config('app.unseen', 'mine', false); RETURN NEW; END$$;
+         CREATE TRIGGER sets AFTER INSERT ON log FOR EACH STATEMENT EXECUTE FUNCTION sets()",
+    )
+    .await;
+    let pgweir = start("1");
+    let mut one = client(&pgweir, "unseen_setting").await;
+    let mut other = client(&pgweir, "unseen_setting").await;
+    let shown =
+        "SELECT current_setting('work_mem') || coalesce(current_setting('app.unseen', true), '')";
+    for round in 0..4 {
+        if round > 0 {
+            is_read(&mut other).await;
+        }
+        one.query("INSERT INTO t VALUES (1)").await.ok();
+        assert_eq!(other.value(shown).await, "4MB");
+        assert_eq!(one.value("SHOW work_mem").await, "7MB");
+        one.query("RESET work_mem").await.ok();
+    }
+}
+
+#[tokio::test]
+async fn a_view_that_locks_pins() {
+    drop(
+        made(
+            "unseen_view",
+            "CREATE VIEW v AS SELECT a, pg_try_advisory_lock_shared(4713) FROM (VALUES (1)) AS it (a)",
+        )
+        .await,
+    );
+    let pgweir = start("2");
+    let mut one = client(&pgweir, "unseen_view").await;
+    assert_eq!(one.value("SELECT a FROM v").await, "1");
+    eventually("the pin", async || pinned(&pgweir).await == 1).await;
+    let mut other = client(&pgweir, "unseen_view").await;
+    is_read(&mut other).await;
+    other.query("SELECT a FROM v").await.ok();
+    eventually("the pin", async || pinned(&pgweir).await == 2).await;
+}
+
+/// Functions that set something for the session, by what runs them.
+const SETTERS: &str = "
+    INSERT INTO t VALUES (1);
+    CREATE FUNCTION sets() RETURNS int IMMUTABLE LANGUAGE plpgsql AS
+        $$BEGIN PERFORM set_config('work_mem', '7MB', false); RETURN 0; END$$;
+    CREATE FUNCTION sets(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN sets(); END';
+    CREATE FUNCTION sets(int, int) RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN sets(); END';
+    CREATE FUNCTION sets(t) RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN sets(); END';
+    CREATE FUNCTION on_ddl() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM sets(); END';
+    CREATE TYPE pair AS (a int, b int);
+    CREATE FUNCTION paired(int) RETURNS pair LANGUAGE plpgsql AS 'BEGIN RETURN (1, sets()); END';
+    CREATE FUNCTION shown() RETURNS text LANGUAGE sql AS $$SELECT current_setting('work_mem')$$;";
+
+/// What makes something that runs them, and then runs it.
+const WAYS: [(&str, &str); 10] = [
+    (
+        "CREATE TABLE x.k (a int, b int DEFAULT sets())",
+        "INSERT INTO x.k (a) VALUES (1)",
+    ),
+    (
+        "CREATE TABLE x.k (a int CHECK (a > sets()))",
+        "INSERT INTO x.k VALUES (1)",
+    ),
+    (
+        "CREATE TABLE x.k (a int, b int GENERATED ALWAYS AS (sets(a)) STORED)",
+        "INSERT INTO x.k VALUES (1)",
+    ),
+    (
+        "CREATE TABLE x.k (a int); CREATE INDEX ON x.k (sets(a))",
+        "INSERT INTO x.k VALUES (1)",
+    ),
+    (
+        "CREATE TABLE x.k (a int); CREATE RULE r AS ON DELETE TO x.k DO ALSO SELECT sets()",
+        "DELETE FROM x.k",
+    ),
+    (
+        "CREATE VIEW x.k AS SELECT a, sets() FROM t",
+        "SELECT * FROM x.k",
+    ),
+    (
+        "CREATE OPERATOR x.<+> (leftarg = int, rightarg = int, function = sets)",
+        "SELECT a OPERATOR(x.<+>) 1 FROM t",
+    ),
+    (
+        "CREATE DOMAIN x.k AS int CHECK (value > sets())",
+        "SELECT a::x.k FROM t",
+    ),
+    ("CREATE SCHEMA IF NOT EXISTS x", "SELECT t.sets FROM t"),
+    (
+        "CREATE CAST (int AS pair) WITH FUNCTION paired(int)",
+        "SELECT a::pair FROM t",
+    ),
+];
+
+#[tokio::test]
+async fn whatever_runs_it_unseen_what_is_set_is_its_sessions() {
+    drop(made("unseen_ways", SETTERS).await);
+    let pgweir = start("1");
+    let mut one = client(&pgweir, "unseen_ways").await;
+    let mut other = client(&pgweir, "unseen_ways").await;
+    let event = "CREATE EVENT TRIGGER e ON ddl_command_end EXECUTE FUNCTION on_ddl()";
+    let ways = WAYS.into_iter();
+    for (make, run) in ways.chain([(event, "CREATE TABLE x.k (a int)")]) {
+        one.query("CREATE SCHEMA x").await.ok();
+        one.query(make).await.ok();
+        one.query("RESET work_mem").await.ok();
+        is_read(&mut other).await;
+        assert_eq!(other.value("SHOW work_mem").await, "4MB", "{make}");
+        one.query(run).await.ok();
+        assert_eq!(other.value("SELECT shown()").await, "4MB", "{make}");
+        assert_eq!(one.value("SHOW work_mem").await, "7MB", "{make}");
+        one.query("DROP SCHEMA x CASCADE").await.ok();
+        one.query("RESET work_mem").await.ok();
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_asked_where_nothing_is_left() {
+    let mut direct = made("unseen_nothing", "CREATE VIEW v AS SELECT * FROM t").await;
+    let pgweir = start("1");
+    let mut one = client(&pgweir, "unseen_nothing").await;
+    let insert = "INSERT INTO t VALUES (2)";
+    let asked = async |direct: &mut Client| {
+        // A question would have come right behind the answer.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        last(direct).await != insert
+    };
+    eventually("no question", async || {
+        one.query(insert).await.ok();
+        !asked(&mut direct).await
+    })
+    .await;
+    // A trigger that is made through pgweir is known at once.
+    one.query("CREATE FUNCTION sets() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN SET work_mem = '7MB'; RETURN NEW; END$$")
+        .await
+        .ok();
+    one.query("CREATE TRIGGER sets AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION sets()")
+        .await
+        .ok();
+    for _ in 0..10 {
+        one.query(insert).await.ok();
+        assert!(asked(&mut direct).await);
+    }
+}
