@@ -1,6 +1,6 @@
 //! Requests that ended without a server connection, by SQLSTATE.
 //!
-//! Bound: [`CODES_MAX`] of them; a server that refuses logins can give any.
+//! Bound: `CODES_MAX` of them; a server that refuses logins can give any.
 
 use std::sync::{Mutex, PoisonError};
 

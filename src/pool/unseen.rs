@@ -12,7 +12,7 @@
 //! Functions in C count as harmless, and so does whatever was made elsewhere since the last reading. A function is taken by
 //! its name alone.
 //!
-//! Bound: [`FUNCTIONS_MAX`] functions, and 4 MiB of sources in an answer, while reading; of a database with more, everything
+//! Bound: `FUNCTIONS_MAX` functions, and 4 MiB of sources in an answer, while reading; of a database with more, everything
 //! counts. What is kept is three flags and the names of functions that can be written as columns.
 
 use std::collections::HashSet;
