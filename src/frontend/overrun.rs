@@ -20,7 +20,8 @@ use super::session::{End, Session};
 use crate::backend::cancel;
 use crate::backend::connection::Identity;
 use crate::error::{Report, SqlState};
-use crate::meter::{SessionBits, Whose};
+use crate::meter::{Limits, SessionBits, Whose};
+use crate::registry::ClientEntry;
 use crate::sql::known::Known;
 use crate::tasks;
 use crate::wire::frontend as f;
@@ -115,42 +116,38 @@ impl Session {
         self.overrun().is_some_and(|it| it.own_cancel.is_some())
     }
 
+    /// The rules, which of them may be about this session, and whose it is.
+    fn rules<'a>(&'a mut self) -> (&'a Limits, &'a mut SessionBits, impl FnOnce() -> Whose<'a>) {
+        let Self {
+            shared,
+            metering,
+            entry,
+            limit_bits,
+            ..
+        } = self;
+        let (queries, application) = (&shared.known.queries, metering.origin.application);
+        let entry: &'a ClientEntry = entry;
+        let whose = move || Whose {
+            user: &entry.user,
+            database: &entry.database,
+            application: queries.application_of(application, || entry.application()),
+        };
+        (&shared.limits, limit_bits, whose)
+    }
+
     /// Whether a statement of this session may have a limit.
     fn may_be_limited(&mut self) -> bool {
         if self.effective.timeouts.query_timeout.is_some() {
             return true;
         }
-        let Self {
-            shared,
-            metering,
-            entry,
-            limit_bits: bits,
-            ..
-        } = self;
-        let (queries, application) = (&shared.known.queries, metering.origin.application);
-        shared.limits.may_concern(bits, || Whose {
-            user: &entry.user,
-            database: &entry.database,
-            application: queries.application_of(application, || entry.application()),
-        })
+        let (rules, bits, whose) = self.rules();
+        rules.may_concern(bits, whose)
     }
 
     /// The limit of `known`.
     fn limit_of(&mut self, known: &Known) -> QueryLimit {
-        let Self {
-            shared,
-            metering,
-            entry,
-            limit_bits: bits,
-            ..
-        } = self;
-        let (queries, application) = (&shared.known.queries, metering.origin.application);
-        let rule = shared.limits.of(&known.query, bits, || Whose {
-            user: &entry.user,
-            database: &entry.database,
-            application: queries.application_of(application, || entry.application()),
-        });
-        match rule {
+        let (rules, bits, whose) = self.rules();
+        match rules.of(&known.query, bits, whose) {
             Some(rule) => QueryLimit {
                 after: rule.after,
                 rule: Some(rule.rule),
@@ -161,19 +158,8 @@ impl Session {
 
     /// Whether a rule forbids to run `known` again.
     pub(super) fn is_never_again(&mut self, known: &Known) -> bool {
-        let Self {
-            shared,
-            metering,
-            entry,
-            limit_bits: bits,
-            ..
-        } = self;
-        let (queries, application) = (&shared.known.queries, metering.origin.application);
-        shared.limits.forbids_retry(&known.query, bits, || Whose {
-            user: &entry.user,
-            database: &entry.database,
-            application: queries.application_of(application, || entry.application()),
-        })
+        let (rules, bits, whose) = self.rules();
+        rules.forbids_retry(&known.query, bits, whose)
     }
 
     fn general_limit(&self) -> QueryLimit {

@@ -171,7 +171,10 @@ impl catalogue::Catalogue {
         let changes = unseen.changes.load(Ordering::SeqCst);
         let is_first = unseen.found.load().is_none();
         match tokio::time::timeout(LIMIT, ask(&pool, is_first)).await {
-            Ok(Answer::Leaves(leaves, took)) => unseen.take(leaves, took, changes),
+            Ok(Answer::Leaves(leaves, took)) => {
+                unseen.take(leaves, took, changes);
+                tracing::debug!(pool = %pool.key, "what runs unseen in a database was read");
+            }
             Ok(Answer::TooLate) | Err(_) => {
                 tracing::debug!(pool = %pool.key, "reading what runs unseen in a database takes too long");
                 unseen.put_off(changes);

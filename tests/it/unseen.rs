@@ -24,6 +24,7 @@ fn start(size: &str) -> Pgweir {
     Options::new(shared::server())
         .flag("--pool-size", size)
         .set("pool.hidden_state", "true")
+        .set("log.level", "info,pgweir=debug")
         .start()
 }
 
@@ -34,12 +35,20 @@ async fn last(direct: &mut Client) -> String {
     direct.value(sql).await
 }
 
-/// Long enough for what the database runs unseen to be read.
-async fn is_read(one: &mut Client) {
-    for _ in 0..5 {
+/// How often what a database runs unseen has been read.
+fn readings(pgweir: &Pgweir) -> usize {
+    let log = pgweir.log();
+    log.matches("what runs unseen in a database was read")
+        .count()
+}
+
+/// Waits until what the database runs unseen has been read more than so many times; a release begins it.
+async fn is_read(pgweir: &Pgweir, one: &mut Client, before: usize) {
+    eventually("what runs unseen to be read", async || {
         one.query("SELECT a FROM log WHERE false").await.ok();
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        readings(pgweir) > before
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -55,7 +64,7 @@ async fn a_lock_that_a_trigger_takes_pins() {
     for round in 0..2 {
         let mut one = client(&pgweir, "unseen_lock").await;
         if round > 0 {
-            is_read(&mut one).await;
+            is_read(&pgweir, &mut one, 0).await;
         }
         one.query("INSERT INTO t VALUES (1)").await.ok();
         eventually("the pin", async || pinned(&pgweir).await == 1).await;
@@ -83,7 +92,7 @@ async fn what_a_trigger_sets_is_its_sessions() {
         "SELECT current_setting('work_mem') || coalesce(current_setting('app.unseen', true), '')";
     for round in 0..4 {
         if round > 0 {
-            is_read(&mut other).await;
+            is_read(&pgweir, &mut other, 0).await;
         }
         one.query("INSERT INTO t VALUES (1)").await.ok();
         assert_eq!(other.value(shown).await, "4MB");
@@ -106,7 +115,7 @@ async fn a_view_that_locks_pins() {
     assert_eq!(one.value("SELECT a FROM v").await, "1");
     eventually("the pin", async || pinned(&pgweir).await == 1).await;
     let mut other = client(&pgweir, "unseen_view").await;
-    is_read(&mut other).await;
+    is_read(&pgweir, &mut other, 0).await;
     other.query("SELECT a FROM v").await.ok();
     eventually("the pin", async || pinned(&pgweir).await == 2).await;
 }
@@ -175,9 +184,11 @@ async fn whatever_runs_it_unseen_what_is_set_is_its_sessions() {
     let ways = WAYS.into_iter();
     for (make, run) in ways.chain([(event, "CREATE TABLE x.k (a int)")]) {
         one.query("CREATE SCHEMA x").await.ok();
+        one.query("RESET work_mem").await.ok();
+        let before = readings(&pgweir);
         one.query(make).await.ok();
         one.query("RESET work_mem").await.ok();
-        is_read(&mut other).await;
+        is_read(&pgweir, &mut other, before).await;
         assert_eq!(other.value("SHOW work_mem").await, "4MB", "{make}");
         one.query(run).await.ok();
         assert_eq!(other.value("SELECT shown()").await, "4MB", "{make}");
