@@ -90,6 +90,9 @@ impl Origin {
     }
 }
 
+/// How long a connection may have waited to be accepted, as far as its options go.
+const QUEUED: Duration = Duration::from_secs(2);
+
 /// What the accept loop remembers from one connection to the next.
 #[derive(Debug, Default)]
 struct Before {
@@ -97,6 +100,8 @@ struct Before {
     local: Option<Arc<SocketAddr>>,
     /// What connections have from their listener.
     inherited: Option<SocketOptions>,
+    /// Until when some may come that were in the listener's queue before it had that.
+    queued_until: Option<Instant>,
 }
 
 impl Before {
@@ -111,6 +116,14 @@ impl Before {
     /// Gives `tcp` the options that it does not have from `listener`, which gets them for those that follow.
     fn set_options(&mut self, options: SocketOptions, listener: &TcpListener, tcp: &TcpStream) {
         if self.inherited.as_ref() == Some(&options) {
+            if self
+                .queued_until
+                .is_some_and(|until| Instant::now() < until)
+            {
+                let _ = options.set_all(tcp);
+            } else {
+                self.queued_until = None;
+            }
             return;
         }
         let inherit = || {
@@ -120,6 +133,7 @@ impl Before {
         };
         if cfg!(target_os = "linux") && inherit().is_ok() {
             self.inherited = Some(options);
+            self.queued_until = Some(Instant::now() + QUEUED);
         } else {
             // A client that is gone already fails here and is noticed when it is read.
             let _ = options.apply(tcp);

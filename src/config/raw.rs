@@ -344,7 +344,8 @@ tables! {
         /// Share of `max_size` that sessions may hold that keep their server connection (`SHOW PINS`), rounded up; a
         /// statement that would need one more is refused with 53300.
         max_pinned: Percent = Percent(100), Live;
-        /// Statements run on each new server connection, and again where what they have set was changed or reset by a client.
+        /// Statements run on each new server connection, and again where what they have set was changed or reset by a
+        /// client: they must be able to run twice.
         connect_query: Option<String> = None, NewConnections;
     }
 

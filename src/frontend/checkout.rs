@@ -14,9 +14,10 @@ use crate::pool::Lease;
 use crate::pool::reset::{self, Residue};
 use crate::pool::waiter::CheckoutError;
 use crate::routing::reason::Reason;
+use crate::session::login;
 use crate::session::mirror::Mirror;
 use crate::session::plan::{self, Pace};
-use crate::session::settings::{self, Login, Row};
+use crate::session::settings::Row;
 use crate::sql::reading::Rereads;
 use crate::sql::state::PinSet;
 use crate::wire::backend::TransactionStatus;
@@ -63,6 +64,13 @@ impl Session {
             .and_then(|rerun| rerun.queued_since.take());
         self.notified_waiting &= before.is_some();
         self.since = before.unwrap_or(self.now);
+    }
+
+    /// What has been waited and counted is part of one wait, whichever queue comes next.
+    pub(super) fn note_waiting_on(&mut self) {
+        let (since, now) = (self.since, self.now);
+        let rerun = self.rerun_mut();
+        (rerun.queued_since, rerun.queue_counted) = (Some(since), Some(now));
     }
 
     /// Goes on with what is in the inbox, the first of which may have to wait in another queue.
@@ -115,7 +123,9 @@ impl Session {
 
     /// Counts the time for which the client has stood in a queue, however that ends.
     pub(super) fn count_wait(&self) -> Duration {
-        let waited = self.now.duration_since(self.since);
+        let counted = self.rerun.as_ref().and_then(|rerun| rerun.queue_counted);
+        let from = counted.map_or(self.since, |counted| counted.max(self.since));
+        let waited = self.now.duration_since(from);
         let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
         let counters = &self.pool.counters;
         counters.wait_micros.fetch_add(micros, Ordering::Relaxed);
@@ -274,13 +284,10 @@ impl Session {
 
     /// What was learnt is what the backend has. As a rule that is what the session has, and the two share it.
     pub(super) fn reflect(&self, mirror: &mut Mirror, learnt: &[Row]) {
-        if let Some(role) = settings::login_role(learnt) {
-            mirror.login_role = Some(role.into());
+        if let Some(role) = login::role(learnt) {
+            mirror.login_role = Some(role.into_owned().into());
         }
-        let login = Login {
-            user: self.effective.login_user.as_bytes(),
-            role: mirror.login_role.as_deref(),
-        };
+        let login = mirror.login(&self.effective.login_user);
         let next = mirror.settings.with(learnt, login);
         let current = self.settings.current();
         mirror.settings = if next == **current {

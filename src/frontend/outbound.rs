@@ -16,7 +16,7 @@ use crate::backend::receive::{self, ReceiveError, Receiver};
 use crate::error::SqlState;
 use crate::net::buffer::{Gather, ReadBuffer};
 use crate::session::leftovers;
-use crate::session::settings::{Login, Row};
+use crate::session::settings::Row;
 use crate::sql::state::{PinReason, PinSet};
 use crate::wire::backend::{self as b, TransactionStatus};
 use crate::wire::expect::{For, OWN_NAME, Owed, Received, Request, UNNAMED};
@@ -380,10 +380,7 @@ impl Relay<'_> {
                     .settle_pins(left.pins, backend.expect.is_at_rest());
                 self.prepared = Some(left.prepared);
             }
-            let login = Login {
-                user: self.session.effective.login_user.as_bytes(),
-                role: backend.mirror.login_role.as_deref(),
-            };
+            let login = backend.mirror.login(&self.session.effective.login_user);
             self.session.settings.learn(&rows, login);
             self.learnt = rows;
         }

@@ -10,6 +10,7 @@ use std::task::Context;
 
 use super::session::{End, Phase, Session};
 use crate::error::SqlState;
+use crate::routing::reason::Reason;
 use crate::session::plan::Order;
 use crate::wire::backend as b;
 
@@ -65,6 +66,11 @@ impl Session {
         if let Some(routes) = &mut self.routes {
             routes.in_exchange = false;
             routes.opened = None;
+            // Another replica may lack the same, such as a role that was just made.
+            if routes.reading.take().is_some() {
+                routes.trial = None;
+                routes.forced = Some(Reason::Again);
+            }
         }
         self.enter(Phase::Idle);
         self.process_inbox(cx)

@@ -91,17 +91,29 @@ pub(super) async fn prepare(
     deadline: Instant,
 ) -> Result<Prepared, HandshakeError> {
     let mut lease = wait_for_lease(pool, waiter, deadline).await?;
-    let Ok(tried) = tokio::time::timeout_at(deadline, try_on(&mut lease, &settings)).await else {
-        return Err(HandshakeError::Timeout {
-            why: Some("The server did not answer to the startup parameters.".to_owned()),
-        });
+    let Ok(mut tried) = tokio::time::timeout_at(deadline, try_on(&mut lease, &settings)).await
+    else {
+        return Err(unanswered());
     };
+    // A `connect_query` that can't run twice is not the client's fault.
+    if tried.is_err() && pool.effective.load().pool.connect_query.is_some() {
+        drop(lease);
+        lease = wait_for_lease(pool, waiter, deadline).await?;
+        let again = tokio::time::timeout_at(deadline, try_on(&mut lease, &settings)).await;
+        tried = again.map_err(|_| unanswered())?;
+    }
     // A refusal leaves the connection as clean as it was; anything else leaves it to be closed.
     lease.checkin();
     let reported = tried?;
     pool.startups
         .put(Arc::clone(&settings), Arc::clone(&reported));
     Ok(Prepared { settings, reported })
+}
+
+fn unanswered() -> HandshakeError {
+    HandshakeError::Timeout {
+        why: Some("The server did not answer to the startup parameters.".to_owned()),
+    }
 }
 
 async fn wait_for_lease(

@@ -243,7 +243,7 @@ impl Session {
                 .unwrap_or(0);
         }
         // Whichever server it waits for next, it is one wait.
-        self.rerun_mut().queued_since = Some(self.since);
+        self.note_waiting_on();
         self.enter(Phase::Idle);
     }
 

@@ -89,6 +89,8 @@ pub(super) struct Rerun {
     pub until: Option<Instant>,
     /// Since when the request in front waits for a connection, if it has waited in another queue before.
     pub queued_since: Option<Instant>,
+    /// Until when the time in queues has been counted.
+    pub queue_counted: Option<Instant>,
     pub first_write: FirstWrite,
     /// What is known of the transaction, to find out whether it has committed; only with `retry.settle_commit`.
     pub settle: Option<Box<Settle>>,

@@ -211,7 +211,9 @@ impl Session {
             Outcome::Elsewhere { was_slow } => {
                 if riding.seat.sent().is_none() {
                     // It goes on waiting.
-                    self.rerun_mut().queued_since = Some(self.since);
+                    let waited = self.count_wait();
+                    self.metering.waited(waited);
+                    self.note_waiting_on();
                     self.notified_waiting = false;
                 }
                 self.forget_ride(was_slow);

@@ -92,9 +92,10 @@ impl Rerun {
             refuses,
             refuses_outside,
             queued_since,
+            queue_counted,
         } = self;
-        // Says where `refuses` is to be said, and nothing by itself.
-        *refuses_outside = false;
+        // They say something of `refuses` and of `queued_since`, and nothing by themselves.
+        (*refuses_outside, *queue_counted) = (false, None);
         journal.is_new()
             && failed.is_none()
             && (*runs, *terminated) == (0, 0)

@@ -84,6 +84,7 @@ impl Session {
 
     /// Whether something may be left on the backend, which the session gives up now without asking.
     pub(super) fn take_unseen(&mut self) -> bool {
+        self.unseen.by_what_was_found = false;
         std::mem::take(&mut self.unseen.may_have_left)
     }
 

@@ -224,9 +224,19 @@ impl Pool {
             Order::Equal => self
                 .opened_last()
                 .is_none_or(|at| at.elapsed() > YIELD_AFTER),
-            Order::Less => false,
+            // Whom it keeps with none at all has a turn, as long as by weight.
+            Order::Less => {
+                let turn = YIELD_AFTER.as_secs_f64() * ratio(self.share().1, weight);
+                let is_over = |at: Instant| at.elapsed().as_secs_f64() > turn;
+                open == 0 && self.opened_last().is_none_or(is_over)
+            }
         }
     }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "weights are small")]
+fn ratio(a: usize, b: usize) -> f64 {
+    a as f64 / b.max(1) as f64
 }
 
 #[cfg(test)]
@@ -280,6 +290,28 @@ mod tests {
         let _more = opens(&modest, 3);
         starves(&limits, &greedy, Cap::Total);
         assert!(modest.should_yield());
+    }
+
+    #[tokio::test]
+    async fn who_has_nothing_has_a_turn_whatever_the_other_weighs() {
+        let limits = Arc::new(Limits::default());
+        let heavy = pool(&limits, "heavy", "db1");
+        let light = pool(&limits, "light", "db1");
+        let mut effective = Effective::clone(&heavy.effective.load());
+        effective.weight *= 3;
+        heavy.effective.store(Arc::new(effective));
+        let _open = opens(&heavy, 1);
+        let opened =
+            |ago: Duration| *heavy.opened_last.lock().unwrap() = Some(Instant::now() - ago);
+        starves(&limits, &light, Cap::Total);
+        opened(YIELD_AFTER * 2);
+        assert!(!heavy.should_yield());
+        opened(YIELD_AFTER * 4);
+        assert!(heavy.should_yield());
+        // One that has something waits for its share.
+        let _one = opens(&light, 1);
+        starves(&limits, &light, Cap::Total);
+        assert!(!heavy.should_yield());
     }
 
     #[tokio::test]

@@ -56,8 +56,9 @@ const SERIALIZABLE: &[u8] = b"WITH s AS (SELECT COALESCE(r.rolname::pg_catalog.t
 #[derive(Debug)]
 struct Functions {
     read: Instant,
-    /// Roles whose transactions are serializable as a rule; an empty name stands for all.
-    serializable: HashSet<Box<[u8]>>,
+    /// Roles whose transactions are serializable as a rule; an empty name stands for all. `None` if the server would not
+    /// say.
+    serializable: Option<HashSet<Box<[u8]>>>,
     /// Whether a function of this name may write.
     writes: HashMap<Box<[u8]>, bool>,
     hidden: Arc<Hidden>,
@@ -120,8 +121,8 @@ impl Catalogue {
         }
         let functions = self.current(pool, now)?;
         let names = [b"", effective.login_user.as_bytes()];
-        let is_one = |name: &&[u8]| functions.serializable.contains(*name);
-        Some(!functions.serializable.is_empty() && names.iter().any(is_one))
+        let serializable = functions.serializable.as_ref()?;
+        Some(!serializable.is_empty() && names.iter().any(|name| serializable.contains(*name)))
     }
 
     fn current(self: &Arc<Self>, pool: &Arc<Pool>, now: Instant) -> Option<Arc<Functions>> {
@@ -175,10 +176,10 @@ async fn ask(pool: &Arc<Pool>) -> Option<Functions> {
     };
     let writes = rows.into_iter().map(entry).collect::<Option<_>>()?;
     let name = |row: Vec<Option<Vec<u8>>>| Some(row.into_iter().next()??.into_boxed_slice());
-    let serializable = serializable.ok()?.into_iter().map(name);
+    let serializable = serializable.ok().map(|rows| rows.into_iter().map(name));
     Some(Functions {
         read,
-        serializable: serializable.collect::<Option<_>>()?,
+        serializable: serializable.and_then(Iterator::collect),
         writes,
         hidden: Arc::new(Hidden::read(hidden.ok()?)?),
     })

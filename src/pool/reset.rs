@@ -69,6 +69,7 @@ pub fn give_back(mut lease: Lease, residue: Residue, dialer: &Arc<Dialer>, limit
         tasks::spawn("end and close", async move {
             let _ = tokio::time::timeout(limit, end(&mut lease, &dialer, limit)).await;
             drop(lease);
+            drop(cleaning);
         });
         return;
     }
@@ -140,7 +141,8 @@ async fn take_login_role(lease: &mut Lease) -> io::Result<()> {
         .await
         .map_err(io::Error::other)?;
     let role = rows.into_iter().flatten().next().flatten();
-    lease.mirror.login_role = role.map(Into::into);
+    // Another name is in whatever encoding the login has: the next question asks for its bytes.
+    lease.mirror.login_role = role.filter(|role| role.is_ascii()).map(Into::into);
     Ok(())
 }
 

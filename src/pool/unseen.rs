@@ -27,16 +27,19 @@ use super::catalogue;
 use super::lease::Lease;
 use super::pool::Pool;
 use crate::backend::query::{self, QueryError, Row};
-use crate::error::SqlState;
-use crate::session::literal::put_literal;
+use crate::session::literal::put_text;
 use crate::sql::unseen::{Leaves, Source, Sources};
 use crate::tasks;
 
 /// How long what was read is believed: long enough, too, that reading takes no more than its share of a connection.
 const BELIEVED: Duration = Duration::from_secs(60);
 const SHARE: u32 = 1000;
-/// How long reading it may take.
+/// How long reading it may take, and when it is tried again if it failed.
 const LIMIT: Duration = Duration::from_secs(30);
+const PUT_OFF: Duration = Duration::from_secs(30 * 60);
+/// Ahead of each question, for its transaction: the connection is as the last session left it.
+const AS_OURS: &str = "SELECT pg_catalog.set_config('client_encoding', pg_catalog.getdatabaseencoding(), true), \
+    pg_catalog.set_config('lock_timeout', '0', true);";
 /// Functions there may be.
 const FUNCTIONS_MAX: usize = 2_000;
 /// Names whose functions are asked for at a time, and how often: calls may be this deep.
@@ -135,7 +138,11 @@ impl Unseen {
     }
 
     fn take(&self, leaves: Leaves, took: Duration, changes: u64) {
-        let until = Instant::now() + BELIEVED.max(took * SHARE);
+        self.put(leaves, BELIEVED.max(took * SHARE), changes);
+    }
+
+    fn put(&self, leaves: Leaves, believed: Duration, changes: u64) {
+        let until = Instant::now() + believed;
         let is_quiet = leaves.is_nothing();
         self.found.store(Some(Arc::new(Found { until, leaves })));
         self.is_quiet.store(is_quiet, Ordering::SeqCst);
@@ -145,11 +152,11 @@ impl Unseen {
         }
     }
 
-    /// It takes too long to read: what was known is believed for longer, and anything may be left where nothing was.
+    /// It can't be read: what was known is believed for longer, and anything may be left where nothing was.
     fn put_off(&self, changes: u64) {
         let known = self.found.load_full();
         let leaves = known.map_or_else(Leaves::anything, |found| found.leaves.clone());
-        self.take(leaves, Duration::ZERO, changes);
+        self.put(leaves, PUT_OFF, changes);
     }
 }
 
@@ -170,17 +177,17 @@ impl catalogue::Catalogue {
         let unseen = &self.unseen;
         let changes = unseen.changes.load(Ordering::SeqCst);
         let is_first = unseen.found.load().is_none();
-        match tokio::time::timeout(LIMIT, ask(&pool, is_first)).await {
-            Ok(Answer::Leaves(leaves, took)) => {
+        match ask(&pool, is_first).await {
+            Answer::Leaves(leaves, took) => {
                 unseen.take(leaves, took, changes);
                 tracing::debug!(pool = %pool.key, "what runs unseen in a database was read");
             }
-            Ok(Answer::TooLate) | Err(_) => {
-                tracing::debug!(pool = %pool.key, "reading what runs unseen in a database takes too long");
+            Answer::Failed(reason) => {
+                tracing::warn!(pool = %pool.key, reason, "could not read what runs unseen in a database");
                 unseen.put_off(changes);
             }
             // The next session asks again.
-            Ok(Answer::None) => {}
+            Answer::None => {}
         }
         unseen.is_being_read.store(false, Ordering::SeqCst);
     }
@@ -202,40 +209,36 @@ async fn lease(pool: &Arc<Pool>, is_first: bool) -> Option<Lease> {
 enum Answer {
     /// And how long it took.
     Leaves(Leaves, Duration),
-    TooLate,
+    Failed(String),
     /// There was no connection, or it was lost.
     None,
 }
 
 async fn ask(pool: &Arc<Pool>, is_first: bool) -> Answer {
-    let Some(mut lease) = lease(pool, is_first).await else {
+    let Ok(Some(mut lease)) = tokio::time::timeout(LIMIT, lease(pool, is_first)).await else {
         return Answer::None;
     };
     let begun = Instant::now();
-    let answer = ask_on(&mut lease).await;
+    let Ok(answer) = tokio::time::timeout(LIMIT, ask_on(&mut lease)).await else {
+        return Answer::Failed(format!("it takes longer than {LIMIT:?}"));
+    };
     lease.checkin();
     let leaves = match answer {
         Ok(leaves) => leaves,
-        Err(QueryError::Server { code, .. }) if code == SqlState::QUERY_CANCELED => {
-            return Answer::TooLate;
-        }
-        // One that does not let this be read would not say what is left either.
-        Err(QueryError::Server { message, .. }) => {
-            tracing::warn!(pool = %pool.key, message, "could not read what runs unseen in a database");
-            Leaves::default()
-        }
-        Err(_) => return Answer::None,
+        Err(QueryError::Server { message, .. }) => return Answer::Failed(message),
+        Err(QueryError::Receive(_)) => return Answer::None,
     };
     Answer::Leaves(leaves, begun.elapsed())
 }
 
 async fn ask_on(lease: &mut Lease) -> Result<Leaves, QueryError> {
-    let text = [ROOTS, SOURCES].concat();
+    let text = [AS_OURS, ROOTS, SOURCES].concat();
     let rows = query::on_backend(lease, text.as_bytes()).await?;
     let mut sources = Sources::default();
     let mut asked: HashSet<Box<[u8]>> = HashSet::new();
     let mut is_known = take(&mut sources, rows).await;
-    let rows = query::on_backend(lease, BUILT_IN.as_bytes()).await?;
+    let text = [AS_OURS, BUILT_IN].concat();
+    let rows = query::on_backend(lease, text.as_bytes()).await?;
     is_known &= take(&mut sources, rows).await;
     for _ in 0..DEPTH_MAX {
         let names = sources.names_but(&asked);
@@ -256,12 +259,12 @@ async fn ask_on(lease: &mut Lease) -> Result<Leaves, QueryError> {
     Ok(sources.judge())
 }
 
-/// Takes the rows of an answer in; false if there are too many.
+/// Takes the rows of an answer in, the first of which is that of [`AS_OURS`]; false if there are too many.
 async fn take(sources: &mut Sources, rows: Vec<Row>) -> bool {
-    if rows.len() + sources.len() > FUNCTIONS_MAX {
+    if rows.len().saturating_sub(1) + sources.len() > FUNCTIONS_MAX {
         return false;
     }
-    for row in rows {
+    for row in rows.into_iter().skip(1) {
         let Ok([Some(name), Some(language), Some(ways), text]) = <[_; 4]>::try_from(row) else {
             return false;
         };
@@ -274,12 +277,12 @@ async fn take(sources: &mut Sources, rows: Vec<Row>) -> bool {
 }
 
 fn named(names: &[Box<[u8]>]) -> Vec<u8> {
-    let mut text = NAMED.as_bytes().to_vec();
+    let mut text = [AS_OURS, NAMED].concat().into_bytes();
     for (index, name) in names.iter().enumerate() {
         if index > 0 {
             text.push(b',');
         }
-        put_literal(&mut text, name);
+        put_text(&mut text, name);
     }
     text.extend_from_slice(b")) ");
     text.extend_from_slice(SOURCES.as_bytes());

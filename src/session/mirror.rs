@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lru::LruCache;
 
+use super::login::Login;
 use super::sequences::Numbers;
 use super::settings::Settings;
 use super::shape::{Awaited, Shape};
@@ -194,7 +195,7 @@ pub struct Mirror {
     pub unknown_to: Option<u32>,
     /// Something was reset that `connect_query` may have set, if there is one.
     pub is_bare: bool,
-    /// The role it began with, once it was asked.
+    /// The role it began with, once it was asked ([`Self::login`]).
     pub login_role: Option<Box<[u8]>>,
     /// What it last reported.
     pub reported: Arc<Reported>,
@@ -221,6 +222,14 @@ pub struct Incarnation {
 }
 
 impl Mirror {
+    /// Whom a backend that has logged in as `user` is.
+    pub fn login<'a>(&'a self, user: &'a str) -> Login<'a> {
+        Login {
+            user: user.as_bytes(),
+            role: self.login_role.as_deref(),
+        }
+    }
+
     /// A fresh backend that keeps at most `max_prepared` statements (at least one).
     pub fn new(reported: Arc<Reported>, max_prepared: usize) -> Self {
         let capacity = NonZeroUsize::new(max_prepared).unwrap_or(NonZeroUsize::MIN);

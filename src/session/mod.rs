@@ -7,6 +7,7 @@
 pub mod channels;
 pub mod leftovers;
 pub mod literal;
+pub mod login;
 pub mod mirror;
 pub mod plan;
 pub mod renaming;

@@ -18,6 +18,7 @@ use super::leftovers;
 use super::literal::{
     TIMEOUT, put_bytes_of, put_literal, put_question, put_text, put_time, unescaped,
 };
+use super::login::{self, Login};
 use crate::sql::reading::UNREPORTED;
 
 /// Settings that are never carried: the life of the first three ends with the transaction, the others can't be set
@@ -42,23 +43,6 @@ type NameSet = BTreeSet<Box<[u8]>>;
 
 /// A name and its value, as the server answers a [`Probe`].
 pub type Row = (Vec<u8>, Option<Vec<u8>>);
-
-/// Whom a backend is where nothing of a session's says otherwise.
-#[derive(Clone, Copy, Debug)]
-pub struct Login<'a> {
-    pub user: &'a [u8],
-    /// The role it began with, by `ALTER ROLE … SET role` or the startup packet; `None` while nobody has asked.
-    pub role: Option<&'a [u8]>,
-}
-
-/// The row that tells [`Login::role`]; no setting has a name with a space in it.
-const LOGIN_ROLE: &[u8] = b"login role";
-
-/// The role a backend began with, if `rows` tell it.
-pub fn login_role(rows: &[Row]) -> Option<&[u8]> {
-    let row = rows.iter().find(|(name, _)| name == LOGIN_ROLE)?;
-    row.1.as_deref()
-}
 
 /// A set of settings that differ from the server's own, sorted by name. Shared by all sessions that have the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -129,11 +113,12 @@ impl Settings {
     /// no setting.
     #[must_use]
     pub fn with(&self, rows: &[Row], login: Login<'_>) -> Self {
-        let login_role = login_role(rows).or(login.role).unwrap_or(b"none");
+        let asked = login::role(rows);
+        let login_role = asked.as_deref().or(login.role).unwrap_or(b"none");
         let mut next = self.clone();
         for (name, value) in rows {
             let name = canonical_name(name);
-            if name == LOGIN_ROLE || NOT_CARRIED.contains(&name.as_slice()) {
+            if name == login::ROLE || NOT_CARRIED.contains(&name.as_slice()) {
                 continue;
             }
             let value = value.as_deref().map(unescaped);
@@ -301,7 +286,10 @@ impl Tracker {
         if self.startup.get(&name).is_some() {
             self.doings().restore.insert(name.clone());
         }
-        self.doings().reset.insert(name);
+        // Nobody can be asked for another: it would be read in the encoding of the moment.
+        if name.is_ascii() {
+            self.doings().reset.insert(name);
+        }
     }
 
     /// Names of the settings the session has or started with.
@@ -473,10 +461,7 @@ impl Tracker {
             text.extend_from_slice(&behind);
         }
         if !has_login_role && names.contains(&b"role"[..]) {
-            // A statement behind the others, because it takes the role for as long as the question lasts.
-            text.extend_from_slice(
-                b";SELECT 'login role'::pg_catalog.text, pg_catalog.set_config('role', NULL, true)",
-            );
+            login::put_question(&mut text);
         }
         Some(Probe { text })
     }

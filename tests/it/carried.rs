@@ -181,6 +181,20 @@ async fn what_connect_query_sets_is_there_whoever_was_there_before() {
 }
 
 #[tokio::test]
+async fn a_connect_query_that_cannot_run_twice_refuses_nobody() {
+    shared::role("carried_once").await;
+    let pgweir = one_backend()
+        .set("pool.connect_query", "\"PREPARE once AS SELECT 1\"")
+        .start();
+    let mut one = client(&pgweir, "carried_once", &[]).await;
+    one.query("RESET ALL").await.ok();
+    let login = [("options", "-c work_mem=2MB")];
+    let mut two = client(&pgweir, "carried_once", &login).await;
+    assert_eq!(two.value("SHOW work_mem").await, "2MB");
+    assert_eq!(one.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
 async fn a_login_with_a_role_of_its_own_has_it_for_every_client() {
     let mut admin = direct().await;
     admin

@@ -81,13 +81,17 @@ async fn what_a_trigger_sets_is_its_sessions() {
     made(
         "unseen_setting",
         "CREATE FUNCTION sets() RETURNS trigger LANGUAGE plpgsql AS
-            $$BEGIN PERFORM set_config('work_mem', '7MB', false), set_config('app.unseen', 'mine', false); RETURN NEW; END$$;
+            $$BEGIN /* → */ PERFORM set_config('work_mem', '7MB', false), set_config('app.unseen', 'mine', false); RETURN NEW; END$$;
          CREATE TRIGGER sets AFTER INSERT ON log FOR EACH STATEMENT EXECUTE FUNCTION sets()",
     )
     .await;
     let pgweir = start("1");
     let mut one = client(&pgweir, "unseen_setting").await;
     let mut other = client(&pgweir, "unseen_setting").await;
+    // What the source says has no place in it.
+    for client in [&mut one, &mut other] {
+        client.query("SET client_encoding = 'LATIN1'").await.ok();
+    }
     let shown =
         "SELECT current_setting('work_mem') || coalesce(current_setting('app.unseen', true), '')";
     for round in 0..4 {

@@ -1,6 +1,6 @@
 //! PgBouncer's names on the console: scripts that `SET` them or read them in `SHOW CONFIG` go on working.
 //!
-//! Only those that are one key of pgweir's, and whose values are numbers, times, flags or a pool's mode.
+//! Only those that are one key of pgweir's, and whose values are numbers, times in seconds, flags or a pool's mode.
 
 use std::path::Path;
 use std::time::Duration;
