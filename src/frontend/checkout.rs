@@ -373,6 +373,8 @@ impl Session {
                 return Ok(());
             }
             let mut gather = Gather::take();
+            // What was lent would be told as the client's.
+            self.unlist(&mut gather);
             self.probe(&mut gather);
             self.send_to_server(cx, &mut gather, &[]);
             gather.give();
@@ -392,6 +394,7 @@ impl Session {
         if keeps {
             self.short = None;
             self.since = self.now;
+            self.prepared.lent = None;
             return;
         }
         self.entry.clear_running();

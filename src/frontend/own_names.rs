@@ -233,6 +233,8 @@ impl Session {
         };
         if self.has_own_names() || self.keeps_backend() {
             self.leave_names();
+            // It is not kept if the text does nothing.
+            self.prepared.lent = self.prepared.is_doubtful.then_some(lent);
             return;
         }
         drop(self.names.own_none());

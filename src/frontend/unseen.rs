@@ -114,11 +114,12 @@ impl Session {
         }
     }
 
-    /// Has the catalogue read if that is due; the session has no backend now, so that one is idle as a rule.
+    /// Has the catalogue read if that is due.
     pub(super) fn look_for_unseen(&mut self) {
         if std::mem::take(&mut self.unseen.is_due) {
-            let (pool, now) = (Arc::clone(&self.pool), self.now);
-            self.catalogue().look_for_unseen(&pool, now);
+            let (shared, pool, now) = (Arc::clone(&self.shared), Arc::clone(&self.pool), self.now);
+            let dialer = || shared.pools.dialer.load_full();
+            self.catalogue().look_for_unseen(&pool, dialer, now);
         }
     }
 

@@ -84,7 +84,19 @@ impl Pool {
         };
         self.aside.with(|held| held.push_back(entry));
         // One may have begun to wait meanwhile.
-        self.serve_from_aside();
+        self.open_or_serve_from_aside();
+    }
+
+    /// The steward opens connections for those who wait, and gives them what is set aside where it can't; they get it at
+    /// once where the pool is full.
+    pub(super) fn open_or_serve_from_aside(self: &Arc<Self>) {
+        let needs = self.needs_connection();
+        if !needs || self.open() >= self.effective.load().pool.max_size {
+            self.serve_from_aside();
+        }
+        if needs {
+            self.limits.changed.notify_one();
+        }
     }
 
     /// The connection that is set aside for `session`, if it may have one at all now.

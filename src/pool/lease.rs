@@ -57,7 +57,6 @@ impl Lease {
             || !self.is_clean()
             || self.pool.objects.manager().is_outdated(&self, now)
             || self.pool.is_held()
-            || self.pool.waiting() > 0
         {
             return self.checkin();
         }

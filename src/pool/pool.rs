@@ -238,15 +238,10 @@ impl Pool {
         self.limits.waiting.fetch_add(1, Ordering::SeqCst);
         // One may have become idle between the caller's attempt and now.
         self.serve();
-        if self.needs_connection() {
-            if self.open() >= self.effective.load().pool.max_size {
-                self.serve_from_aside();
-            }
-            self.limits.changed.notify_one();
-        }
+        self.open_or_serve_from_aside();
     }
 
-    fn needs_connection(&self) -> bool {
+    pub(super) fn needs_connection(&self) -> bool {
         self.waiting() > self.opening.load(Ordering::SeqCst)
     }
 
@@ -511,7 +506,7 @@ pub(super) mod tests {
             shed: true,
             lanes: 2,
             on_session_state: OnSessionState::Pin,
-            hidden_state: false,
+            hidden_state: true,
             shared_listener: true,
             max_pinned: Percent(100),
             connect_query: None,

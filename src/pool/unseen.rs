@@ -24,19 +24,24 @@ use arc_swap::ArcSwapOption;
 use tokio::time::Instant;
 
 use super::catalogue;
+use super::effective::Effective;
 use super::lease::Lease;
 use super::pool::Pool;
+use crate::backend::connect::Dialer;
+use crate::backend::connection::Backend;
 use crate::backend::query::{self, QueryError, Row};
 use crate::session::literal::put_text;
 use crate::sql::unseen::{Leaves, Source, Sources};
 use crate::tasks;
 
-/// How long what was read is believed: long enough, too, that reading takes no more than its share of a connection.
+/// How long what was read is believed: long enough, too, that reading takes no more than its share of a connection's time.
 const BELIEVED: Duration = Duration::from_secs(60);
 const SHARE: u32 = 1000;
 /// How long reading it may take, and when it is tried again if it failed.
 const LIMIT: Duration = Duration::from_secs(30);
 const PUT_OFF: Duration = Duration::from_secs(30 * 60);
+/// What the connection that asks calls itself.
+const APPLICATION: &str = "pgweir catalogue";
 /// Ahead of each question, for its transaction: the connection is as the last session left it.
 const AS_OURS: &str = "SELECT pg_catalog.set_config('client_encoding', pg_catalog.getdatabaseencoding(), true), \
     pg_catalog.set_config('lock_timeout', '0', true);";
@@ -45,10 +50,8 @@ const FUNCTIONS_MAX: usize = 2_000;
 /// Names whose functions are asked for at a time, and how often: calls may be this deep.
 const NAMES_MAX: usize = 20_000;
 const DEPTH_MAX: usize = 16;
-/// How often an idle connection is tried for before the reading queues for one, and with what pauses: the first time, and
-/// to read again.
-const FIRST: (usize, Duration) = (4, Duration::from_millis(5));
-const AGAIN: (usize, Duration) = (20, Duration::from_millis(50));
+/// How often an idle connection is looked for where none can be opened, and with what pauses.
+const TRIES: (usize, Duration) = (20, Duration::from_millis(50));
 
 /// Name, language and source of the functions that something runs unseen, and how: `w` when data is written, `d` with DDL,
 /// `r` when data is read, `a` if it is written as a column. PostgreSQL's own functions have no entries in `pg_depend`.
@@ -153,57 +156,48 @@ impl Unseen {
     }
 
     /// It can't be read: what was known is believed for longer, and anything may be left where nothing was.
-    fn put_off(&self, changes: u64) {
+    fn put_off(&self, pause: Duration, changes: u64) {
         let known = self.found.load_full();
         let leaves = known.map_or_else(Leaves::anything, |found| found.leaves.clone());
-        self.put(leaves, PUT_OFF, changes);
+        self.put(leaves, pause, changes);
     }
 }
 
 impl catalogue::Catalogue {
-    /// Has what runs unseen read, through `pool`, unless it is being read or has been meanwhile.
-    pub fn look_for_unseen(self: &Arc<Self>, pool: &Arc<Pool>, now: Instant) {
+    /// Has what runs unseen read as `pool` logs in, unless it is being read or has been meanwhile.
+    pub fn look_for_unseen(
+        self: &Arc<Self>,
+        pool: &Arc<Pool>,
+        dialer: impl FnOnce() -> Arc<Dialer>,
+        now: Instant,
+    ) {
         let (_, until) = self.unseen.look(|_| false);
         let is_due = until.is_none_or(|until| now >= until);
         if is_due && !self.unseen.is_being_read.swap(true, Ordering::SeqCst) {
-            tasks::spawn(
-                "read triggers",
-                Arc::clone(self).read_unseen(Arc::clone(pool)),
-            );
+            let reading = Arc::clone(self).read_unseen(Arc::clone(pool), dialer());
+            tasks::spawn("read triggers", reading);
         }
     }
 
-    async fn read_unseen(self: Arc<Self>, pool: Arc<Pool>) {
+    async fn read_unseen(self: Arc<Self>, pool: Arc<Pool>, dialer: Arc<Dialer>) {
         let unseen = &self.unseen;
         let changes = unseen.changes.load(Ordering::SeqCst);
-        let is_first = unseen.found.load().is_none();
-        match ask(&pool, is_first).await {
+        match ask(&pool, &dialer).await {
             Answer::Leaves(leaves, took) => {
                 unseen.take(leaves, took, changes);
                 tracing::debug!(pool = %pool.key, "what runs unseen in a database was read");
             }
             Answer::Failed(reason) => {
                 tracing::warn!(pool = %pool.key, reason, "could not read what runs unseen in a database");
-                unseen.put_off(changes);
+                unseen.put_off(PUT_OFF, changes);
             }
-            // The next session asks again.
-            Answer::None => {}
+            Answer::None(reason) => {
+                tracing::debug!(pool = %pool.key, reason, "no connection to read what runs unseen in a database");
+                unseen.put_off(BELIEVED, changes);
+            }
         }
         unseen.is_being_read.store(false, Ordering::SeqCst);
     }
-}
-
-/// An idle connection if there is one before long: clients should not wait for lack of it, nor should one be opened for
-/// this. Else as a client gets one; soon if nothing is known yet, for until it is every statement costs a question.
-async fn lease(pool: &Arc<Pool>, is_first: bool) -> Option<Lease> {
-    let (tries, pause) = if is_first { FIRST } else { AGAIN };
-    for _ in 0..tries {
-        if let Some(lease) = pool.try_checkout() {
-            return Some(lease);
-        }
-        tokio::time::sleep(pause).await;
-    }
-    catalogue::lease(pool).await
 }
 
 enum Answer {
@@ -211,34 +205,66 @@ enum Answer {
     Leaves(Leaves, Duration),
     Failed(String),
     /// There was no connection, or it was lost.
-    None,
+    None(String),
 }
 
-async fn ask(pool: &Arc<Pool>, is_first: bool) -> Answer {
-    let Ok(Some(mut lease)) = tokio::time::timeout(LIMIT, lease(pool, is_first)).await else {
-        return Answer::None;
-    };
+/// Asks on a connection of its own, which is closed behind it.
+///
+/// # Why not on one of the pool's
+/// Clients would wait for it, lose the one set aside for them, or find their database in use when they drop it. Where
+/// the server has none left for this user, as with a `CONNECTION LIMIT` that is the pool's size, an idle one of the pool's
+/// has to do, and nobody waits for one.
+async fn ask(pool: &Arc<Pool>, dialer: &Dialer) -> Answer {
+    let (generation, effective) = pool.opens_with();
+    let mut effective = Effective::clone(&effective);
+    let startup = &mut effective.startup;
+    startup.retain(|(name, _)| !name.eq_ignore_ascii_case("application_name"));
+    startup.push(("application_name".to_owned(), APPLICATION.to_owned()));
+    let credentials = pool.credentials();
+    let opened = pool.open_in_turn(&effective, &credentials, dialer, generation);
+    match opened.await {
+        Ok(mut opened) => ask_within_limit(&mut opened.backend).await,
+        Err(error) => {
+            let Some(mut lease) = idle(pool).await else {
+                return Answer::None(error.to_string());
+            };
+            let answer = ask_within_limit(&mut lease).await;
+            // One that has not answered to its end is closed.
+            lease.checkin();
+            answer
+        }
+    }
+}
+
+async fn idle(pool: &Arc<Pool>) -> Option<Lease> {
+    let (tries, pause) = TRIES;
+    for _ in 0..tries {
+        if let Some(lease) = pool.try_checkout() {
+            return Some(lease);
+        }
+        tokio::time::sleep(pause).await;
+    }
+    None
+}
+
+async fn ask_within_limit(backend: &mut Backend) -> Answer {
     let begun = Instant::now();
-    let Ok(answer) = tokio::time::timeout(LIMIT, ask_on(&mut lease)).await else {
-        return Answer::Failed(format!("it takes longer than {LIMIT:?}"));
-    };
-    lease.checkin();
-    let leaves = match answer {
-        Ok(leaves) => leaves,
-        Err(QueryError::Server { message, .. }) => return Answer::Failed(message),
-        Err(QueryError::Receive(_)) => return Answer::None,
-    };
-    Answer::Leaves(leaves, begun.elapsed())
+    match tokio::time::timeout(LIMIT, ask_on(backend)).await {
+        Ok(Ok(leaves)) => Answer::Leaves(leaves, begun.elapsed()),
+        Ok(Err(QueryError::Server { message, .. })) => Answer::Failed(message),
+        Ok(Err(error @ QueryError::Receive(_))) => Answer::None(error.to_string()),
+        Err(_) => Answer::Failed(format!("it takes longer than {LIMIT:?}")),
+    }
 }
 
-async fn ask_on(lease: &mut Lease) -> Result<Leaves, QueryError> {
+async fn ask_on(backend: &mut Backend) -> Result<Leaves, QueryError> {
     let text = [AS_OURS, ROOTS, SOURCES].concat();
-    let rows = query::on_backend(lease, text.as_bytes()).await?;
+    let rows = query::on_backend(backend, text.as_bytes()).await?;
     let mut sources = Sources::default();
     let mut asked: HashSet<Box<[u8]>> = HashSet::new();
     let mut is_known = take(&mut sources, rows).await;
     let text = [AS_OURS, BUILT_IN].concat();
-    let rows = query::on_backend(lease, text.as_bytes()).await?;
+    let rows = query::on_backend(backend, text.as_bytes()).await?;
     is_known &= take(&mut sources, rows).await;
     for _ in 0..DEPTH_MAX {
         let names = sources.names_but(&asked);
@@ -249,7 +275,7 @@ async fn ask_on(lease: &mut Lease) -> Result<Leaves, QueryError> {
         if is_known {
             let text = named(&names);
             asked.extend(names);
-            let rows = query::on_backend(lease, &text).await?;
+            let rows = query::on_backend(backend, &text).await?;
             is_known = take(&mut sources, rows).await;
         }
     }
@@ -318,10 +344,10 @@ mod tests {
     #[test]
     fn what_takes_too_long_to_read_keeps_what_was_known() {
         let unseen = Unseen::default();
-        unseen.put_off(0);
+        unseen.put_off(PUT_OFF, 0);
         assert!(unseen.look(|leaves| !leaves.is_nothing()).0 && !unseen.is_quiet());
         unseen.take(Leaves::default(), Duration::ZERO, 0);
-        unseen.put_off(0);
+        unseen.put_off(PUT_OFF, 0);
         assert!(unseen.is_quiet());
     }
 

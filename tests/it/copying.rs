@@ -374,7 +374,7 @@ async fn answers_split_at_every_byte_mean_the_same() {
         Step::AnswerAll("second"),
     ])
     .await;
-    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let pgweir = Options::in_front_of_script(&backend).start();
     let mut client = Client::connect(pgweir.address, "u", "d").await;
     let reply = client.query("SELECT 'first'").await.ok();
     assert_eq!(reply.rows, [[Some(value.to_owned())], [None]]);

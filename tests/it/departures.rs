@@ -142,7 +142,7 @@ async fn a_statement_of_a_pinned_client_that_left_is_cancelled_until_it_ends() {
         }
     })
     .await;
-    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let pgweir = Options::in_front_of_script(&backend).start();
     let mut client = pgweir.client().await;
     client.value("SELECT pg_advisory_lock(1)").await;
     client.send(&messages::query("SELECT long()")).await;

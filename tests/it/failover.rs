@@ -222,6 +222,8 @@ async fn a_primary_that_is_cut_off_is_left_and_gets_nothing_when_it_is_back() {
     let replica = &cluster.replicas[0];
     let pgweir = quick(Options::in_front_of(&link.node_url()))
         .flag("--replica", &replica.node_url())
+        // Its questions would be counted.
+        .set("pool.hidden_state", "false")
         .start();
     let mut client = pgweir.client().await;
     client.query("CREATE TABLE parted (a int)").await.ok();

@@ -86,7 +86,7 @@ async fn a_primary_that_answers_probes_but_no_statements_is_found_out() {
     }
     let replica = &cluster.replicas[0];
     let primary = ScriptedBackend::start_with(answers_no_statements).await;
-    let pgweir = quick(Options::in_front_of(&primary.node_url()))
+    let pgweir = quick(Options::in_front_of_script(&primary))
         .set("routing.reads", "primary")
         .flag("--replica", &replica.node_url())
         .start();

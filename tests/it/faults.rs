@@ -249,8 +249,9 @@ impl Scene {
             .flag("--pool-size", "2")
             .set("timeouts.server_login_retry", "50ms")
             .set("retry.statements", "false")
-            // Its side connection would be counted.
-            .set("metrics.lock_wait_after", "0");
+            // Their connections and transactions would be counted.
+            .set("metrics.lock_wait_after", "0")
+            .set("pool.hidden_state", "false");
         for (name, value) in &settings {
             options = options.set(name, value);
         }

@@ -465,7 +465,7 @@ async fn ride(whims: Whims) -> (Arc<Counts>, f64) {
     eprintln!("PGWEIR_SEED={seed}");
     let counts = Arc::new(Counts::default());
     let backend = server(whims, seed, &counts).await;
-    let pgweir = Options::in_front_of(&backend.node_url())
+    let pgweir = Options::in_front_of_script(&backend)
         .flag("--pool-size", "4")
         .set("timeouts.server_login_retry", "1ms")
         .start();

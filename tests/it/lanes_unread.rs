@@ -94,7 +94,7 @@ async fn busy(seen: &Arc<Seen>) -> (ScriptedBackend, Pgweir, [Client; 2]) {
     let served = Arc::clone(seen);
     let backend =
         ScriptedBackend::start_with(move |connection| serve(connection, Arc::clone(&served))).await;
-    let pgweir = Options::in_front_of(&backend.node_url())
+    let pgweir = Options::in_front_of_script(&backend)
         .flag("--pool-size", "8")
         .set("pool.lanes", "1")
         .start();

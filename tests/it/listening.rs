@@ -546,7 +546,7 @@ async fn a_listen_is_sent_only_once_the_shared_listener_listens() {
         answer_listen(connection, Arc::clone(&listens))
     })
     .await;
-    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let pgweir = Options::in_front_of_script(&backend).start();
     let mut one = client(&pgweir, "scripted").await;
     one.query("LISTEN a").await.ok();
     assert_eq!(heard(&mut one), [note("a", "own")]);

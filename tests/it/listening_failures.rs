@@ -287,7 +287,7 @@ impl Script {
 async fn a_backend_that_was_kept_from_forgetting_is_told_again() {
     let script = Script::new(3, Duration::ZERO);
     let backend = script.start().await;
-    let pgweir = Options::in_front_of(&backend.node_url())
+    let pgweir = Options::in_front_of_script(&backend)
         .flag("--pool-size", "1")
         .start();
     let mut one = client(&pgweir, "scripted").await;
@@ -334,7 +334,7 @@ async fn what_is_older_than_the_transaction_that_ends_listening_is_heard() {
         tell_late(connection, Arc::clone(&counted), 3)
     })
     .await;
-    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let pgweir = Options::in_front_of_script(&backend).start();
     let mut one = client(&pgweir, "scripted").await;
     one.query("LISTEN a").await.ok();
     assert_eq!(asked.load(Ordering::SeqCst), 3);
@@ -375,7 +375,7 @@ async fn a_backend_that_is_lost_while_it_forgets_is_nobodys_loss() {
         end_at_unlisten(connection, Arc::clone(&counted))
     })
     .await;
-    let pgweir = Options::in_front_of(&backend.node_url())
+    let pgweir = Options::in_front_of_script(&backend)
         .flag("--pool-size", "1")
         .start();
     let mut one = client(&pgweir, "scripted").await;
@@ -410,7 +410,7 @@ async fn who_listens_while_the_listener_is_lost_waits_for_the_next_one() {
         end_at_listen(connection, Arc::clone(&counted))
     })
     .await;
-    let pgweir = Options::in_front_of(&backend.node_url())
+    let pgweir = Options::in_front_of_script(&backend)
         .set("pool.on_session_state", "reject")
         .start();
     let mut one = client(&pgweir, "scripted").await;
@@ -453,7 +453,7 @@ async fn nothing_is_asked_of_a_backend_that_a_cancel_request_is_under_way_to() {
         ScriptedBackend::start_with(move |connection| run_over(connection, Arc::clone(&counted)))
             .await;
     backend.hold_cancels(Duration::from_millis(400));
-    let pgweir = Options::in_front_of(&backend.node_url())
+    let pgweir = Options::in_front_of_script(&backend)
         .flag("--pool-size", "1")
         .set("timeouts.query_timeout", "200ms")
         .start();
@@ -470,7 +470,7 @@ async fn nothing_is_asked_of_a_backend_that_a_cancel_request_is_under_way_to() {
 async fn what_the_listener_is_refused_is_one_clients_loss() {
     let script = Script::new(0, Duration::from_millis(200));
     let backend = script.start().await;
-    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let pgweir = Options::in_front_of_script(&backend).start();
     let mut clients = Vec::new();
     for _ in 0..4 {
         clients.push(client(&pgweir, "scripted").await);
@@ -505,7 +505,7 @@ async fn what_the_listener_is_refused_is_one_clients_loss() {
 async fn a_client_that_waits_for_the_listener_is_not_idle() {
     let script = Script::new(0, Duration::from_millis(900));
     let backend = script.start().await;
-    let pgweir = Options::in_front_of(&backend.node_url())
+    let pgweir = Options::in_front_of_script(&backend)
         .set("timeouts.client_idle_timeout", "300ms")
         .set("timeouts.idle_transaction_timeout", "300ms")
         .start();
@@ -611,6 +611,8 @@ async fn a_transaction_that_runs_again_is_heard_once_and_at_its_end() {
     let database = database("listening_replay").await;
     let pgweir = Options::new(shared::server())
         .set("retry.replay", "true")
+        // Its transaction would be counted.
+        .set("pool.hidden_state", "false")
         .start();
     let mut past = direct(&database).await;
     past.query("CREATE TABLE t (id int PRIMARY KEY, a int); INSERT INTO t VALUES (1, 0)")

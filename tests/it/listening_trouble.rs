@@ -124,7 +124,7 @@ async fn an_error_behind_what_was_asked_is_no_refusal_of_it() {
         fail_to_tell(connection, Arc::clone(&counted))
     })
     .await;
-    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let pgweir = Options::in_front_of_script(&backend).start();
     let mut one = client(&pgweir, "scripted").await;
     let mut two = client(&pgweir, "scripted").await;
     one.query("LISTEN a").await.ok();
@@ -157,7 +157,7 @@ async fn keep_silent_in_latin1(mut connection: BackendConnection) {
 #[tokio::test]
 async fn who_can_not_have_another_listener_waits_for_it_once_and_not_for_long() {
     let backend = ScriptedBackend::start_with(keep_silent_in_latin1).await;
-    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let pgweir = Options::in_front_of_script(&backend).start();
     let mut one = client(&pgweir, "scripted").await;
     one.query("LISTEN a").await.ok();
     let began = Instant::now();
@@ -194,7 +194,7 @@ async fn keep_silent(mut connection: BackendConnection) {
 #[tokio::test]
 async fn who_waits_for_a_silent_listener_lets_go_of_its_server_connection() {
     let backend = ScriptedBackend::start_with(keep_silent).await;
-    let pgweir = Options::in_front_of(&backend.node_url())
+    let pgweir = Options::in_front_of_script(&backend)
         .flag("--pool-size", "1")
         .set("pool.on_session_state", "reject")
         .start();
@@ -317,7 +317,7 @@ async fn what_a_backend_forgets_at_the_second_attempt_keeps_it_from_nobody() {
         forget_late(connection, Arc::clone(&counted))
     })
     .await;
-    let pgweir = Options::in_front_of(&backend.node_url())
+    let pgweir = Options::in_front_of_script(&backend)
         .flag("--pool-size", "1")
         .start();
     let mut one = client(&pgweir, "scripted").await;

@@ -417,7 +417,6 @@ fn a_virtual_session_is_a_session() {
     let pgweir = Options::new(shared::server())
         .flag("--pool-size", "3")
         .set("pool.max_prepared_statements", "3")
-        .set("pool.hidden_state", "true")
         // Nobody has to wait for another; who does all the same is told, and the comparison fails.
         .set("timeouts.query_wait_timeout", "5s")
         .start();

@@ -569,7 +569,7 @@ async fn a_cancel_request_that_comes_while_numbers_are_forgotten_is_kept_for_the
         let script = Arc::clone(&asked);
         let backend =
             ScriptedBackend::start_with(move |it| forget_slowly(it, Arc::clone(&script))).await;
-        let pgweir = Options::in_front_of(&backend.node_url())
+        let pgweir = Options::in_front_of_script(&backend)
             .flag("--pool-size", "1")
             .start();
         let mut other = pgweir.client_as(&Login::new("scripted", "scripted")).await;

@@ -326,7 +326,7 @@ async fn short_times_lie_between_the_servers_own_and_the_clients() {
         answer_in_time(connection, Arc::clone(&record))
     })
     .await;
-    let pgweir = Options::in_front_of(&backend.node_url())
+    let pgweir = Options::in_front_of_script(&backend)
         .set("pool.lanes", "0")
         .start_without_waiting();
     let mut client = Client::connect(pgweir.address, "postgres", "postgres").await;

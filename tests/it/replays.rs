@@ -355,7 +355,7 @@ pub(crate) fn error(code: &str, status: u8) -> Vec<u8> {
 }
 
 pub(crate) fn in_front_of(backend: &ScriptedBackend) -> Pgweir {
-    Options::in_front_of(&backend.node_url())
+    Options::in_front_of_script(backend)
         .set("retry.replay", "true")
         .start()
 }

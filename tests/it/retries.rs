@@ -69,7 +69,7 @@ async fn act(
 
 impl Script {
     pub fn pgweir(&self) -> Options {
-        Options::in_front_of(&self.backend.node_url())
+        Options::in_front_of_script(&self.backend)
     }
 
     fn heard(&self) -> Vec<String> {
@@ -434,7 +434,7 @@ async fn a_rule_forbids_to_run_a_statement_again() {
     let script = script(acts).await;
     let config = format!(
         "[general]\nlisten = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\n\
-         [cluster]\nprimary = \"{}\"\n[auth]\nmethod = \"trust\"\n\
+         [cluster]\nprimary = \"{}\"\n[auth]\nmethod = \"trust\"\n[pool]\nhidden_state = false\n\
          [statement_rules.once]\nquery = \"%payment%\"\nretry = false\n",
         script.backend.node_url()
     );

@@ -163,7 +163,7 @@ async fn a_pinned_backend_killed_while_idle_ends_its_session_with_the_servers_wo
 /// A session whose server ends in each of these ways; what the client is told.
 async fn told_after(steps: Vec<Step>) -> Vec<ServerError> {
     let backend = ScriptedBackend::start(steps).await;
-    let pgweir = Options::in_front_of(&backend.node_url()).start();
+    let pgweir = Options::in_front_of_script(&backend).start();
     let login = Login::new("u", "d");
     let mut client = Client::connect_as(pgweir.address, &login).await.unwrap();
     client.send(&messages::query("SELECT 1")).await;
@@ -196,7 +196,7 @@ async fn a_server_that_breaks_the_protocol_is_not_used_again() {
     ] {
         let backend =
             ScriptedBackend::start(vec![Step::Expect(b'Q'), Step::Send(wrong), Step::Stall]).await;
-        let pgweir = Options::in_front_of(&backend.node_url()).start();
+        let pgweir = Options::in_front_of_script(&backend).start();
         let login = Login::new("u", "d");
         let mut client = Client::connect_as(pgweir.address, &login).await.unwrap();
         client.send(&messages::query("SELECT 1")).await;
@@ -232,7 +232,7 @@ async fn a_server_that_ends_its_session_behind_an_answer_ends_no_clients() {
         connection.send(&answer).await;
     };
     let server = ScriptedBackend::start_with(ends_first).await;
-    let pgweir = Options::in_front_of(&server.node_url()).start();
+    let pgweir = Options::in_front_of_script(&server).start();
     let mut client = pgweir.client().await;
     assert_eq!(client.value("SELECT 1").await, "1");
     assert_eq!(client.value("SELECT 1").await, "2");

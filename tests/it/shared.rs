@@ -64,8 +64,8 @@ impl Role {
 
     /// Process ids of this role's backends that run its statements.
     pub async fn pids(&mut self) -> Vec<String> {
-        self.activity("pid", "application_name <> 'pgweir listener'")
-            .await
+        let condition = "application_name NOT IN ('pgweir listener', 'pgweir catalogue')";
+        self.activity("pid", condition).await
     }
 
     /// Runs a statement past pgweir.

@@ -294,7 +294,7 @@ async fn a_server_that_stalls_at_login_is_given_up() {
 #[tokio::test]
 async fn a_server_that_ignores_the_cancel_is_given_up() {
     let backend = ScriptedBackend::start(vec![Step::ExpectSql("SELECT 1"), Step::Stall]).await;
-    let pgweir = Options::in_front_of(&backend.node_url())
+    let pgweir = Options::in_front_of_script(&backend)
         .set("timeouts.query_timeout", "200ms")
         .set("timeouts.cancel_wait_timeout", "300ms")
         .start();
@@ -506,7 +506,7 @@ async fn a_limit_of_one_statement_leaves_others_their_pipeline() {
         Step::Send(messages::one_value_reply("2")),
     ])
     .await;
-    let pgweir = Options::in_front_of(&backend.node_url())
+    let pgweir = Options::in_front_of_script(&backend)
         .set("statement_rules.a.user", "somebody")
         .set("statement_rules.a.query_timeout", "1s")
         .start();

@@ -23,7 +23,6 @@ async fn made(name: &str, sql: &str) -> Client {
 fn start(size: &str) -> Pgweir {
     Options::new(shared::server())
         .flag("--pool-size", size)
-        .set("pool.hidden_state", "true")
         .set("log.level", "info,pgweir=debug")
         .start()
 }

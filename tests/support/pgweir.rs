@@ -14,6 +14,7 @@ use pgweir::demo::cluster::{Cluster, Guardian, Server};
 use tempfile::TempDir;
 
 use super::client::{Client, Login};
+use super::scripted_backend::ScriptedBackend;
 use super::wait::{LIMIT, wait_for, wait_until};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_pgweir");
@@ -49,6 +50,11 @@ impl Options {
             .flag("--listen", "127.0.0.1:0")
             .flag("--http", "127.0.0.1:0")
             .flag("--auth", "trust")
+    }
+
+    /// In front of a scripted backend, which is asked nothing but what its script is about.
+    pub fn in_front_of_script(backend: &ScriptedBackend) -> Self {
+        Self::in_front_of(&backend.node_url()).set("pool.hidden_state", "false")
     }
 
     /// With a configuration file, which should listen on port 0.
