@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::startup::HandshakeError;
 use crate::backend::query::{self, QueryError};
 use crate::error::SqlState;
+use crate::pool::effective::Effective;
 use crate::pool::waiter::Waiter;
 use crate::pool::{Lease, Pool};
 use crate::session::mirror::Reported;
@@ -91,12 +92,14 @@ pub(super) async fn prepare(
     deadline: Instant,
 ) -> Result<Prepared, HandshakeError> {
     let mut lease = wait_for_lease(pool, waiter, deadline).await?;
+    let effective = pool.effective.load_full();
+    let repeats = plan::runs_connect_query(&lease.mirror, &settings, how(&lease, &effective));
     let Ok(mut tried) = tokio::time::timeout_at(deadline, try_on(&mut lease, &settings)).await
     else {
         return Err(unanswered());
     };
     // A `connect_query` that can't run twice is not the client's fault.
-    if tried.is_err() && pool.effective.load().pool.connect_query.is_some() {
+    if tried.is_err() && repeats {
         drop(lease);
         lease = wait_for_lease(pool, waiter, deadline).await?;
         let again = tokio::time::timeout_at(deadline, try_on(&mut lease, &settings)).await;
@@ -150,6 +153,14 @@ async fn wait_for_lease(
     })
 }
 
+fn how<'a>(lease: &Lease, effective: &'a Effective) -> plan::How<'a> {
+    plan::How {
+        connect_query: effective.pool.connect_query.as_deref(),
+        is_foreign: lease.mirror.unknown_to.is_some(),
+        ..plan::How::default()
+    }
+}
+
 /// Brings the backend to `settings`; what it then reports is what a new session is told.
 async fn try_on(
     lease: &mut Lease,
@@ -157,11 +168,7 @@ async fn try_on(
 ) -> Result<Arc<Reported>, HandshakeError> {
     let mut text = Vec::new();
     let effective = lease.pool().effective.load_full();
-    let how = plan::How {
-        connect_query: effective.pool.connect_query.as_deref(),
-        is_foreign: lease.mirror.unknown_to.is_some(),
-        ..plan::How::default()
-    };
+    let how = how(lease, &effective);
     plan::put(&lease.mirror, settings, how, &mut text);
     if !text.is_empty() {
         match query::on_backend(lease, &text).await {

@@ -17,12 +17,15 @@ use crate::backend::connection::Backend;
 pub struct Lease {
     object: Option<Object<Manager>>,
     pool: Arc<Pool>,
+    /// How often the pool was vacated before.
+    vacated: u64,
 }
 
 impl Lease {
     pub(super) fn new(object: Object<Manager>, pool: Arc<Pool>) -> Self {
         Self {
             object: Some(object),
+            vacated: pool.vacated(),
             pool,
         }
     }
@@ -39,6 +42,7 @@ impl Lease {
         if self.identity.is_being_cancelled()
             || !self.is_clean()
             || self.pool.objects.manager().is_outdated(&self, now)
+            || self.is_unwanted()
         {
             return;
         }
@@ -47,7 +51,15 @@ impl Lease {
         }
         self.released = now;
         drop(self.object.take());
+        if self.is_unwanted() {
+            self.pool.retain_idle(|_| false);
+        }
         self.pool.serve();
+    }
+
+    /// The pool was vacated meanwhile.
+    fn is_unwanted(&self) -> bool {
+        self.pool.vacated() != self.vacated
     }
 
     /// Gives the connection back, to be had again by `session` while nobody else needs it, for no longer than `limit`.
@@ -56,6 +68,7 @@ impl Lease {
         if self.identity.is_being_cancelled()
             || !self.is_clean()
             || self.pool.objects.manager().is_outdated(&self, now)
+            || self.is_unwanted()
             || self.pool.is_held()
         {
             return self.checkin();

@@ -103,6 +103,8 @@ pub struct Pool {
     pub pins: Pins,
     pub lanes: Lanes,
     pub retries: Retries,
+    /// See [`Self::vacate`].
+    vacated: AtomicU64,
     /// Clients logged in; kept by their [`ClientPlace`]s.
     pub clients: AtomicUsize,
     pub counters: Counters,
@@ -209,6 +211,7 @@ impl Pool {
             pins: Pins::default(),
             lanes: Lanes::default(),
             retries: Retries::default(),
+            vacated: AtomicU64::new(0),
             clients: AtomicUsize::new(0),
             counters: Counters::default(),
         })
@@ -433,6 +436,17 @@ impl Pool {
             .for_each(|object| drop(Object::take(object)));
         let RetainResult { removed, .. } = self.objects.retain(|pooled, _| keep(pooled));
         removed.len() + count
+    }
+
+    /// Closes the idle connections, and has the others closed when they are given back.
+    pub(super) fn vacate(&self) {
+        self.vacated.fetch_add(1, Ordering::SeqCst);
+        self.retain_idle(|_| false);
+    }
+
+    /// How often it was vacated.
+    pub(super) fn vacated(&self) -> u64 {
+        self.vacated.load(Ordering::SeqCst)
     }
 
     /// Ids of the idle connections.

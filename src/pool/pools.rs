@@ -170,7 +170,7 @@ impl Pools {
     }
 
     /// Closes the connections to the databases that `text` names, and to the one that is copied where none is named: idle
-    /// ones now, others when they are given back, as is one that is being cleaned. The server waits some seconds for
+    /// ones now, others when they are given back, such as those that are being cleaned. The server waits some seconds for
     /// their processes to end.
     pub fn vacate(&self, text: &str) {
         let is_named = |name: &str| {
@@ -181,7 +181,7 @@ impl Pools {
         for pool in self.all() {
             let dbname = &pool.effective.load().dbname;
             if dbname == "template1" || is_named(dbname) {
-                pool.reconnect();
+                pool.vacate();
             }
         }
     }

@@ -16,20 +16,23 @@
 //! counts. What is kept is three flags and the names of functions that can be written as columns.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use thiserror::Error;
 use tokio::time::Instant;
 
 use super::catalogue;
 use super::effective::Effective;
 use super::lease::Lease;
+use super::open;
 use super::pool::Pool;
 use crate::backend::connect::Dialer;
 use crate::backend::connection::Backend;
 use crate::backend::query::{self, QueryError, Row};
+use crate::error::SqlState;
 use crate::session::literal::put_text;
 use crate::sql::unseen::{Leaves, Source, Sources};
 use crate::tasks;
@@ -37,12 +40,17 @@ use crate::tasks;
 /// How long what was read is believed: long enough, too, that reading takes no more than its share of a connection's time.
 const BELIEVED: Duration = Duration::from_secs(60);
 const SHARE: u32 = 1000;
-/// How long reading it may take, and when it is tried again if it failed.
+/// How long reading it may take, and when it is tried again if it took longer.
 const LIMIT: Duration = Duration::from_secs(30);
 const PUT_OFF: Duration = Duration::from_secs(30 * 60);
+/// The same where clients may wait for the connection.
+const LIMIT_ON_THEIRS: Duration = Duration::from_secs(1);
+/// Between one reading and the next, whatever is changed: so long, and so many times as long as it took.
+const PAUSE: Duration = Duration::from_millis(100);
+const PAUSES: u32 = 10;
 /// What the connection that asks calls itself.
 const APPLICATION: &str = "pgweir catalogue";
-/// Ahead of each question, for its transaction: the connection is as the last session left it.
+/// Ahead of each question, for its transaction: a connection of the pool's is as the last session left it.
 const AS_OURS: &str = "SELECT pg_catalog.set_config('client_encoding', pg_catalog.getdatabaseencoding(), true), \
     pg_catalog.set_config('lock_timeout', '0', true);";
 /// Functions there may be.
@@ -112,6 +120,8 @@ pub struct Unseen {
     is_being_read: AtomicBool,
     /// How often something was changed.
     changes: AtomicU64,
+    /// It is not read before.
+    not_before: Mutex<Option<Instant>>,
 }
 
 impl Unseen {
@@ -155,11 +165,19 @@ impl Unseen {
         }
     }
 
-    /// It can't be read: what was known is believed for longer, and anything may be left where nothing was.
-    fn put_off(&self, pause: Duration, changes: u64) {
-        let known = self.found.load_full();
-        let leaves = known.map_or_else(Leaves::anything, |found| found.leaves.clone());
-        self.put(leaves, pause, changes);
+    fn may_be_read(&self, now: Instant) -> bool {
+        let not_before = self.not_before.lock();
+        not_before
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_none_or(|at| now >= at)
+    }
+
+    fn rest(&self, pause: Duration) {
+        let mut not_before = self
+            .not_before
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *not_before = Some(Instant::now() + pause);
     }
 }
 
@@ -173,7 +191,10 @@ impl catalogue::Catalogue {
     ) {
         let (_, until) = self.unseen.look(|_| false);
         let is_due = until.is_none_or(|until| now >= until);
-        if is_due && !self.unseen.is_being_read.swap(true, Ordering::SeqCst) {
+        if is_due
+            && self.unseen.may_be_read(now)
+            && !self.unseen.is_being_read.swap(true, Ordering::SeqCst)
+        {
             let reading = Arc::clone(self).read_unseen(Arc::clone(pool), dialer());
             tasks::spawn("read triggers", reading);
         }
@@ -183,57 +204,108 @@ impl catalogue::Catalogue {
         let unseen = &self.unseen;
         let changes = unseen.changes.load(Ordering::SeqCst);
         match ask(&pool, &dialer).await {
-            Answer::Leaves(leaves, took) => {
+            Ok((leaves, took)) => {
                 unseen.take(leaves, took, changes);
+                unseen.rest(PAUSE.max(took * PAUSES));
                 tracing::debug!(pool = %pool.key, "what runs unseen in a database was read");
             }
-            Answer::Failed(reason) => {
-                tracing::warn!(pool = %pool.key, reason, "could not read what runs unseen in a database");
-                unseen.put_off(PUT_OFF, changes);
-            }
-            Answer::None(reason) => {
-                tracing::debug!(pool = %pool.key, reason, "no connection to read what runs unseen in a database");
-                unseen.put_off(BELIEVED, changes);
+            // What was known may not be true any more.
+            Err(why) => {
+                unseen.clear();
+                unseen.rest(why.pause());
+                let reason = why.to_string();
+                match why {
+                    NotRead::Server(_) | NotRead::TooLong(_) => {
+                        tracing::warn!(pool = %pool.key, reason, "could not read what runs unseen in a database");
+                    }
+                    _ => {
+                        tracing::debug!(pool = %pool.key, reason, "could not read what runs unseen in a database");
+                    }
+                }
             }
         }
         unseen.is_being_read.store(false, Ordering::SeqCst);
     }
 }
 
-enum Answer {
-    /// And how long it took.
-    Leaves(Leaves, Duration),
-    Failed(String),
-    /// There was no connection, or it was lost.
-    None(String),
+/// Why nothing was read.
+#[derive(Debug, Error)]
+enum NotRead {
+    #[error("the pool is paused")]
+    Held,
+    #[error("no connection: {0}")]
+    NoConnection(String),
+    #[error("the connection was lost: {0}")]
+    Lost(String),
+    #[error("{0}")]
+    Server(String),
+    #[error("it takes longer than {0:?}")]
+    TooLong(Duration),
 }
 
-/// Asks on a connection of its own, which is closed behind it.
+impl NotRead {
+    fn pause(&self) -> Duration {
+        match self {
+            Self::Held => PAUSE,
+            Self::NoConnection(_) | Self::Lost(_) | Self::Server(_) => BELIEVED,
+            Self::TooLong(_) => PUT_OFF,
+        }
+    }
+}
+
+/// What is left, and how long asking took.
+type Answer = Result<(Leaves, Duration), NotRead>;
+
+/// Asks on a connection of its own, which is closed behind it. It counts under the caps that pools share.
 ///
 /// # Why not on one of the pool's
 /// Clients would wait for it, lose the one set aside for them, or find their database in use when they drop it. Where
-/// the server has none left for this user, as with a `CONNECTION LIMIT` that is the pool's size, an idle one of the pool's
-/// has to do, and nobody waits for one.
+/// there is no room, or the server has none left for this user, as with a `CONNECTION LIMIT` that is the pool's size, an
+/// idle one of the pool's has to do, and nobody waits for one.
 async fn ask(pool: &Arc<Pool>, dialer: &Dialer) -> Answer {
-    let (generation, effective) = pool.opens_with();
-    let mut effective = Effective::clone(&effective);
-    let startup = &mut effective.startup;
-    startup.retain(|(name, _)| !name.eq_ignore_ascii_case("application_name"));
-    startup.push(("application_name".to_owned(), APPLICATION.to_owned()));
-    let credentials = pool.credentials();
-    let opened = pool.open_in_turn(&effective, &credentials, dialer, generation);
-    match opened.await {
-        Ok(mut opened) => ask_within_limit(&mut opened.backend).await,
-        Err(error) => {
-            let Some(mut lease) = idle(pool).await else {
-                return Answer::None(error.to_string());
-            };
-            let answer = ask_within_limit(&mut lease).await;
-            // One that has not answered to its end is closed.
-            lease.checkin();
-            answer
-        }
+    if pool.is_held() {
+        return Err(NotRead::Held);
     }
+    let (generation, effective) = pool.opens_with();
+    let (node, settings) = (&effective.primary, &effective.pool);
+    let no_room = match pool
+        .limits
+        .reserve(&pool.key, node, &Arc::default(), settings)
+    {
+        Ok(_slot) => {
+            let (effective, credentials) = (as_ours(&effective), pool.login_credentials());
+            match open::open(&effective, &credentials, dialer, generation).await {
+                Ok(mut opened) => return ask_within(LIMIT, &mut opened.backend).await,
+                Err(error) => error.to_string(),
+            }
+        }
+        Err(cap) => format!("{cap:?} is reached"),
+    };
+    let Some(mut lease) = idle(pool).await else {
+        return Err(NotRead::NoConnection(no_room));
+    };
+    let answer = ask_within(LIMIT_ON_THEIRS, &mut lease).await;
+    // One that has not answered to its end is closed.
+    lease.checkin();
+    answer
+}
+
+/// What the connection is opened with.
+fn as_ours(effective: &Effective) -> Effective {
+    let mut effective = effective.clone();
+    let limit = LIMIT.as_millis().to_string();
+    let ours = [
+        ("application_name", APPLICATION),
+        ("statement_timeout", limit.as_str()),
+    ];
+    effective
+        .startup
+        .retain(|(name, _)| ours.iter().all(|(own, _)| name != own));
+    let ours = ours.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    effective.startup.extend(ours);
+    // It is for clients' statements.
+    effective.pool.connect_query = None;
+    effective
 }
 
 async fn idle(pool: &Arc<Pool>) -> Option<Lease> {
@@ -247,13 +319,19 @@ async fn idle(pool: &Arc<Pool>) -> Option<Lease> {
     None
 }
 
-async fn ask_within_limit(backend: &mut Backend) -> Answer {
+async fn ask_within(limit: Duration, backend: &mut Backend) -> Answer {
     let begun = Instant::now();
-    match tokio::time::timeout(LIMIT, ask_on(backend)).await {
-        Ok(Ok(leaves)) => Answer::Leaves(leaves, begun.elapsed()),
-        Ok(Err(QueryError::Server { message, .. })) => Answer::Failed(message),
-        Ok(Err(error @ QueryError::Receive(_))) => Answer::None(error.to_string()),
-        Err(_) => Answer::Failed(format!("it takes longer than {LIMIT:?}")),
+    match tokio::time::timeout(limit, ask_on(backend)).await {
+        Ok(Ok(leaves)) => Ok((leaves, begun.elapsed())),
+        Ok(Err(QueryError::Server { message, code, .. })) => {
+            // Of the limit that the connection was opened with.
+            if code == SqlState::QUERY_CANCELED && begun.elapsed() >= limit {
+                return Err(NotRead::TooLong(limit));
+            }
+            Err(NotRead::Server(message))
+        }
+        Ok(Err(error @ QueryError::Receive(_))) => Err(NotRead::Lost(error.to_string())),
+        Err(_) => Err(NotRead::TooLong(limit)),
     }
 }
 
@@ -341,14 +419,14 @@ mod tests {
         );
     }
 
-    #[test]
-    fn what_takes_too_long_to_read_keeps_what_was_known() {
+    #[tokio::test]
+    async fn it_is_read_no_more_often_than_it_takes_whatever_is_changed() {
         let unseen = Unseen::default();
-        unseen.put_off(PUT_OFF, 0);
-        assert!(unseen.look(|leaves| !leaves.is_nothing()).0 && !unseen.is_quiet());
-        unseen.take(Leaves::default(), Duration::ZERO, 0);
-        unseen.put_off(PUT_OFF, 0);
-        assert!(unseen.is_quiet());
+        assert!(unseen.may_be_read(Instant::now()));
+        unseen.rest(PUT_OFF);
+        unseen.forget();
+        assert!(!unseen.may_be_read(Instant::now()));
+        assert!(unseen.may_be_read(Instant::now() + PUT_OFF));
     }
 
     #[test]

@@ -181,6 +181,11 @@ fn starts_anew(mirror: &Mirror, want: &Settings, how: How<'_>) -> bool {
     how.is_foreign || (mirror.unknown_to.is_none() && (loses() || takes_off()))
 }
 
+/// Whether what [`put`] writes runs `connect_query`.
+pub fn runs_connect_query(mirror: &Mirror, want: &Settings, how: How<'_>) -> bool {
+    how.connect_query.is_some() && starts_anew(mirror, want, how)
+}
+
 /// Whether the backend `mirror` is of has anything else than `want`.
 pub fn is_due(mirror: &Mirror, want: &Arc<Settings>, how: How<'_>) -> bool {
     let lacks_some = mirror.is_bare && how.connect_query.is_some() && mirror.unknown_to.is_none();

@@ -151,7 +151,7 @@ async fn a_connection_set_aside_is_anybodys_who_needs_it() {
     console.query("RESUME").await.ok();
     // One that is lost meanwhile is not missed.
     one.query("SELECT nextval('guest_numbers')").await.ok();
-    let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'number_guests'";
+    let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'number_guests' AND application_name = ''";
     assert_eq!(role.observe(kill).await, "1");
     assert_eq!(one.value("SELECT nextval('guest_numbers')").await, "6");
     assert_eq!(other.query("SELECT lastval()").await.sqlstate(), "55000");
