@@ -15,6 +15,7 @@ mod aside;
 pub mod auth_query;
 pub mod catalogue;
 pub mod circuit;
+mod closing;
 pub mod effective;
 mod forgotten;
 pub mod hidden;

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use deadpool::managed::{self, Object, QueueMode, RetainResult, Timeouts};
+use deadpool::managed::{self, Object, QueueMode, Timeouts};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -18,7 +18,7 @@ use super::lane::Lanes;
 use super::lease::Lease;
 use super::limits::{Cap, Limits, Slot};
 use super::live::Live;
-use super::manager::{Manager, Pooled};
+use super::manager::Manager;
 use super::open::{Gate, OpenError};
 use super::pace::Pace;
 use super::passthrough::{Learnt, Tries};
@@ -104,7 +104,7 @@ pub struct Pool {
     pub lanes: Lanes,
     pub retries: Retries,
     /// See [`Self::vacate`].
-    vacated: AtomicU64,
+    pub(super) vacated: AtomicU64,
     /// Clients logged in; kept by their [`ClientPlace`]s.
     pub clients: AtomicUsize,
     pub counters: Counters,
@@ -425,57 +425,6 @@ impl Pool {
             self.startups.clear();
         }
         *self.baseline.lock().unwrap_or_else(PoisonError::into_inner) = reported;
-    }
-
-    /// Closes idle connections for which `keep` is false.
-    pub fn retain_idle(&self, mut keep: impl FnMut(&Pooled) -> bool) -> usize {
-        let mut closed = self.aside.remove(&mut keep);
-        let count = closed.len();
-        closed
-            .drain(..)
-            .for_each(|object| drop(Object::take(object)));
-        let RetainResult { removed, .. } = self.objects.retain(|pooled, _| keep(pooled));
-        removed.len() + count
-    }
-
-    /// Closes the idle connections, and has the others closed when they are given back.
-    pub(super) fn vacate(&self) {
-        self.vacated.fetch_add(1, Ordering::SeqCst);
-        self.retain_idle(|_| false);
-    }
-
-    /// How often it was vacated.
-    pub(super) fn vacated(&self) -> u64 {
-        self.vacated.load(Ordering::SeqCst)
-    }
-
-    /// Ids of the idle connections.
-    pub fn idle_ids(&self) -> Vec<u64> {
-        let mut ids = Vec::new();
-        self.retain_idle(|pooled| {
-            ids.push(pooled.backend.id);
-            true
-        });
-        ids
-    }
-
-    /// Whether connections from before the last `RECONNECT` are still open.
-    pub fn has_outdated(&self) -> bool {
-        let generation = self.generation();
-        self.live
-            .all()
-            .iter()
-            .any(|backend| backend.generation < generation)
-    }
-
-    /// `RECONNECT`: every connection is replaced when it is next free.
-    pub fn reconnect(&self) {
-        self.objects
-            .manager()
-            .generation
-            .fetch_add(1, Ordering::SeqCst);
-        self.retain_idle(|_| false);
-        self.limits.changed.notify_one();
     }
 
     /// Moves opened connections from the manager's stock to the idle ones.
