@@ -79,7 +79,8 @@ pub struct Pool {
     pub(super) opening: AtomicUsize,
     /// Told when the pool's connections go to another server or address: those that are being opened are given up.
     pub(super) moved: Notify,
-    /// Connections that listen for sessions of several pools and log in as this one.
+    /// Connections of pgweir's own that log in as this one: those that listen for sessions, and one that reads the catalogue.
+    /// `PAUSE` waits for them.
     pub(super) listening: Arc<AtomicUsize>,
     /// The connections that are open, for those who look on.
     pub live: Arc<Live>,

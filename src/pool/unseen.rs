@@ -263,15 +263,17 @@ type Answer = Result<(Leaves, Duration), NotRead>;
 /// there is no room, or the server has none left for this user, as with a `CONNECTION LIMIT` that is the pool's size, an
 /// idle one of the pool's has to do, and nobody waits for one.
 async fn ask(pool: &Arc<Pool>, dialer: &Dialer) -> Answer {
+    let (generation, effective) = pool.opens_with();
+    let (node, settings) = (&effective.primary, &effective.pool);
+    // Counted as a listener's: `PAUSE` waits for its end.
+    let slot = pool
+        .limits
+        .reserve(&pool.key, node, &pool.listening, settings);
+    // Behind that, so that either of the two sees the other.
     if pool.is_held() {
         return Err(NotRead::Held);
     }
-    let (generation, effective) = pool.opens_with();
-    let (node, settings) = (&effective.primary, &effective.pool);
-    let no_room = match pool
-        .limits
-        .reserve(&pool.key, node, &Arc::default(), settings)
-    {
+    let no_room = match slot {
         Ok(_slot) => {
             let (effective, credentials) = (as_ours(&effective), pool.login_credentials());
             match open::open(&effective, &credentials, dialer, generation).await {
