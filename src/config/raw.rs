@@ -336,7 +336,8 @@ tables! {
         on_session_state: OnSessionState = OnSessionState::Pin, NewConnections;
         /// Whether what triggers, rules, defaults, views and policies call is looked through for what may stay in a session
         /// (`set_config`, temporary tables, advisory locks, SQL put together at run time). Where something may, the server is
-        /// asked what is left before another client gets the connection.
+        /// asked what is left before another client gets the connection. Read each minute, on a short connection named
+        /// `pgweir catalogue`.
         hidden_state: bool = true, Live;
         /// `LISTEN` takes no server connection of the session's own: one connection for each database listens for all of
         /// its sessions. Off, it pins.

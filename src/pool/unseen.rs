@@ -151,11 +151,7 @@ impl Unseen {
     }
 
     fn take(&self, leaves: Leaves, took: Duration, changes: u64) {
-        self.put(leaves, BELIEVED.max(took * SHARE), changes);
-    }
-
-    fn put(&self, leaves: Leaves, believed: Duration, changes: u64) {
-        let until = Instant::now() + believed;
+        let until = Instant::now() + BELIEVED.max(took * SHARE);
         let is_quiet = leaves.is_nothing();
         self.found.store(Some(Arc::new(Found { until, leaves })));
         self.is_quiet.store(is_quiet, Ordering::SeqCst);
@@ -248,6 +244,8 @@ impl NotRead {
         match self {
             Self::Held => PAUSE,
             Self::NoConnection(_) | Self::Lost(_) | Self::Server(_) => BELIEVED,
+            // On the pool's connection it may only have been given too little time.
+            Self::TooLong(limit) if *limit < LIMIT => BELIEVED,
             Self::TooLong(_) => PUT_OFF,
         }
     }

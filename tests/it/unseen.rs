@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::listening::{client, database, direct, pinned};
 use crate::shared;
-use crate::support::client::Client;
+use crate::support::client::{Client, Login};
 use crate::support::pgweir::{Options, Pgweir};
 use crate::support::wait::eventually;
 
@@ -199,6 +199,30 @@ async fn whatever_runs_it_unseen_what_is_set_is_its_sessions() {
         one.query("DROP SCHEMA x CASCADE").await.ok();
         one.query("RESET work_mem").await.ok();
     }
+}
+
+#[tokio::test]
+async fn where_the_server_has_no_connection_to_spare_one_of_the_pools_is_asked() {
+    let mut direct = made(
+        "unseen_sparse",
+        "CREATE ROLE unseen_sparse LOGIN CONNECTION LIMIT 1; GRANT SELECT ON log TO unseen_sparse",
+    )
+    .await;
+    let pgweir = start("1");
+    let login = Login::new("unseen_sparse", "unseen_sparse");
+    let mut one = pgweir.client_as(&login).await;
+    is_read(&pgweir, &mut one, 0).await;
+    let by = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'unseen_sparse'";
+    assert_eq!(direct.value(by).await, "1");
+    // Its reading left the connection as it was.
+    assert_eq!(one.value("SHOW lock_timeout").await, "0");
+    assert_eq!(one.value("SHOW application_name").await, "");
+    drop(one);
+    drop(pgweir);
+    direct
+        .query("DROP OWNED BY unseen_sparse; DROP ROLE unseen_sparse")
+        .await
+        .ok();
 }
 
 #[tokio::test]
