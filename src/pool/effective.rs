@@ -38,6 +38,18 @@ pub struct Effective {
 }
 
 impl Effective {
+    /// The same for a connection of pgweir's own, with startup parameters that go before those of clients.
+    #[must_use]
+    pub fn with_startup<const N: usize>(&self, own: [(&str, &str); N]) -> Self {
+        let mut effective = self.clone();
+        effective
+            .startup
+            .retain(|(name, _)| own.iter().all(|(one, _)| name != one));
+        let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        effective.startup.extend(own);
+        effective
+    }
+
     /// Whether `database` is configured, by its name or by the fallback.
     pub fn exists(config: &Config, database: &str) -> bool {
         config.databases.contains_key(database) || config.databases.contains_key("*")

@@ -292,17 +292,11 @@ async fn ask(pool: &Arc<Pool>, dialer: &Dialer) -> Answer {
 
 /// What the connection is opened with.
 fn as_ours(effective: &Effective) -> Effective {
-    let mut effective = effective.clone();
     let limit = LIMIT.as_millis().to_string();
-    let ours = [
+    let mut effective = effective.with_startup([
         ("application_name", APPLICATION),
-        ("statement_timeout", limit.as_str()),
-    ];
-    effective
-        .startup
-        .retain(|(name, _)| ours.iter().all(|(own, _)| name != own));
-    let ours = ours.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    effective.startup.extend(ours);
+        ("statement_timeout", &limit),
+    ]);
     // It is for clients' statements.
     effective.pool.connect_query = None;
     effective

@@ -17,6 +17,8 @@ use crate::backend::query::{self, QueryError, Row};
 use crate::pool::open::{self, OpenError};
 use crate::pool::{Pool, Pools};
 
+/// What they call themselves.
+const APPLICATION: &str = "pgweir watch";
 /// Servers looked at.
 const CONNECTIONS_MAX: usize = 16;
 /// How long an unused connection is kept.
@@ -85,6 +87,7 @@ impl Sides {
             } else {
                 let dialer = pools.dialer.load_full();
                 let credentials = pool.credentials();
+                let effective = effective.with_startup([("application_name", APPLICATION)]);
                 open::open(&effective, &credentials, &dialer, generation)
                     .await?
                     .backend

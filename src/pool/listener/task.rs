@@ -214,17 +214,12 @@ impl Link {
         let moved = pool.moved.notified();
         let (generation, effective) = pool.opens_with();
         let slot = reserve(pools, pool, &effective).map_err(Trouble::Cap)?;
-        let encoding = String::from_utf8_lossy(&listener.key.encoding).into_owned();
-        let mut effective = Effective::clone(&effective);
-        let own = ["client_encoding", "application_name", "statement_timeout"];
-        effective
-            .startup
-            .retain(|(name, _)| !own.contains(&name.as_str()));
-        effective.startup.extend([
-            ("client_encoding".to_owned(), encoding),
-            ("application_name".to_owned(), APPLICATION_NAME.to_owned()),
+        let encoding = String::from_utf8_lossy(&listener.key.encoding);
+        let mut effective = effective.with_startup([
+            ("client_encoding", &*encoding),
+            ("application_name", APPLICATION_NAME),
             // What is meant for statements of the role would end one that listens for thousands of sessions.
-            ("statement_timeout".to_owned(), "0".to_owned()),
+            ("statement_timeout", "0"),
         ]);
         // It is for clients' statements, and may listen itself.
         effective.pool.connect_query = None;
