@@ -106,8 +106,8 @@ enum Running {
 pub struct ClientEntry {
     pub pid: FrontendPid,
     pub key: [u8; KEY_LEN],
-    /// How much of `key` the client was told.
-    key_len: usize,
+    /// How much of `key` the client was told. As narrow as that: there is one for each idle client.
+    key_len: u8,
     pub user: Arc<str>,
     pub database: Arc<str>,
     pub peer: Address,
@@ -137,7 +137,7 @@ pub struct ClientEntry {
 impl ClientEntry {
     /// The cancel key as the client was told it.
     pub fn key(&self) -> &[u8] {
-        &self.key[..self.key_len]
+        &self.key[..usize::from(self.key_len).min(KEY_LEN)]
     }
 
     pub fn state(&self) -> ClientState {
@@ -318,7 +318,7 @@ impl Registry {
         let entry = Arc::new(ClientEntry {
             pid,
             key,
-            key_len: new.key_len.min(KEY_LEN),
+            key_len: u8::try_from(new.key_len).unwrap_or(u8::MAX),
             user: new.user,
             database: new.database,
             peer: new.peer,

@@ -67,7 +67,7 @@ impl Session {
             None => took,
         };
         let parts = Parts { took, first, sent };
-        ended.known.query.finished(&Execution {
+        let execution = Execution {
             origin: self.metering.origin,
             node: self.metering.node,
             at: self.now,
@@ -79,7 +79,9 @@ impl Session {
             sent,
             error: ended.error,
             continues: ended.portal.continues,
-        });
+        };
+        let queries = &self.shared.known.queries;
+        queries.count(&ended.known.query, &execution);
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let counters = &self.pool.counters;
         if !ended.portal.continues {
@@ -308,7 +310,6 @@ impl Session {
     /// An extended exchange has ended.
     pub(super) fn end_exchange(&mut self) {
         if let Some((code, known)) = self.metering.end_exchange() {
-            self.shared.known.queries.touch(&known.query);
             self.count(&Running::failed(known, code, self.now), 0);
         }
     }

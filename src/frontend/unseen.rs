@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
-
 use super::session::Session;
 use crate::config::model::PoolMode;
 use crate::pool::catalogue::Catalogue;
@@ -15,8 +13,6 @@ use crate::sql::known::Known;
 pub(super) struct Unseen {
     /// Of the session's database; `None` until it is asked for.
     catalogue: Option<Arc<Catalogue>>,
-    /// How long what was last seen of it is believed.
-    until: Option<Instant>,
     /// It is time to read it.
     is_due: bool,
     /// The transaction under way may have changed what is in it.
@@ -27,6 +23,16 @@ pub(super) struct Unseen {
     by_what_was_found: bool,
     /// The server is asked what is left because nothing is known of the catalogue, and for nothing else.
     is_guess: bool,
+}
+
+/// What a statement may leave by what it runs unseen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    Nothing,
+    /// Something, by what was found in the catalogue.
+    Found,
+    /// Anything: nothing is known of the catalogue.
+    Unknown,
 }
 
 impl Unseen {
@@ -54,20 +60,27 @@ impl Session {
 
     /// Whether `known` may leave something by what it runs unseen.
     pub(super) fn may_leave_unseen(&mut self, known: &Known) -> bool {
+        self.look_at_unseen(known) != Leaving::Nothing
+    }
+
+    fn look_at_unseen(&mut self, known: &Known) -> Leaving {
         let settings = &self.effective.pool;
         let is_asked = settings.hidden_state && settings.pool_mode != PoolMode::Session;
         if !known.runs_code || !is_asked {
-            return false;
+            return Leaving::Nothing;
         }
-        let (now, until) = (self.now, self.unseen.until);
+        let now = self.now;
         let found = &self.catalogue().unseen;
-        if found.is_quiet() && until.is_some_and(|until| now < until) {
-            return false;
+        if found.is_quiet(now) {
+            return Leaving::Nothing;
         }
         let (may_leave, until) = found.look(|leaves| leaves.by(known));
-        self.unseen.until = until;
         self.unseen.is_due |= until.is_none_or(|until| now >= until);
-        may_leave
+        match until {
+            _ if !may_leave => Leaving::Nothing,
+            Some(_) => Leaving::Found,
+            None => Leaving::Unknown,
+        }
     }
 
     /// `known` is sent.
@@ -76,10 +89,9 @@ impl Session {
             self.unseen.changes = true;
             self.catalogue().unseen.forget();
         }
-        if self.may_leave_unseen(known) {
-            self.unseen.may_have_left = true;
-            self.unseen.by_what_was_found |= self.unseen.until.is_some();
-        }
+        let leaving = self.look_at_unseen(known);
+        self.unseen.may_have_left |= leaving != Leaving::Nothing;
+        self.unseen.by_what_was_found |= leaving == Leaving::Found;
     }
 
     /// Whether something may be left on the backend, which the session gives up now without asking.
@@ -126,6 +138,5 @@ impl Session {
     /// The pool has other settings: its database may be another's.
     pub(super) fn forget_catalogue(&mut self) {
         self.unseen.catalogue = None;
-        self.unseen.until = None;
     }
 }

@@ -10,8 +10,8 @@ use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
+use super::counts::OTHER_SQLSTATES_MAX;
 use super::queries::QueriesSample;
-use super::query::OTHER_SQLSTATES_MAX;
 use super::sample::{QueryId, QuerySample};
 use crate::error::SqlState;
 
@@ -86,21 +86,21 @@ mod tests {
 
     fn run(queries: &Queries, id: u64, millis: u64) {
         let took = Duration::from_millis(millis);
-        queries
-            .record(QueryId(id), || "q".into())
-            .finished(&Execution {
-                origin: Origin::default(),
-                node: NameId::NONE,
-                at: Instant::now(),
-                queued: Duration::ZERO,
-                took,
-                first: took,
-                rows: 1,
-                received: 0,
-                sent: 0,
-                error: None,
-                continues: false,
-            });
+        let query = queries.record(QueryId(id), || "q".into());
+        let execution = Execution {
+            origin: Origin::default(),
+            node: NameId::NONE,
+            at: Instant::now(),
+            queued: Duration::ZERO,
+            took,
+            first: took,
+            rows: 1,
+            received: 0,
+            sent: 0,
+            error: None,
+            continues: false,
+        };
+        queries.count(&query, &execution);
     }
 
     fn select(queries: &Queries, exports: &Exports, max: usize) -> (Vec<(u64, u64)>, u64) {

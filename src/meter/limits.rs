@@ -156,8 +156,6 @@ impl LimitSet {
 mod tests {
     use std::collections::BTreeMap;
 
-    use tokio::time::Instant;
-
     use super::*;
     use crate::meter::QueryId;
 
@@ -176,7 +174,7 @@ mod tests {
     #[test]
     fn the_first_rule_that_says_whether_to_run_again_decides() {
         let limits = Limits::default();
-        let query = |text: &str, id| Query::new(QueryId(id), text.into(), Instant::now(), None);
+        let query = |text: &str, id| Query::alone(QueryId(id), text);
         let says = |pattern, retry| StatementRule {
             retry,
             ..rule(Some(pattern), None, None)
@@ -229,7 +227,7 @@ mod tests {
     #[test]
     fn the_first_rule_with_a_limit_that_fits_decides() {
         let limits = Limits::default();
-        let query = Query::new(QueryId(7), "SELECT report".into(), Instant::now(), None);
+        let query = Query::alone(QueryId(7), "SELECT report");
         let whose = |user: &'static str| Whose {
             user,
             database: "app",
@@ -258,7 +256,7 @@ mod tests {
             of("amy"),
             Some(("c".to_owned(), Some(Duration::from_secs(5))))
         );
-        let other = Query::new(QueryId(8), "SELECT 1".into(), Instant::now(), None);
+        let other = Query::alone(QueryId(8), "SELECT 1");
         let mut bits = SessionBits::default();
         let found = limits.of(&other, &mut bits, || whose("eve")).unwrap();
         assert_eq!(&*found.rule, "d");

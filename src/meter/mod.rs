@@ -19,6 +19,7 @@
 //!   nothing, but for the first in its octave of time.
 
 mod activity;
+mod counts;
 mod exports;
 mod fitting;
 mod histogram;

@@ -99,7 +99,7 @@ impl Names {
     /// The names of a set, in order, `…` last if there were more.
     pub fn of(&self, set: &NameSet) -> Vec<Arc<str>> {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let ids = set.ids();
+        let ids: Vec<NameId> = set.ids().collect();
         let mut names: Vec<_> = ids
             .iter()
             .filter_map(|id| table.names.get(usize::from(id.0).checked_sub(2)?))
@@ -142,13 +142,13 @@ impl NameSet {
         more.store(NameId::MORE.0, Ordering::Relaxed);
     }
 
-    fn ids(&self) -> Vec<NameId> {
+    fn ids(&self) -> impl Iterator<Item = NameId> {
         let ids = self.slots.iter().map(|slot| slot.load(Ordering::Relaxed));
-        ids.filter(|id| *id != 0).map(NameId).collect()
+        ids.filter(|id| *id != 0).map(NameId)
     }
 
     pub(super) fn add_all(&self, other: &Self) {
-        other.ids().into_iter().for_each(|id| self.add(id));
+        other.ids().for_each(|id| self.add(id));
     }
 }
 

@@ -1,19 +1,18 @@
-//! The record of one statement.
+//! One statement, as far as it is counted.
+//!
+//! It has counts of its own while it has a record (see [`Queries`](super::Queries)); otherwise it counts among all others.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::histogram::{Histogram, nanos};
-use super::names::{NameId, NameSet, Names};
-use super::sample::{Exemplar, QueryId, QuerySample, Times};
+use super::counts::{Counts, OTHER_SQLSTATES_MAX, SQLSTATES_MAX};
+use super::histogram::nanos;
+use super::names::{NameId, Names};
+use super::sample::{Exemplar, QueryId, QuerySample};
 use crate::error::SqlState;
-
-/// SQLSTATEs told apart in one record, and in that of all others; further ones count among its errors only.
-const SQLSTATES_MAX: usize = 16;
-pub(super) const OTHER_SQLSTATES_MAX: usize = 128;
 
 /// Who runs statements: what a session looks up once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,210 +45,163 @@ pub struct Execution {
     pub continues: bool,
 }
 
-/// See the module. Times are in nanoseconds.
+/// See the module.
 #[derive(Debug)]
 pub struct Query {
     pub id: QueryId,
     /// The text without constants.
     pub text: Arc<str>,
-    /// Where what it holds goes in the end; none for the record of all others.
+    /// All others, where what it holds goes in the end; none for that itself.
     other: Option<Arc<Query>>,
-    /// It has made room for others and is in no table.
-    pub(super) retired: AtomicBool,
-    /// Times up to the last answer, of statements whose answer came at once.
-    at_once: Histogram,
-    /// Times up to first and last answer of the rest: few, so that most records need no space for them.
-    first: Lazy,
-    last: Lazy,
-    queue: Lazy,
-    time: AtomicU64,
-    /// Time between first and last answer.
-    time_after_first: AtomicU64,
-    queue_time: AtomicU64,
-    time_min: AtomicU64,
-    time_max: AtomicU64,
-    rows: AtomicU64,
-    received: AtomicU64,
-    sent: AtomicU64,
-    errors: AtomicU64,
-    sqlstates: Mutex<Vec<(SqlState, u64)>>,
-    retries: AtomicU64,
-    pins: AtomicU64,
-    cache_hits: AtomicU64,
-    /// The clock that `last_seen` counts from.
-    epoch: Instant,
-    first_seen: SystemTime,
-    last_seen: AtomicU64,
-    users: NameSet,
-    databases: NameSet,
-    applications: NameSet,
-    nodes: NameSet,
-    exemplar: Mutex<Option<Exemplar>>,
+    /// Its own counts, from its first record on.
+    own: OnceLock<Box<Counts>>,
+    /// It has a record: its own counts are in use. Changed under the lock of all records.
+    is_kept: AtomicBool,
+    /// Time that was counted among all others since it last lost a record, in nanoseconds. It stays when it gets one, or the
+    /// next would take its place at once.
+    spent: AtomicU64,
     /// Which rules its text fits, and of which set; see `rules`.
     pub(super) rules: AtomicU64,
     /// The same for the rules that limit its time; see `limits`.
     pub(super) limits: AtomicU64,
     /// Slow executions, for sampling.
     slow: AtomicU64,
+    /// The clock that `explained` counts from.
+    epoch: Instant,
     /// When its plan was last asked for, in nanoseconds since `epoch`; 0 for never.
     explained: AtomicU64,
 }
 
-type Lazy = std::sync::OnceLock<Box<Histogram>>;
-
-fn add(counter: &AtomicU64, count: u64) {
-    if count > 0 {
-        counter.fetch_add(count, Ordering::Relaxed);
-    }
-}
-
-fn read(counter: &AtomicU64) -> u64 {
-    counter.load(Ordering::Relaxed)
-}
-
-fn sample(histogram: &Lazy) -> super::Distribution {
-    histogram
-        .get()
-        .map(|histogram| histogram.sample())
-        .unwrap_or_default()
-}
-
 impl Query {
-    pub(super) fn new(
-        id: QueryId,
-        text: Arc<str>,
-        epoch: Instant,
-        other: Option<Arc<Self>>,
-    ) -> Self {
+    /// One that counts among `other`.
+    pub(super) fn new(id: QueryId, text: Arc<str>, epoch: Instant, other: Arc<Self>) -> Self {
+        Self::with(id, text, epoch, Some(other))
+    }
+
+    /// One that nobody counts.
+    #[cfg(test)]
+    pub(super) fn alone(id: QueryId, text: &str) -> Self {
+        Self::with(id, text.into(), Instant::now(), None)
+    }
+
+    /// All others.
+    pub(super) fn other(text: Arc<str>, epoch: Instant) -> Self {
+        let other = Self::with(QueryId::default(), text, epoch, None);
+        other.keep();
+        other
+    }
+
+    fn with(id: QueryId, text: Arc<str>, epoch: Instant, other: Option<Arc<Self>>) -> Self {
         Self {
             id,
             text,
             other,
-            retired: AtomicBool::new(false),
-            at_once: Histogram::default(),
-            first: Lazy::new(),
-            last: Lazy::new(),
-            queue: Lazy::new(),
-            time: AtomicU64::new(0),
-            time_after_first: AtomicU64::new(0),
-            queue_time: AtomicU64::new(0),
-            time_min: AtomicU64::new(u64::MAX),
-            time_max: AtomicU64::new(0),
-            rows: AtomicU64::new(0),
-            received: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
-            sqlstates: Mutex::default(),
-            retries: AtomicU64::new(0),
-            pins: AtomicU64::new(0),
-            cache_hits: AtomicU64::new(0),
-            epoch,
-            first_seen: SystemTime::now(),
-            last_seen: AtomicU64::new(nanos(epoch.elapsed())),
-            users: NameSet::default(),
-            databases: NameSet::default(),
-            applications: NameSet::default(),
-            nodes: NameSet::default(),
-            exemplar: Mutex::default(),
+            own: OnceLock::new(),
+            is_kept: AtomicBool::new(false),
+            spent: AtomicU64::new(0),
             rules: AtomicU64::new(0),
             limits: AtomicU64::new(0),
             slow: AtomicU64::new(0),
+            epoch,
             explained: AtomicU64::new(0),
         }
     }
 
+    /// Whether it has a record.
+    pub(super) fn is_kept(&self) -> bool {
+        self.is_kept.load(Ordering::Acquire)
+    }
+
+    /// It gets a record.
+    pub(super) fn keep(&self) {
+        let counts = self.own();
+        if let Some(other) = self.counts_of_others() {
+            // What was on its way here when it last lost its record.
+            counts.drain_into(other);
+        }
+        self.is_kept.store(true, Ordering::Release);
+    }
+
+    /// It loses its record.
+    pub(super) fn retire(&self) {
+        self.is_kept.store(false, Ordering::Release);
+        self.start_over();
+        self.hand_over();
+    }
+
+    /// Moves what it holds to all others.
+    pub(super) fn hand_over(&self) {
+        if let (Some(own), Some(other)) = (self.own.get(), self.counts_of_others()) {
+            own.drain_into(other);
+        }
+    }
+
+    pub(super) fn own(&self) -> &Counts {
+        let most = match self.other {
+            Some(_) => SQLSTATES_MAX,
+            None => OTHER_SQLSTATES_MAX,
+        };
+        let make = || Box::new(Counts::new(self.epoch, most));
+        self.own.get_or_init(make)
+    }
+
+    /// `None` for all others themselves.
+    fn counts_of_others(&self) -> Option<&Counts> {
+        self.other.as_deref().map(Self::own)
+    }
+
+    /// Where it is counted.
+    fn counts(&self) -> &Counts {
+        match self.counts_of_others() {
+            Some(others) if !self.is_kept() => others,
+            _ => self.own(),
+        }
+    }
+
+    /// Time counted among all others since it last lost a record, in nanoseconds, with what took `took`.
+    pub(super) fn spent_with(&self, took: Duration) -> u64 {
+        self.spent
+            .load(Ordering::Relaxed)
+            .saturating_add(nanos(took))
+    }
+
+    /// What was spent counts for nothing any more.
+    pub(super) fn start_over(&self) {
+        self.spent.store(0, Ordering::Relaxed);
+    }
+
     /// Counts an execution that has ended.
-    pub fn finished(&self, execution: &Execution) {
-        let took = nanos(execution.took);
-        if execution.continues {
-            // The call's first answer came with the rows before these.
-            add(&self.time_after_first, took);
-        } else {
-            self.count(took, nanos(execution.first), nanos(execution.queued));
+    pub(super) fn finished(&self, execution: &Execution) {
+        if !self.is_kept() {
+            let took = nanos(execution.took);
+            self.spent.fetch_add(took, Ordering::Relaxed);
         }
-        add(&self.time, took);
-        add(&self.rows, execution.rows);
-        add(&self.received, execution.received);
-        add(&self.sent, execution.sent);
-        let seen = execution.at.saturating_duration_since(self.epoch);
-        self.last_seen.store(nanos(seen), Ordering::Relaxed);
-        self.users.add(execution.origin.user);
-        self.databases.add(execution.origin.database);
-        self.applications.add(execution.origin.application);
-        self.nodes.add(execution.node);
-        if let Some(code) = execution.error {
-            self.failed(code, 1);
-        }
-    }
-
-    fn count(&self, took: u64, first: u64, queued: u64) {
-        if first >= took {
-            self.at_once.record(took);
-        } else {
-            self.first.get_or_init(Box::default).record(first);
-            self.last.get_or_init(Box::default).record(took);
-            add(&self.time_after_first, took - first);
-        }
-        if queued > 0 {
-            self.queue.get_or_init(Box::default).record(queued);
-            add(&self.queue_time, queued);
-        }
-        self.widen(took, took);
-    }
-
-    fn widen(&self, least: u64, most: u64) {
-        if least < read(&self.time_min) {
-            self.time_min.fetch_min(least, Ordering::Relaxed);
-        }
-        if most > read(&self.time_max) {
-            self.time_max.fetch_max(most, Ordering::Relaxed);
-        }
+        self.counts().finished(execution);
     }
 
     /// The transaction that its last execution ended with could not be committed: an error, and no execution more.
     pub fn failed_at_end(&self, code: SqlState) {
-        self.failed(code, 1);
-    }
-
-    fn failed(&self, code: SqlState, count: u64) {
-        self.errors.fetch_add(count, Ordering::Relaxed);
-        let mut codes = self
-            .sqlstates
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, known)) = codes.iter_mut().find(|(known, _)| *known == code) {
-            *known += count;
-        } else if codes.len() < self.sqlstates_max() {
-            codes.push((code, count));
-        }
-    }
-
-    fn sqlstates_max(&self) -> usize {
-        match self.other {
-            Some(_) => SQLSTATES_MAX,
-            None => OTHER_SQLSTATES_MAX,
-        }
+        self.counts().failed(code, 1);
     }
 
     /// It was sent again, in place of an attempt that failed or behind one.
     pub fn retried(&self) {
-        self.retries.fetch_add(1, Ordering::Relaxed);
+        self.counts().retried();
     }
 
     /// It made a session keep its server connection.
     pub fn pinned(&self) {
-        self.pins.fetch_add(1, Ordering::Relaxed);
+        self.counts().pinned();
     }
 
     /// Its answer came from the cache.
     pub fn answered_from_cache(&self) {
-        self.cache_hits.fetch_add(1, Ordering::Relaxed);
+        self.counts().answered_from_cache();
     }
 
     /// An execution was part of a trace.
     pub fn traced(&self, exemplar: Exemplar) {
-        let mut latest = self.exemplar.lock().unwrap_or_else(PoisonError::into_inner);
-        *latest = Some(exemplar);
+        self.counts().traced(exemplar);
     }
 
     /// An execution was slow: whether it is the one in `every` that is written; none of 0.
@@ -264,7 +216,7 @@ impl Query {
     /// Whether its plan may be asked for again, as it may once in `interval`. Says so to one who asks.
     pub fn is_to_be_explained(&self, interval: Duration) -> bool {
         let now = nanos(self.epoch.elapsed()).max(1);
-        let last = read(&self.explained);
+        let last = self.explained.load(Ordering::Relaxed);
         let is_due = last == 0 || now.saturating_sub(last) >= nanos(interval);
         let exchange = || {
             self.explained
@@ -273,121 +225,23 @@ impl Query {
         is_due && exchange().is_ok()
     }
 
-    /// By what records are ranked: their time, then when they were last used.
+    /// By what records are ranked: their time and what was spent before they were made, in nanoseconds, then when they were
+    /// last used.
     pub(super) fn rank(&self) -> (u64, u64) {
-        (read(&self.time), read(&self.last_seen))
+        let (time, last_seen) = self.own().rank();
+        let spent = self.spent.load(Ordering::Relaxed);
+        (time.saturating_add(spent), last_seen)
     }
 
-    /// Whether it has made room and is to be taken up again before it counts.
-    pub(super) fn is_retired(&self) -> bool {
-        self.retired.load(Ordering::Relaxed)
-    }
-
-    /// Moves everything counted into `other`.
-    pub(super) fn drain_into(&self, other: &Self) {
-        let histograms = [
-            (&self.first, &other.first),
-            (&self.last, &other.last),
-            (&self.queue, &other.queue),
-        ];
-        for (own, other) in histograms {
-            if let Some(own) = own.get() {
-                own.drain_into(other.get_or_init(Box::default));
-            }
-        }
-        self.at_once.drain_into(&other.at_once);
-        for (own, other) in self.counters().into_iter().zip(other.counters()) {
-            add(other, own.swap(0, Ordering::Relaxed));
-        }
-        let codes = std::mem::take(
-            &mut *self
-                .sqlstates
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
-        let mut named = 0;
-        for (code, count) in codes {
-            named += count;
-            other.failed(code, count);
-        }
-        let errors = self.errors.swap(0, Ordering::Relaxed);
-        add(&other.errors, errors.saturating_sub(named));
-        other.widen(
-            self.time_min.swap(u64::MAX, Ordering::Relaxed),
-            self.time_max.swap(0, Ordering::Relaxed),
-        );
-        let seen = read(&self.last_seen);
-        other.last_seen.fetch_max(seen, Ordering::Relaxed);
-        other.users.add_all(&self.users);
-        other.databases.add_all(&self.databases);
-        other.applications.add_all(&self.applications);
-        other.nodes.add_all(&self.nodes);
-    }
-
-    fn counters(&self) -> [&AtomicU64; 9] {
-        [
-            &self.time,
-            &self.time_after_first,
-            &self.queue_time,
-            &self.rows,
-            &self.received,
-            &self.sent,
-            &self.retries,
-            &self.pins,
-            &self.cache_hits,
-        ]
-    }
-
-    /// A copy of what was counted so far.
+    /// A copy of what was counted so far in its record.
     pub(super) fn sample(&self, names: &Names, applications: &Names) -> QuerySample {
-        let at_once = self.at_once.sample();
-        let total = at_once.plus(&sample(&self.last));
-        let calls = total.count();
-        let queue = sample(&self.queue);
-        let queue = queue.plus_zeros(calls.saturating_sub(queue.count()));
-        let time = read(&self.time);
-        let first_time = time.saturating_sub(read(&self.time_after_first));
-        let time_min = read(&self.time_min);
-        let since_epoch = |nanos| self.epoch + Duration::from_nanos(nanos);
-        let last_seen = since_epoch(read(&self.last_seen));
-        let codes = self
-            .sqlstates
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        QuerySample {
-            id: self.id,
-            text: Arc::clone(&self.text),
-            calls,
-            total: Times::new(time, total),
-            min: Duration::from_nanos(if time_min == u64::MAX { 0 } else { time_min }),
-            max: Duration::from_nanos(read(&self.time_max)),
-            first: Times::new(first_time, at_once.plus(&sample(&self.first))),
-            queue: Times::new(read(&self.queue_time), queue),
-            rows: read(&self.rows),
-            received: read(&self.received),
-            sent: read(&self.sent),
-            errors: read(&self.errors),
-            sqlstates: codes.clone(),
-            retries: read(&self.retries),
-            pins: read(&self.pins),
-            cache_hits: read(&self.cache_hits),
-            first_seen: self.first_seen,
-            last_seen: SystemTime::now()
-                .checked_sub(last_seen.elapsed())
-                .unwrap_or(self.first_seen),
-            users: names.of(&self.users),
-            databases: names.of(&self.databases),
-            applications: applications.of(&self.applications),
-            nodes: names.of(&self.nodes),
-            exemplar: *self.exemplar.lock().unwrap_or_else(PoisonError::into_inner),
-        }
+        let named = (self.id, &self.text);
+        self.own().sample(named, names, applications)
     }
 }
 
 impl Drop for Query {
     fn drop(&mut self) {
-        if let Some(other) = self.other.take() {
-            self.drain_into(&other);
-        }
+        self.hand_over();
     }
 }

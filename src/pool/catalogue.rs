@@ -10,12 +10,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use tokio::time::Instant;
 
+use super::effective::Effective;
 use super::hidden::{self, Hidden};
 use super::lease::Lease;
 use super::pool::Pool;
@@ -201,10 +202,28 @@ async fn lease(pool: &Arc<Pool>) -> Option<Lease> {
     std::future::poll_fn(|cx| waiting.1.poll(cx)).await.ok()
 }
 
+/// The catalogue that a pool's sessions ask, and the configuration that it belongs to.
+pub(super) type Own = Mutex<Option<(Arc<Effective>, Arc<Catalogue>)>>;
+
 impl Pools {
     /// The functions of a database on its servers.
     pub fn catalogue(&self, pool: &Pool) -> Arc<Catalogue> {
         let effective = pool.effective.load();
+        let mut own = pool
+            .catalogue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match &*own {
+            Some((of, catalogue)) if Arc::ptr_eq(of, &effective) => Arc::clone(catalogue),
+            _ => {
+                let catalogue = self.find_catalogue(&effective);
+                *own = Some((Arc::clone(&effective), Arc::clone(&catalogue)));
+                catalogue
+            }
+        }
+    }
+
+    fn find_catalogue(&self, effective: &Effective) -> Arc<Catalogue> {
         let servers = if effective.servers.is_empty() {
             let server = &effective.primary;
             format!("{}:{}", server.host, server.port).into()
@@ -216,7 +235,7 @@ impl Pools {
             .catalogues
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        // Those that no session holds are of databases that nobody uses.
+        // Those that no pool and no session holds are of databases that nobody uses.
         catalogues.retain(|known, catalogue| *known == key || Arc::strong_count(catalogue) > 1);
         Arc::clone(catalogues.entry(key).or_default())
     }

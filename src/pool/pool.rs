@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::aside::Aside;
+use super::catalogue;
 use super::effective::Effective;
 use super::lane::Lanes;
 use super::lease::Lease;
@@ -99,6 +100,7 @@ pub struct Pool {
     pub(super) learnt: Mutex<Option<(Instant, Learnt)>>,
     pub(super) tries: Tries,
     pub startups: Startups,
+    pub(super) catalogue: catalogue::Own,
     pub(super) kin: Kin,
     /// The sessions that keep a connection.
     pub pins: Pins,
@@ -208,6 +210,7 @@ impl Pool {
             learnt: Mutex::default(),
             tries: Tries::default(),
             startups: Startups::default(),
+            catalogue: catalogue::Own::default(),
             kin,
             pins: Pins::default(),
             lanes: Lanes::default(),

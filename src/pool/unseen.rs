@@ -112,11 +112,13 @@ struct Found {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Unseen {
     found: ArcSwapOption<Found>,
-    /// Nothing was found that leaves anything: what most statements look at, and nothing else.
-    is_quiet: AtomicBool,
+    /// Up to when it is believed that nothing leaves anything, in nanoseconds since `epoch`; 0 if something does, or nothing
+    /// is known: what most statements look at, and nothing else.
+    quiet_until: AtomicU64,
+    epoch: Instant,
     is_being_read: AtomicBool,
     /// How often something was changed.
     changes: AtomicU64,
@@ -124,10 +126,29 @@ pub struct Unseen {
     not_before: Mutex<Option<Instant>>,
 }
 
+impl Default for Unseen {
+    fn default() -> Self {
+        Self {
+            found: ArcSwapOption::default(),
+            quiet_until: AtomicU64::new(0),
+            epoch: Instant::now(),
+            is_being_read: AtomicBool::default(),
+            changes: AtomicU64::default(),
+            not_before: Mutex::default(),
+        }
+    }
+}
+
 impl Unseen {
-    /// Whether nothing was found, as far as that is still believed.
-    pub fn is_quiet(&self) -> bool {
-        self.is_quiet.load(Ordering::Acquire)
+    /// Whether nothing was found, and that is believed at the time `now`.
+    pub fn is_quiet(&self, now: Instant) -> bool {
+        self.since_epoch(now) < self.quiet_until.load(Ordering::Acquire)
+    }
+
+    /// 584 years and more count as that.
+    fn since_epoch(&self, at: Instant) -> u64 {
+        let nanos = at.saturating_duration_since(self.epoch).as_nanos();
+        u64::try_from(nanos).unwrap_or(u64::MAX)
     }
 
     /// What `of` says of what was found, or that anything may be left; and until when that is believed, `None` if nothing
@@ -147,14 +168,18 @@ impl Unseen {
 
     fn clear(&self) {
         self.found.store(None);
-        self.is_quiet.store(false, Ordering::SeqCst);
+        self.quiet_until.store(0, Ordering::SeqCst);
     }
 
     fn take(&self, leaves: Leaves, took: Duration, changes: u64) {
         let until = Instant::now() + BELIEVED.max(took * SHARE);
-        let is_quiet = leaves.is_nothing();
+        let quiet_until = if leaves.is_nothing() {
+            self.since_epoch(until)
+        } else {
+            0
+        };
         self.found.store(Some(Arc::new(Found { until, leaves })));
-        self.is_quiet.store(is_quiet, Ordering::SeqCst);
+        self.quiet_until.store(quiet_until, Ordering::SeqCst);
         // After storing it: whoever changes something meanwhile clears what is stored, or is seen here.
         if self.changes.load(Ordering::SeqCst) != changes {
             self.clear();
@@ -397,18 +422,18 @@ mod tests {
         let unseen = Unseen::default();
         let (second, is_known) = (Duration::from_secs(1), |it: &Unseen| it.look(|_| false));
         assert_eq!(
-            (unseen.is_quiet(), is_known(&unseen)),
+            (unseen.is_quiet(Instant::now()), is_known(&unseen)),
             (false, (true, None))
         );
         let changes = unseen.changes.load(Ordering::SeqCst);
         unseen.take(Leaves::default(), second, changes);
-        assert!(unseen.is_quiet() && is_known(&unseen).1.is_some());
+        assert!(unseen.is_quiet(Instant::now()) && is_known(&unseen).1.is_some());
         unseen.take(Leaves::anything(), second, changes);
-        assert!(!unseen.is_quiet() && is_known(&unseen).1.is_some());
+        assert!(!unseen.is_quiet(Instant::now()) && is_known(&unseen).1.is_some());
         unseen.forget();
         unseen.take(Leaves::default(), second, changes);
         assert_eq!(
-            (unseen.is_quiet(), is_known(&unseen)),
+            (unseen.is_quiet(Instant::now()), is_known(&unseen)),
             (false, (true, None))
         );
     }

@@ -21,6 +21,9 @@ impl Attributes {
         if options.cannot_be_sure(text) {
             return Self::Any;
         }
+        if memchr::memchr(b'.', text).is_none() {
+            return Self::Named(Box::default());
+        }
         let mut lexer = Lexer::new(text, options);
         let mut hashes = Vec::new();
         let mut is_behind_dot = false;

@@ -63,9 +63,18 @@ impl FingerprintKey {
 
     /// The fingerprint of a text. One pass, no allocation.
     pub fn fingerprint(&self, text: &[u8], options: LexOptions) -> Fingerprint {
+        self.shaped(text, options).fingerprint
+    }
+
+    /// The fingerprint of a text, with what its stable number can be made of.
+    pub(super) fn shaped(&self, text: &[u8], options: LexOptions) -> Shaped {
         let mut sink = Buffered::new(Sip(self.0.build_hasher()));
         walk(text, options, &mut sink);
-        Fingerprint(sink.into_hash().0.finish())
+        sink.absorb_rest();
+        Shaped {
+            fingerprint: Fingerprint(sink.hash.0.finish()),
+            whole: (!sink.flushed).then_some((sink.buffer, sink.length)),
+        }
     }
 
     /// The number of a text as a quick look finds it (see [`super::skim`]): texts of one number have one fingerprint. `None`
@@ -82,11 +91,32 @@ impl fmt::Debug for FingerprintKey {
     }
 }
 
+/// A text's fingerprint, and the shape it was made of where that is short.
+pub(super) struct Shaped {
+    pub(super) fingerprint: Fingerprint,
+    whole: Option<([u8; BUFFER], usize)>,
+}
+
+impl Shaped {
+    /// [`stable_id`] of the text, which is walked again only if its shape is long.
+    pub(super) fn stable_id(&self, text: &[u8], options: LexOptions) -> StableId {
+        match &self.whole {
+            Some((shape, length)) => finish(Sha256::new().chain_update(&shape[..*length])),
+            None => stable_id(text, options),
+        }
+    }
+}
+
 /// The stable number of a text: the first 8 bytes of a SHA-256.
 pub fn stable_id(text: &[u8], options: LexOptions) -> StableId {
     let mut sink = Buffered::new(Sha(Sha256::new()));
     walk(text, options, &mut sink);
-    let digest = sink.into_hash().0.finalize();
+    sink.absorb_rest();
+    finish(sink.hash.0)
+}
+
+fn finish(sha: Sha256) -> StableId {
+    let digest = sha.finalize();
     let mut first = [0; 8];
     first.copy_from_slice(&digest[..8]);
     StableId(u64::from_be_bytes(first))
@@ -113,7 +143,7 @@ impl Absorb for Sha {
 }
 
 /// Bytes gathered before the hash sees them.
-const BUFFER: usize = 256;
+const BUFFER: usize = 512;
 /// Bytes copied at a time.
 const STEP: usize = size_of::<u64>();
 
@@ -121,6 +151,8 @@ const STEP: usize = size_of::<u64>();
 struct Buffered<H> {
     buffer: [u8; BUFFER],
     length: usize,
+    /// The hash has seen some, which is not in the buffer any more.
+    flushed: bool,
     hash: H,
 }
 
@@ -129,6 +161,7 @@ impl<H: Absorb> Buffered<H> {
         Self {
             buffer: [0; BUFFER],
             length: 0,
+            flushed: false,
             hash,
         }
     }
@@ -162,14 +195,15 @@ impl<H: Absorb> Buffered<H> {
     }
 
     fn flush(&mut self) {
-        self.hash
-            .absorb(self.buffer.get(..self.length).unwrap_or_default());
+        self.absorb_rest();
         self.length = 0;
+        self.flushed = true;
     }
 
-    fn into_hash(mut self) -> H {
-        self.flush();
+    /// Shows the hash what is in the buffer, and leaves it there.
+    fn absorb_rest(&mut self) {
         self.hash
+            .absorb(self.buffer.get(..self.length).unwrap_or_default());
     }
 }
 
@@ -291,6 +325,22 @@ mod tests {
         );
         assert_ne!(a.fingerprint(text, options), b.fingerprint(text, options));
         assert_eq!(stable_id(text, options).to_string(), "1bbe0f578fe3aa01");
+    }
+
+    #[test]
+    fn the_stable_id_is_the_same_with_and_without_a_second_walk() {
+        let (key, options) = (FingerprintKey::random(), LexOptions::default());
+        for length in [0, 1, 200, BUFFER - 20, BUFFER, BUFFER + 1, 5 * BUFFER] {
+            let text = format!("SELECT {} FROM t WHERE a = 1", "a, ".repeat(length / 4));
+            let shaped = key.shaped(text.as_bytes(), options);
+            let again = stable_id(text.as_bytes(), options);
+            assert_eq!(
+                shaped.stable_id(text.as_bytes(), options),
+                again,
+                "{length}"
+            );
+            assert_eq!(shaped.whole.is_none(), length >= BUFFER - 20, "{length}");
+        }
     }
 
     #[test]

@@ -3,21 +3,22 @@
 //! Classification is done once for each distinct statement and shared by all sessions; so is the record of what was
 //! counted of it, which outlives it.
 //!
-//! Bound: [`KNOWN_MAX`] statements. When it is full, statements that no session or prepared statement holds are
-//! forgotten. `SKIMMED_MAX` ways to them.
+//! Bound: [`KNOWN_MAX`] statements of about 700 bytes, more for long ones. When there are more, those are forgotten that nobody
+//! has run of late, and that no session or prepared statement holds. Beyond `FREELY` only those are kept that are met a second
+//! time, so that an application whose every text is another one does not fill memory.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use hashbrown::HashTable;
 
 use super::attributes::Attributes;
 use super::brevity::Brevity;
 use super::classify::{
     Answer, Class, CopyDirection, CopyPeer, DdlVerb, Statement, StatementKind, classify,
 };
-use super::fingerprint::{Fingerprint, FingerprintKey, stable_id};
+use super::clock::Clock;
+use super::fingerprint::{Fingerprint, FingerprintKey, Shaped};
 use super::lexer::{LexOptions, Lexer, TokenKind};
+use super::met::Met;
 use super::normalise::normalise;
 use super::prepared::PreparedUse;
 use super::reading::Rereads;
@@ -26,10 +27,10 @@ use super::state::{Effect, PinReason, PinSet};
 use crate::meter::{Queries, Query, QueryId};
 
 /// Distinct statements kept.
-pub const KNOWN_MAX: usize = 10_000;
+pub const KNOWN_MAX: usize = 100_000;
 
-/// Texts known by a quick look. When there are more, all are looked at closely once again.
-const SKIMMED_MAX: usize = 4096;
+/// Statements that are kept when first met.
+const FREELY: usize = KNOWN_MAX / 10;
 
 /// Refusals by replicas after which a statement is not sent to them any more.
 const REFUSALS_MAX: u8 = 3;
@@ -162,7 +163,7 @@ impl Known {
             rereads: Rereads::of(&class),
             listens,
             empties_database,
-            reads_channels: mentions(text, options, &[b"pg_listening_channels"]),
+            reads_channels: mentions_channels(text, options),
             copies_in,
             changes_functions,
             changes_unseen,
@@ -311,6 +312,16 @@ fn mentions_sequence_state(text: &[u8], options: LexOptions) -> bool {
     mentions(text, options, &[b"currval", b"lastval"])
 }
 
+fn mentions_channels(text: &[u8], options: LexOptions) -> bool {
+    const FUNCTION: &[u8] = b"pg_listening_channels";
+    // Most texts are done with here.
+    memchr::memchr2_iter(b'l', b'L', text).any(|at| {
+        let start = at.checked_sub(3);
+        let word = start.and_then(|start| text.get(start..start + FUNCTION.len()));
+        word.is_some_and(|word| word.eq_ignore_ascii_case(FUNCTION))
+    }) && mentions(text, options, &[FUNCTION])
+}
+
 /// Whether one of these words stands in `text` by itself.
 fn mentions(text: &[u8], options: LexOptions, words: &[&[u8]]) -> bool {
     Lexer::new(text, options).any(|token| {
@@ -337,50 +348,13 @@ fn concerns_session(effect: &Effect) -> bool {
         )
 }
 
-/// By fingerprint, and by what a quick look at a text finds.
-#[derive(Debug, Default)]
-struct Table {
-    known: HashTable<Arc<Known>>,
-    skimmed: HashTable<(u64, Arc<Known>)>,
-}
-
-impl Table {
-    fn by_skim(&self, skim: Option<u64>) -> Option<&Arc<Known>> {
-        let found = self.skimmed.find(skim?, |(other, _)| Some(*other) == skim);
-        found.map(|(_, known)| known)
-    }
-
-    /// Keeps a way to `known` that is shorter, unless the text itself decides about it.
-    fn note_skim(&mut self, skim: Option<u64>, known: &Arc<Known>) {
-        let Some(skim) = skim.filter(|_| !known.class.needs_text) else {
-            return;
-        };
-        if self.skimmed.len() >= SKIMMED_MAX {
-            self.skimmed.clear();
-        }
-        let entry = (skim, Arc::clone(known));
-        self.skimmed.insert_unique(skim, entry, |(skim, _)| *skim);
-    }
-
-    fn put(&mut self, known: &Arc<Known>) {
-        if self.known.len() >= KNOWN_MAX {
-            self.skimmed.clear();
-            self.known.retain(|known| Arc::strong_count(known) > 1);
-        }
-        if self.known.len() < KNOWN_MAX {
-            let number = known.fingerprint.as_u64();
-            self.known
-                .insert_unique(number, Arc::clone(known), |known| {
-                    known.fingerprint.as_u64()
-                });
-        }
-    }
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct KnownStatements {
-    table: Mutex<Table>,
+    /// By fingerprint; what a quick look at a text finds is a way there.
+    table: Mutex<Clock<Known>>,
+    /// Which fingerprints were met.
+    met: Met,
     key: FingerprintKey,
     /// What was counted of statements.
     pub queries: Queries,
@@ -390,6 +364,12 @@ pub struct KnownStatements {
 
 impl Default for KnownStatements {
     fn default() -> Self {
+        Self::with_room_for(KNOWN_MAX)
+    }
+}
+
+impl KnownStatements {
+    fn with_room_for(max: usize) -> Self {
         let (queries, options) = (Queries::default(), LexOptions::default());
         let key = FingerprintKey::random();
         let fingerprint = key.fingerprint(b"", options);
@@ -400,45 +380,62 @@ impl Default for KnownStatements {
         Self {
             unread: without_text(UNREAD, UNREAD_TEXT),
             function_call: without_text(FUNCTION_CALL, FUNCTION_CALL_TEXT),
-            table: Mutex::default(),
+            table: Mutex::new(Clock::new(max)),
+            met: Met::default(),
             key,
             queries,
         }
     }
-}
 
-impl KnownStatements {
     /// What is known of `text`.
     pub fn lookup(&self, text: &[u8], options: LexOptions) -> Arc<Known> {
         let skim = self.key.skim(text, options);
-        if let Some(known) = self.lock().by_skim(skim) {
-            return Arc::clone(known);
-        }
-        let fingerprint = self.key.fingerprint(text, options);
-        let mut table = self.lock();
-        let found = table.known.find(fingerprint.as_u64(), |known| {
-            known.fingerprint == fingerprint
-        });
-        if let Some(known) = found.cloned() {
-            if known.class.needs_text {
-                // Its constants decide, so the shape's class is another text's.
-                let query = Arc::clone(&known.query);
-                return Arc::new(Known::new(fingerprint, text, options, query));
-            }
-            table.note_skim(skim, &known);
+        if let Some(known) = skim.and_then(|skim| self.lock().by_way(skim)) {
             return known;
         }
-        let id = QueryId(stable_id(text, options).as_u64());
-        let query = self
-            .queries
-            .record(id, || normalise(text, options, TEXT_MAX).into());
-        let known = Arc::new(Known::new(fingerprint, text, options, query));
-        table.put(&known);
-        table.note_skim(skim, &known);
+        let shaped = self.key.shaped(text, options);
+        let number = shaped.fingerprint.as_u64();
+        let found = self.lock().get(number);
+        let known = match found {
+            // Its constants decide, so the shape's class is another text's.
+            Some(known) if known.class.needs_text => {
+                let query = Arc::clone(&known.query);
+                return Arc::new(Known::new(shaped.fingerprint, text, options, query));
+            }
+            Some(known) => known,
+            None => self.read(text, options, &shaped),
+        };
+        if let Some(skim) = skim.filter(|_| !known.class.needs_text) {
+            self.lock().lead(skim, number);
+        }
         known
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    /// Takes up a text of a shape that was not seen before. Others go on meanwhile; of two that read the same, the
+    /// first counts.
+    fn read(&self, text: &[u8], options: LexOptions, shaped: &Shaped) -> Arc<Known> {
+        let id = QueryId(shaped.stable_id(text, options).as_u64());
+        let query = self
+            .queries
+            .record(id, || normalise(text, options, TEXT_MAX).into());
+        let known = Arc::new(Known::new(shaped.fingerprint, text, options, query));
+        let number = known.fingerprint.as_u64();
+        let mut table = self.lock();
+        match table.get(number) {
+            Some(first) if !first.class.needs_text => first,
+            Some(_) => known,
+            None if table.len() >= FREELY && !self.met.again(number) => known,
+            None => {
+                let forgotten = table.put(number, Arc::clone(&known));
+                drop(table);
+                // Not under the lock: it takes a while.
+                drop(forgotten);
+                known
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Clock<Known>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -456,6 +453,74 @@ impl KnownStatements {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_run_again_is_the_same_statement_amid_many_others() {
+        let all = KnownStatements::with_room_for(1000);
+        let look = |text: &str| all.lookup(text.as_bytes(), LexOptions::default());
+        let again = Arc::downgrade(&look("SELECT again"));
+        for number in 0..5000 {
+            look(&format!("SELECT a_{number}"));
+            if number % 100 == 0 {
+                let found = look("SELECT again");
+                assert!(
+                    std::ptr::eq(Arc::as_ptr(&found), again.as_ptr()),
+                    "{number}"
+                );
+                // Found by its fingerprint, then by the way that was made.
+                look("SELECT   again");
+            }
+        }
+        assert_eq!(again.strong_count(), 1);
+    }
+
+    #[test]
+    fn where_there_are_many_only_what_is_met_again_is_kept() {
+        let all = KnownStatements::default();
+        let look = |text: &str| all.lookup(text.as_bytes(), LexOptions::default());
+        for number in 0..FREELY {
+            look(&format!("SELECT a_{number}"));
+        }
+        assert_eq!(all.lock().len(), FREELY);
+        let texts: Vec<_> = (0..100).map(|it| format!("SELECT once_{it}")).collect();
+        let mistaken = texts
+            .iter()
+            .filter(|text| Arc::strong_count(&look(text)) > 1);
+        assert!(mistaken.count() < 10);
+        assert!(texts.iter().all(|text| Arc::strong_count(&look(text)) > 1));
+        assert_eq!(all.lock().len(), FREELY + texts.len());
+    }
+
+    #[test]
+    fn a_text_that_several_read_at_once_is_one_statement() {
+        let all = KnownStatements::default();
+        for round in 0..50 {
+            let text = format!("SELECT a_{round}, 'x' FROM t");
+            let look = || all.lookup(text.as_bytes(), LexOptions::default());
+            let found: Vec<Arc<Known>> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(look)).collect();
+                threads
+                    .into_iter()
+                    .filter_map(|it| it.join().ok())
+                    .collect()
+            });
+            assert_eq!(found.len(), 4);
+            assert!(found.iter().all(|known| Arc::ptr_eq(known, &found[0])));
+        }
+    }
+
+    #[test]
+    fn who_lists_channels_is_found_however_it_is_written() {
+        let all = KnownStatements::default();
+        let reads = |text: &str| {
+            let known = all.lookup(text.as_bytes(), LexOptions::default());
+            known.reads_channels
+        };
+        assert!(reads("SELECT * FROM PG_Listening_channels()"));
+        assert!(reads("SELECT pg_catalog.pg_listening_channels()"));
+        assert!(!reads("SELECT pg_listening_channels_of_mine()"));
+        assert!(!reads("SELECT 'pg_listening_channels'"));
+    }
 
     #[test]
     fn what_may_run_code_unseen_from_now_on_is_noticed() {

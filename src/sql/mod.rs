@@ -6,12 +6,14 @@
 pub mod attributes;
 pub mod brevity;
 pub mod classify;
+mod clock;
 pub mod fingerprint;
 pub mod functions;
 pub mod hints;
 mod keywords;
 pub mod known;
 pub mod lexer;
+mod met;
 pub mod name;
 pub mod normalise;
 pub mod prepared;

@@ -2,6 +2,8 @@
 //!
 //! No constant of the text is ever in the result, whatever the statement: it may hold a password.
 
+use std::io::Write;
+
 use super::lexer::{LexOptions, Lexer, TokenKind};
 use super::shape::{Shape, What};
 
@@ -12,7 +14,7 @@ pub const CUT: char = '…';
 /// collapsed; lists of constants are shown as `($n /*, ... */)`. At most `max_bytes`, the cut mark included.
 pub fn normalise(text: &[u8], options: LexOptions, max_bytes: usize) -> String {
     let mut next = highest_param(text, options).saturating_add(1);
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(text.len().min(max_bytes) + 16);
     let mut cut = false;
     let mut shape = Shape::new(text, options);
     while let Some(what) = shape.next() {
@@ -20,8 +22,12 @@ pub fn normalise(text: &[u8], options: LexOptions, max_bytes: usize) -> String {
             out.push(b' ');
         }
         match what {
-            What::Constant => out.extend_from_slice(format!("${next}").as_bytes()),
-            What::List => out.extend_from_slice(format!("(${next} /*, ... */)").as_bytes()),
+            What::Constant => put_param(&mut out, next),
+            What::List => {
+                out.push(b'(');
+                put_param(&mut out, next);
+                out.extend_from_slice(b" /*, ... */)");
+            }
             What::Semicolon => out.push(b';'),
             What::Token(token) if token.kind == TokenKind::Error => {
                 cut = true;
@@ -37,13 +43,20 @@ pub fn normalise(text: &[u8], options: LexOptions, max_bytes: usize) -> String {
             break;
         }
     }
-    finish(&String::from_utf8_lossy(&out), cut, max_bytes)
+    let out = String::from_utf8(out)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    finish(out, cut, max_bytes)
 }
 
-fn finish(text: &str, cut: bool, max_bytes: usize) -> String {
+fn put_param(out: &mut Vec<u8>, number: u32) {
+    // To a vector it can't fail.
+    let _ = write!(out, "${number}");
+}
+
+fn finish(text: String, cut: bool, max_bytes: usize) -> String {
     // Replacing what is not UTF-8 may have made it longer.
     if !cut && text.len() <= max_bytes {
-        return text.to_owned();
+        return text;
     }
     let mut end = max_bytes.saturating_sub(CUT.len_utf8()).min(text.len());
     while !text.is_char_boundary(end) {
@@ -57,6 +70,9 @@ fn finish(text: &str, cut: bool, max_bytes: usize) -> String {
 }
 
 fn highest_param(text: &[u8], options: LexOptions) -> u32 {
+    if memchr::memchr(b'$', text).is_none() {
+        return 0;
+    }
     let number = |bytes: &[u8]| {
         let digits = std::str::from_utf8(bytes.get(1..)?).ok()?;
         digits.parse::<u32>().ok()

@@ -199,7 +199,7 @@ mod tests {
     fn run(queries: &Queries, id: u64, times: usize, took: Duration) {
         let query = queries.record(QueryId(id), || "SELECT 1".into());
         for _ in 0..times {
-            query.finished(&Execution {
+            let execution = Execution {
                 origin: Origin::default(),
                 node: NameId::NONE,
                 at: Instant::now(),
@@ -211,7 +211,8 @@ mod tests {
                 sent: 1,
                 error: None,
                 continues: false,
-            });
+            };
+            queries.count(&query, &execution);
         }
     }
 

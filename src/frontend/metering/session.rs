@@ -39,7 +39,6 @@ impl Session {
     /// Has a statement run from here. Not inlined, as the end is not, so that a profile shows what counting costs.
     #[inline(never)]
     pub(in crate::frontend) fn run_from_here(&mut self, known: Arc<Known>, portal: Portal) {
-        self.shared.known.queries.touch(&known.query);
         if matches!(self.metering.trace, Tracing::Unknown) && self.shared.tracer.is_on() {
             // A statement prepared earlier carries nobody's trace.
             let trace = self.shared.tracer.begin();

@@ -371,9 +371,8 @@ mod tests {
             error: None,
             continues: false,
         };
-        queries
-            .record(QueryId(7), || "SELECT $1".into())
-            .finished(&execution);
+        let query = queries.record(QueryId(7), || "SELECT $1".into());
+        queries.count(&query, &execution);
         let mut page = Page::default();
         let sample = queries.sample();
         let (own, _) = Exports::default().select(&sample, 10);

@@ -22,8 +22,7 @@ fn execution(millis: u64) -> Execution {
 
 fn run(queries: &Queries, id: u64, millis: u64) -> Arc<Query> {
     let query = queries.record(QueryId(id), || format!("q{id}").into());
-    queries.touch(&query);
-    query.finished(&execution(millis));
+    queries.count(&query, &execution(millis));
     query
 }
 
@@ -36,22 +35,31 @@ fn an_execution_counts_in_all_its_aspects() {
     let queries = Queries::default();
     let origin = queries.origin("bob", "app", "web");
     let query = queries.record(QueryId(7), || "SELECT $1".into());
-    query.finished(&Execution {
-        origin,
-        node: queries.node("primary"),
-        first: Duration::from_millis(10),
-        queued: Duration::from_millis(5),
-        error: Some(SqlState::QUERY_CANCELED),
-        ..execution(30)
-    });
-    query.finished(&Execution {
-        origin,
-        ..execution(20)
-    });
-    query.finished(&Execution {
-        continues: true,
-        ..execution(50)
-    });
+    queries.count(
+        &query,
+        &Execution {
+            origin,
+            node: queries.node("primary"),
+            first: Duration::from_millis(10),
+            queued: Duration::from_millis(5),
+            error: Some(SqlState::QUERY_CANCELED),
+            ..execution(30)
+        },
+    );
+    queries.count(
+        &query,
+        &Execution {
+            origin,
+            ..execution(20)
+        },
+    );
+    queries.count(
+        &query,
+        &Execution {
+            continues: true,
+            ..execution(50)
+        },
+    );
     query.pinned();
     query.retried();
     query.answered_from_cache();
@@ -80,8 +88,8 @@ fn an_execution_counts_in_all_its_aspects() {
 fn no_quantile_is_outside_of_what_there_was() {
     let queries = Queries::default();
     let query = queries.record(QueryId(7), || "SELECT $1".into());
-    query.finished(&execution(31));
-    query.finished(&execution(33));
+    queries.count(&query, &execution(31));
+    queries.count(&query, &execution(33));
     let sample = queries.sample().queries.remove(0);
     let millis = Duration::from_millis;
     assert_ne!(sample.total.distribution.quantile(1.0), millis(33));
@@ -96,7 +104,7 @@ fn the_records_with_the_most_time_stay_and_nothing_is_lost() {
     let heavy = run(&queries, 1, 1000);
     for id in 2..10_000 {
         run(&queries, id, 1);
-        heavy.finished(&execution(1));
+        queries.count(&heavy, &execution(1));
     }
     let sample = queries.sample();
     assert!(sample.queries.len() <= 11, "{}", sample.queries.len());
@@ -116,54 +124,103 @@ fn what_is_counted_in_a_record_that_has_made_room_is_not_lost() {
     for id in 2..20 {
         run(&queries, id, 5);
     }
-    assert!(held.is_retired());
-    held.finished(&execution(1));
+    assert!(!held.is_kept());
+    // Who has seen its record counts there, though it is gone meanwhile.
+    held.own().finished(&execution(1));
     assert_eq!(calls(&queries.sample()), 20);
-    held.finished(&execution(1));
-    drop(held);
+    queries.count(&held, &execution(1));
     assert_eq!(calls(&queries.sample()), 21);
+    held.own().finished(&execution(1));
+    drop(held);
+    assert_eq!(calls(&queries.sample()), 22);
+    for _ in 0..3 {
+        queries.count(&run(&queries, 1, 1), &execution(100));
+    }
+    assert_eq!(calls(&queries.sample()), 28);
 }
 
 #[test]
-fn a_statement_that_is_run_again_gets_its_record_back() {
+fn a_statement_that_is_run_again_and_again_gets_its_record_back() {
     let queries = Queries::default();
     queries.set_max(2);
     let held = run(&queries, 1, 1);
     for id in 2..10 {
-        run(&queries, id, 5);
+        run(&queries, id, 20);
     }
-    assert!(held.is_retired());
+    assert!(!held.is_kept());
     for _ in 0..100 {
-        queries.touch(&held);
-        held.finished(&execution(50));
+        queries.count(&held, &execution(5));
     }
     let sample = queries.sample();
     let own = &sample.queries[0];
-    assert_eq!((own.id, own.calls), (QueryId(1), 100));
+    // Three among all others, and with the next it has as much as the record with the least.
+    assert_eq!((own.id, own.calls), (QueryId(1), 97));
     assert_eq!(calls(&sample), 109);
 }
 
 #[test]
-fn a_statement_met_anew_goes_on_in_the_record_that_is_held() {
+fn one_slow_execution_is_enough_and_what_is_light_makes_nobody_room() {
+    let queries = Queries::default();
+    queries.set_max(10);
+    for id in 1..=10 {
+        run(&queries, id, 100 + id);
+    }
+    for id in 11..1000 {
+        run(&queries, id, 1);
+    }
+    let sample = queries.sample();
+    let mut kept: Vec<u64> = sample.queries.iter().map(|query| query.id.0).collect();
+    kept.sort_unstable();
+    assert_eq!(kept, (1..=10).collect::<Vec<_>>());
+    assert_eq!((sample.evictions, sample.other.calls), (0, 989));
+    run(&queries, 1000, 5000);
+    let sample = queries.sample();
+    let first = &sample.queries[0];
+    assert_eq!((first.id, first.calls), (QueryId(1000), 1));
+    assert!(sample.queries.iter().all(|query| query.id != QueryId(1)));
+    assert_eq!((sample.evictions, sample.other.calls), (1, 990));
+}
+
+#[test]
+fn a_lower_bound_holds_from_the_next_new_statement_on() {
+    let queries = Queries::default();
+    for id in 1..=1000 {
+        run(&queries, id, id);
+    }
+    queries.set_max(10);
+    run(&queries, 1001, 999);
+    let sample = queries.sample();
+    let kept: Vec<u64> = sample.queries.iter().map(|query| query.id.0).collect();
+    assert_eq!(kept.len(), 10);
+    assert!(kept.contains(&1001) && kept.contains(&1000), "{kept:?}");
+    assert_eq!(calls(&sample), 1001);
+}
+
+#[test]
+fn a_statement_met_anew_has_one_record() {
     let queries = Queries::default();
     queries.set_max(2);
     let held = run(&queries, 1, 1);
     for id in 2..10 {
         run(&queries, id, 5);
     }
-    assert!(held.is_retired());
+    assert!(!held.is_kept());
     let anew = run(&queries, 1, 50);
-    assert!(Arc::ptr_eq(&held, &anew) && !held.is_retired());
-    held.finished(&execution(50));
-    let own = queries.sample().queries.remove(0);
-    assert_eq!((own.id, own.calls), (QueryId(1), 2));
+    assert!(anew.is_kept() && !Arc::ptr_eq(&held, &anew));
+    queries.count(&held, &execution(500));
+    assert!(!held.is_kept());
+    assert!(Arc::ptr_eq(&anew, &run(&queries, 1, 50)));
+    let sample = queries.sample();
+    let of_it = sample.queries.iter().filter(|query| query.id == QueryId(1));
+    assert_eq!(of_it.map(|query| query.calls).sum::<u64>(), 2);
+    assert_eq!(calls(&sample), 12);
 }
 
 #[test]
 fn nothing_is_counted_twice_by_who_looks_while_records_make_room() {
     let queries = Queries::default();
     queries.set_max(8);
-    let runs = std::sync::atomic::AtomicU64::new(0);
+    let runs = AtomicU64::new(0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for number in 0..20_000_u64 {
