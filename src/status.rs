@@ -84,6 +84,8 @@ pub struct ClientStatus {
     pub server: Option<u64>,
     /// The statement under way.
     pub running: Option<Doing>,
+    /// Number and text of the last one, if it had no record when it began.
+    pub without_record: Option<(QueryId, Arc<str>)>,
     /// When its last statement began.
     pub last_began: Option<Instant>,
 }
@@ -244,13 +246,17 @@ impl Snapshot {
 }
 
 impl Snapshot {
-    /// The text of a statement that has a record; empty for others.
+    /// The text of a statement that has a record, that a client runs, or that has pinned one; empty for others.
     pub fn text(&self, id: QueryId) -> &str {
         let queries = &self.queries;
-        let mut queries = queries.queries.iter().chain(&queries.unfinished);
-        queries
-            .find(|query| query.id == id)
-            .map_or("", |query| &query.text)
+        let recorded = queries.queries.iter().chain(&queries.unfinished);
+        let recorded = recorded.map(|query| (query.id, &query.text));
+        let run = self.clients.iter().flat_map(|it| &it.without_record);
+        let run = run.map(|(id, text)| (*id, text));
+        let pinned = self.pins.iter().map(|it| (it.pin.query, &it.pin.text));
+        let mut all = recorded.chain(run).chain(pinned);
+        all.find(|(other, _)| *other == id)
+            .map_or("", |(_, text)| text)
     }
 }
 
@@ -266,6 +272,7 @@ fn clients(registry: &Registry) -> Vec<ClientStatus> {
                 .map_or(Duration::ZERO, |since| since.elapsed()),
             server: None,
             running: entry.activity.running(),
+            without_record: entry.activity.without_record(),
             last_began: entry.activity.last_began(),
             entry,
         })

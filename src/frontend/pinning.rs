@@ -4,6 +4,8 @@
 //! A session with a reason to pin is in its pool's list of pins, from the statement that gave the reason until the last
 //! one is gone; in a pool in session mode nobody is pinned.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use super::refusal::Refusal;
@@ -118,6 +120,7 @@ impl Session {
             backend,
             reasons,
             query: known.map(|known| known.query.id).unwrap_or_default(),
+            text: known.map_or_else(Arc::default, |known| Arc::clone(&known.query.text)),
             since: Instant::now(),
         };
         self.pinned = self.pool.pin(pin, limit);

@@ -3,12 +3,15 @@
 //! The parts are written one after the other; who looks in between may see the time of one statement with the number
 //! of the next.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use tokio::time::Instant;
 
 use super::histogram::nanos;
+use super::query::Query;
 use super::sample::QueryId;
 
 /// Since when something holds, and which statement it is about.
@@ -23,6 +26,9 @@ pub struct Doing {
 pub struct Activity {
     epoch: Instant,
     query: AtomicU64,
+    /// The same statement, if it has no record where its text could be found.
+    without_record: ArcSwapOption<Query>,
+    has_no_record: AtomicBool,
     /// It has ended.
     rests: AtomicBool,
     since: AtomicU64,
@@ -33,6 +39,8 @@ impl Activity {
         Self {
             epoch,
             query: AtomicU64::new(0),
+            without_record: ArcSwapOption::empty(),
+            has_no_record: AtomicBool::new(false),
             rests: AtomicBool::new(true),
             since: AtomicU64::new(0),
         }
@@ -43,15 +51,27 @@ impl Activity {
     }
 
     /// The statement `query` runs from `at` on.
-    pub fn runs(&self, query: QueryId, at: Instant) {
+    pub fn runs(&self, query: &Arc<Query>, at: Instant) {
+        let has_no_record = !query.is_kept();
+        if has_no_record || self.has_no_record.load(Ordering::Relaxed) {
+            self.without_record
+                .store(has_no_record.then(|| Arc::clone(query)));
+            self.has_no_record.store(has_no_record, Ordering::Relaxed);
+        }
         self.since.store(self.stamp(at), Ordering::Relaxed);
-        self.query.store(query.0, Ordering::Relaxed);
+        self.query.store(query.id.0, Ordering::Relaxed);
         self.rests.store(false, Ordering::Relaxed);
     }
 
     /// Nothing runs any more; what ran last stays to be seen.
     pub fn rests(&self) {
         self.rests.store(true, Ordering::Relaxed);
+    }
+
+    /// Number and text of the statement that runs or ran last, if it had no record when it began.
+    pub fn without_record(&self) -> Option<(QueryId, Arc<str>)> {
+        let query = self.without_record.load();
+        query.as_ref().map(|it| (it.id, Arc::clone(&it.text)))
     }
 
     /// The statement that runs.
@@ -90,7 +110,10 @@ mod tests {
         assert_eq!(activity.running(), None);
         assert_eq!(activity.last_began(), None);
         let at = epoch + Duration::from_millis(5);
-        activity.runs(QueryId(7), at);
+        let query = Arc::new(Query::alone(QueryId(7), "SELECT $1"));
+        activity.runs(&query, at);
+        let named = Some((QueryId(7), "SELECT $1".into()));
+        assert_eq!(activity.without_record(), named);
         let doing = Doing {
             query: QueryId(7),
             since: at,
@@ -100,5 +123,8 @@ mod tests {
         assert_eq!(activity.running(), None);
         assert_eq!(activity.last(), Some(doing));
         assert_eq!(activity.last_began(), Some(at));
+        query.keep();
+        activity.runs(&query, at);
+        assert_eq!(activity.without_record(), None);
     }
 }

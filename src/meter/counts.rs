@@ -1,7 +1,10 @@
 //! What is counted of one statement, or of all that have no record of their own.
+//!
+//! Counts that nobody holds any more are added to those of all others, so that none is lost: whoever has begun to count in a
+//! record that is taken away meanwhile holds it to the end.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -13,12 +16,14 @@ use super::sample::{Exemplar, QueryId, QuerySample, Times};
 use crate::error::SqlState;
 
 /// SQLSTATEs told apart in one record, and in that of all others; further ones count among its errors only.
-pub(super) const SQLSTATES_MAX: usize = 16;
+const SQLSTATES_MAX: usize = 16;
 pub(super) const OTHER_SQLSTATES_MAX: usize = 128;
 
 /// See the module. Times are in nanoseconds.
 #[derive(Debug)]
 pub(super) struct Counts {
+    /// Those of all others; none for these themselves.
+    others: Option<Arc<Counts>>,
     /// Times up to the last answer, of statements whose answer came at once.
     at_once: Histogram,
     /// Times up to first and last answer of the rest: few, so that most records need no space for them.
@@ -71,8 +76,14 @@ fn sample(histogram: &Lazy) -> super::Distribution {
 }
 
 impl Counts {
-    pub(super) fn new(epoch: Instant, sqlstates_max: usize) -> Self {
+    /// Of one statement, or of all others if there are no `others`.
+    pub(super) fn new(epoch: Instant, others: Option<Arc<Self>>) -> Self {
+        let sqlstates_max = match others {
+            Some(_) => SQLSTATES_MAX,
+            None => OTHER_SQLSTATES_MAX,
+        };
         Self {
+            others,
             at_once: Histogram::default(),
             first: Lazy::new(),
             last: Lazy::new(),
@@ -150,16 +161,27 @@ impl Counts {
     }
 
     pub(super) fn failed(&self, code: SqlState, count: u64) {
+        let mut codes = self.codes();
+        // Under the lock, so that who moves all of it has both or neither.
         self.errors.fetch_add(count, Ordering::Relaxed);
-        let mut codes = self
-            .sqlstates
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
         if let Some((_, known)) = codes.iter_mut().find(|(known, _)| *known == code) {
             *known += count;
         } else if codes.len() < self.sqlstates_max {
             codes.push((code, count));
         }
+    }
+
+    fn codes(&self) -> MutexGuard<'_, Vec<(SqlState, u64)>> {
+        self.sqlstates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All errors and those of them that are told apart, which are none of its own any more.
+    fn take_errors(&self) -> (u64, Vec<(SqlState, u64)>) {
+        let mut codes = self.codes();
+        let errors = self.errors.swap(0, Ordering::Relaxed);
+        (errors, std::mem::take(&mut codes))
     }
 
     pub(super) fn retried(&self) {
@@ -210,18 +232,12 @@ impl Counts {
         for (own, other) in self.counters().into_iter().zip(other.counters()) {
             add(other, own.swap(0, Ordering::Relaxed));
         }
-        let codes = std::mem::take(
-            &mut *self
-                .sqlstates
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        let (errors, codes) = self.take_errors();
         let mut named = 0;
         for (code, count) in codes {
             named += count;
             other.failed(code, count);
         }
-        let errors = self.errors.swap(0, Ordering::Relaxed);
         add(&other.errors, errors.saturating_sub(named));
         other.widen(
             self.time_min.swap(u64::MAX, Ordering::Relaxed),
@@ -266,10 +282,7 @@ impl Counts {
         let time_min = read(&self.time_min);
         let since_epoch = |nanos| self.epoch + Duration::from_nanos(nanos);
         let last_seen = since_epoch(read(&self.last_seen));
-        let codes = self
-            .sqlstates
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let codes = self.codes();
         QuerySample {
             id,
             text: Arc::clone(text),
@@ -296,6 +309,14 @@ impl Counts {
             applications: applications.of(&self.applications),
             nodes: names.of(&self.nodes),
             exemplar: *self.exemplar.lock().unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+}
+
+impl Drop for Counts {
+    fn drop(&mut self) {
+        if let Some(others) = self.others.take() {
+            self.drain_into(&others);
         }
     }
 }

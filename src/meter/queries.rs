@@ -2,17 +2,16 @@
 //!
 //! A statement has one from when it is met, while there is room. Once there is none it counts among all others, until that
 //! comes to as much time as the record with the least has: then it takes its place, and what that held goes to the others.
-//! So a statement that takes long has a record from its first execution on, and one that is run once and never again costs
-//! no more than a look at a number.
+//! So a statement that takes long has a record from the end of its first execution on, and what is run once and never again
+//! drives nothing out.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashTable;
 use tokio::time::Instant;
 
+use super::counts::Counts;
 use super::names::{NameId, Names};
 use super::query::{Execution, Origin, Query};
 use super::sample::{QueryId, QuerySample};
@@ -23,9 +22,8 @@ const DEFAULT_MAX: usize = 1000;
 /// Times all is copied while statements go on counting; then they wait for it.
 const TRIES: usize = 3;
 
-/// How long after a record has made room somebody may still count in it: a few instructions, unless the processor is taken
-/// away between them. What comes later stays there until the statement has a record again, or is forgotten.
-const FADES: Duration = Duration::from_secs(1);
+/// Records taken away at once where the bound was lowered.
+const TAKEN_MAX: usize = 1000;
 
 /// The text that stands for all others.
 const OTHER: &str = "<other>";
@@ -35,6 +33,8 @@ const OTHER: &str = "<other>";
 pub struct Queries {
     table: Mutex<Table>,
     other: Arc<Query>,
+    /// Its counts.
+    others: Arc<Counts>,
     max: AtomicUsize,
     /// The time of the record with the least, in nanoseconds, as of when it was last looked for; 0 while there is room.
     least: AtomicU64,
@@ -45,14 +45,19 @@ pub struct Queries {
     epoch: Instant,
 }
 
+/// See [`Query::rank`].
+type Rank = (u64, u64);
+
 #[derive(Debug, Default)]
 struct Table {
     records: HashTable<Arc<Query>>,
     /// Those with the least time, the least last, with their ranks as of when they were looked for.
-    least: Vec<((u64, u64), Arc<Query>)>,
-    /// Those that have made room lately, and when: somebody may still have counted in them.
-    retired: VecDeque<(Instant, Weak<Query>)>,
+    least: Vec<(Rank, Arc<Query>)>,
+    /// Records taken away since then.
+    taken: usize,
     evictions: u64,
+    /// How often counts went from one record to another.
+    moves: u64,
 }
 
 /// Every record, those with the most time first.
@@ -70,9 +75,11 @@ pub struct QueriesSample {
 impl Default for Queries {
     fn default() -> Self {
         let epoch = Instant::now();
+        let others = Arc::new(Counts::new(epoch, None));
         Self {
             table: Mutex::default(),
-            other: Arc::new(Query::other(OTHER.into(), epoch)),
+            other: Arc::new(Query::all_others(OTHER.into(), epoch, &others)),
+            others,
             max: AtomicUsize::new(DEFAULT_MAX),
             least: AtomicU64::new(0),
             names: Names::default(),
@@ -85,6 +92,7 @@ impl Default for Queries {
 impl Queries {
     /// Keeps at most `max` records, from the next new one on.
     pub fn set_max(&self, max: usize) {
+        let _table = self.lock();
         self.max.store(max.max(1), Ordering::Relaxed);
         self.least.store(0, Ordering::Relaxed);
     }
@@ -128,7 +136,7 @@ impl Queries {
             return Arc::clone(query);
         }
         // Not under the lock: making the text takes a while.
-        let query = Arc::new(Query::new(id, text(), self.epoch, self.other()));
+        let query = Arc::new(Query::new(id, text(), self.epoch, &self.others));
         let mut table = self.lock();
         if let Some(first) = table.find(id) {
             return Arc::clone(first);
@@ -141,38 +149,40 @@ impl Queries {
 
     /// Counts an execution of `query`.
     pub fn count(&self, query: &Arc<Query>, execution: &Execution) {
-        if !query.is_kept() {
-            let spent = query.spent_with(execution.took);
-            if spent >= self.least.load(Ordering::Relaxed) {
-                self.admit(query, spent);
-            }
+        if query.finished_in_record(execution) {
+            return;
         }
-        query.finished(execution);
+        let spent = query.spent_with(execution.took);
+        let is_enough = spent >= self.least.load(Ordering::Relaxed);
+        if !(is_enough && self.admit(query, spent) && query.finished_in_record(execution)) {
+            query.finished_among_others(execution);
+        }
     }
 
-    /// Gives `query`, which has taken the time `spent`, the place of the record with the least, if that has not more.
-    fn admit(&self, query: &Arc<Query>, spent: u64) {
+    /// Gives `query`, which has taken the time `spent`, the place of the record with the least, if that has not more. Whether
+    /// it has a record now.
+    fn admit(&self, query: &Arc<Query>, spent: u64) -> bool {
         let mut table = self.lock();
-        if query.is_kept() {
-            return;
-        }
-        if table.find(query.id).is_some() {
-            // It was forgotten while a session held it, and met anew.
-            query.start_over();
-            return;
+        if query.is_kept() || table.take_over(query) {
+            return true;
         }
         let max = self.max.load(Ordering::Relaxed);
-        // More only where the bound was lowered.
-        while table.records.len() > max && table.retire_least(u64::MAX, max).is_ok() {}
+        for _ in 0..TAKEN_MAX {
+            // More only where the bound was lowered.
+            if table.records.len() <= max || table.retire_least(u64::MAX, max).is_err() {
+                break;
+            }
+        }
         if table.records.len() >= max {
             let retired = table.retire_least(spent, max);
             let (Ok(least) | Err(least)) = retired;
             self.least.store(least, Ordering::Relaxed);
             if retired.is_err() {
-                return;
+                return false;
             }
         }
         table.keep(query);
+        true
     }
 
     /// The text of the statement `id`, if it has a record.
@@ -184,12 +194,12 @@ impl Queries {
     /// Copies everything.
     pub fn sample(&self) -> QueriesSample {
         for _ in 0..TRIES {
-            let (records, evictions) = self.records();
+            let (records, moves) = self.records();
             let copies = self.copies(&records);
             let table = self.lock();
             // What has made room after it was copied would be there twice, among the others as well.
-            if table.evictions == evictions {
-                return self.sorted(copies, evictions);
+            if table.moves == moves {
+                return self.sorted(copies, table.evictions);
             }
         }
         let table = self.lock();
@@ -197,16 +207,15 @@ impl Queries {
         self.sorted(self.copies(&records), table.evictions)
     }
 
-    /// Every record, and how many have made room so far.
+    /// Every record, and how often counts have gone from one to another so far.
     fn records(&self) -> (Vec<Arc<Query>>, u64) {
-        let mut table = self.lock();
-        table.hand_over();
-        (table.records.iter().cloned().collect(), table.evictions)
+        let table = self.lock();
+        (table.records.iter().cloned().collect(), table.moves)
     }
 
     fn copies(&self, records: &[Arc<Query>]) -> Vec<QuerySample> {
         let copy = |query: &Arc<Query>| query.sample(&self.names, &self.applications);
-        records.iter().map(copy).collect()
+        records.iter().filter_map(copy).collect()
     }
 
     /// `copies` with that of the others, which is made here.
@@ -218,7 +227,11 @@ impl Queries {
         QueriesSample {
             queries,
             unfinished,
-            other: self.other.sample(&self.names, &self.applications),
+            other: self.others.sample(
+                (self.other.id, &self.other.text),
+                &self.names,
+                &self.applications,
+            ),
             evictions,
         }
     }
@@ -235,43 +248,66 @@ impl Table {
             .insert_unique(query.id.0, Arc::clone(query), |query| query.id.0);
     }
 
+    /// Gives `query` the record of the same statement, if there is one: it was met anew while a session held what had been
+    /// forgotten.
+    fn take_over(&mut self, query: &Arc<Query>) -> bool {
+        let same = |other: &Arc<Query>| other.id == query.id;
+        let Ok(mut entry) = self.records.find_entry(query.id.0, same) else {
+            return false;
+        };
+        let before = std::mem::replace(entry.get_mut(), Arc::clone(query));
+        query.take_over(&before);
+        self.moves += 1;
+        true
+    }
+
     /// Takes out the record with the least time, and gives that; if it has more than `most`, it stays, and its time is the
     /// error.
     fn retire_least(&mut self, most: u64, max: usize) -> Result<u64, u64> {
-        let Some((rank, query)) = self.take_least(max) else {
+        let mut least = self.take_least();
+        // Those that have come since the last search are not among them.
+        let is_old = self.taken > max / 64;
+        if least
+            .as_ref()
+            .is_none_or(|(rank, _)| rank.0 > most && is_old)
+        {
+            self.search(max);
+            least = self.take_least();
+        }
+        let Some((rank, query)) = least else {
             return Err(u64::MAX);
         };
-        let (time, _) = rank;
-        if time > most {
+        if rank.0 > most {
             self.least.push((rank, query));
-            return Err(time);
+            return Err(rank.0);
         }
-        if let Ok(entry) = self
-            .records
-            .find_entry(query.id.0, |other| Arc::ptr_eq(other, &query))
-        {
+        let same = |other: &Arc<Query>| Arc::ptr_eq(other, &query);
+        if let Ok(entry) = self.records.find_entry(query.id.0, same) {
             entry.remove();
         }
         query.retire();
+        self.taken += 1;
         self.evictions += 1;
-        self.retired
-            .push_back((Instant::now(), Arc::downgrade(&query)));
-        self.fade();
-        Ok(time)
+        self.moves += 1;
+        Ok(rank.0)
     }
 
-    /// The record with the least time. An eighth of them, or what there is above `max`, is looked for at once, so that the
-    /// search is rare.
-    fn take_least(&mut self, max: usize) -> Option<((u64, u64), Arc<Query>)> {
+    /// The record with the least time of those that were looked for.
+    fn take_least(&mut self) -> Option<(Rank, Arc<Query>)> {
         while let Some((rank, query)) = self.least.pop() {
             // It may have grown since.
-            if query.is_kept() && query.rank() == rank {
+            if query.rank() == Some(rank) {
                 return Some((rank, query));
             }
         }
-        let ranks = self.records.iter().map(|query| (query.rank(), query));
-        let mut ranks: Vec<_> = ranks.collect();
-        let by_rank = |it: &((u64, u64), &Arc<Query>)| it.0;
+        None
+    }
+
+    /// Looks for those with the least time: an eighth, or what there is above `max`, so that it is rarely done.
+    fn search(&mut self, max: usize) {
+        let rank = |query: &Arc<Query>| Some((query.rank()?, Arc::clone(query)));
+        let mut ranks: Vec<_> = self.records.iter().filter_map(rank).collect();
+        let by_rank = |it: &(Rank, Arc<Query>)| it.0;
         let excess = ranks.len().saturating_sub(max);
         let some = (max / 8 + 1).max(excess).min(ranks.len());
         if let Some(last) = some.checked_sub(1) {
@@ -279,33 +315,8 @@ impl Table {
         }
         ranks.truncate(some);
         ranks.sort_unstable_by_key(|it| std::cmp::Reverse(by_rank(it)));
-        self.least = ranks
-            .into_iter()
-            .map(|(rank, query)| (rank, Arc::clone(query)))
-            .collect();
-        self.least.pop()
-    }
-
-    /// Those that have made room long enough ago hand over what was still counted in them, and are done with.
-    fn fade(&mut self) {
-        let now = Instant::now();
-        let is_over = |it: &(Instant, _)| now.duration_since(it.0) >= FADES;
-        while self.retired.front().is_some_and(is_over) {
-            let query = self.retired.pop_front().and_then(|it| it.1.upgrade());
-            if let Some(query) = query.filter(|query| !query.is_kept()) {
-                query.hand_over();
-            }
-        }
-    }
-
-    /// All that have made room lately hand over what was still counted in them.
-    fn hand_over(&mut self) {
-        self.fade();
-        for (_, query) in &self.retired {
-            if let Some(query) = query.upgrade().filter(|query| !query.is_kept()) {
-                query.hand_over();
-            }
-        }
+        self.least = ranks;
+        self.taken = 0;
     }
 }
 

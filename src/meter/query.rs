@@ -2,13 +2,14 @@
 //!
 //! It has counts of its own while it has a record (see [`Queries`](super::Queries)); otherwise it counts among all others.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use tokio::time::Instant;
 
-use super::counts::{Counts, OTHER_SQLSTATES_MAX, SQLSTATES_MAX};
+use super::counts::Counts;
 use super::histogram::nanos;
 use super::names::{NameId, Names};
 use super::sample::{Exemplar, QueryId, QuerySample};
@@ -51,12 +52,10 @@ pub struct Query {
     pub id: QueryId,
     /// The text without constants.
     pub text: Arc<str>,
-    /// All others, where what it holds goes in the end; none for that itself.
-    other: Option<Arc<Query>>,
-    /// Its own counts, from its first record on.
-    own: OnceLock<Box<Counts>>,
-    /// It has a record: its own counts are in use. Changed under the lock of all records.
-    is_kept: AtomicBool,
+    /// All others; none for these themselves.
+    others: Option<Arc<Counts>>,
+    /// Its own counts while it has a record. Changed under the lock of all records.
+    own: ArcSwapOption<Counts>,
     /// Time that was counted among all others since it last lost a record, in nanoseconds. It stays when it gets one, or the
     /// next would take its place at once.
     spent: AtomicU64,
@@ -73,9 +72,16 @@ pub struct Query {
 }
 
 impl Query {
-    /// One that counts among `other`.
-    pub(super) fn new(id: QueryId, text: Arc<str>, epoch: Instant, other: Arc<Self>) -> Self {
-        Self::with(id, text, epoch, Some(other))
+    /// One that counts among all `others`.
+    pub(super) fn new(id: QueryId, text: Arc<str>, epoch: Instant, others: &Arc<Counts>) -> Self {
+        Self::with(id, text, epoch, Some(Arc::clone(others)))
+    }
+
+    /// What stands for all others, with their counts.
+    pub(super) fn all_others(text: Arc<str>, epoch: Instant, counts: &Arc<Counts>) -> Self {
+        let others = Self::with(QueryId::default(), text, epoch, None);
+        others.own.store(Some(Arc::clone(counts)));
+        others
     }
 
     /// One that nobody counts.
@@ -84,20 +90,12 @@ impl Query {
         Self::with(id, text.into(), Instant::now(), None)
     }
 
-    /// All others.
-    pub(super) fn other(text: Arc<str>, epoch: Instant) -> Self {
-        let other = Self::with(QueryId::default(), text, epoch, None);
-        other.keep();
-        other
-    }
-
-    fn with(id: QueryId, text: Arc<str>, epoch: Instant, other: Option<Arc<Self>>) -> Self {
+    fn with(id: QueryId, text: Arc<str>, epoch: Instant, others: Option<Arc<Counts>>) -> Self {
         Self {
             id,
             text,
-            other,
-            own: OnceLock::new(),
-            is_kept: AtomicBool::new(false),
+            others,
+            own: ArcSwapOption::empty(),
             spent: AtomicU64::new(0),
             rules: AtomicU64::new(0),
             limits: AtomicU64::new(0),
@@ -109,99 +107,87 @@ impl Query {
 
     /// Whether it has a record.
     pub(super) fn is_kept(&self) -> bool {
-        self.is_kept.load(Ordering::Acquire)
+        self.own.load().is_some()
     }
 
     /// It gets a record.
     pub(super) fn keep(&self) {
-        let counts = self.own();
-        if let Some(other) = self.counts_of_others() {
-            // What was on its way here when it last lost its record.
-            counts.drain_into(other);
-        }
-        self.is_kept.store(true, Ordering::Release);
+        let counts = Counts::new(self.epoch, self.others.clone());
+        self.own.store(Some(Arc::new(counts)));
     }
 
-    /// It loses its record.
+    /// It gets the record of `before`, which is the same statement, met before that was forgotten.
+    pub(super) fn take_over(&self, before: &Self) {
+        self.spent
+            .store(before.spent.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+        self.own.store(before.own.swap(None));
+    }
+
+    /// It loses its record, which goes to all others.
     pub(super) fn retire(&self) {
-        self.is_kept.store(false, Ordering::Release);
-        self.start_over();
-        self.hand_over();
-    }
-
-    /// Moves what it holds to all others.
-    pub(super) fn hand_over(&self) {
-        if let (Some(own), Some(other)) = (self.own.get(), self.counts_of_others()) {
-            own.drain_into(other);
+        self.spent.store(0, Ordering::Relaxed);
+        if let (Some(own), Some(others)) = (self.own.swap(None), &self.others) {
+            // What somebody counts in it yet follows when that is done.
+            own.drain_into(others);
         }
-    }
-
-    pub(super) fn own(&self) -> &Counts {
-        let most = match self.other {
-            Some(_) => SQLSTATES_MAX,
-            None => OTHER_SQLSTATES_MAX,
-        };
-        let make = || Box::new(Counts::new(self.epoch, most));
-        self.own.get_or_init(make)
-    }
-
-    /// `None` for all others themselves.
-    fn counts_of_others(&self) -> Option<&Counts> {
-        self.other.as_deref().map(Self::own)
     }
 
     /// Where it is counted.
-    fn counts(&self) -> &Counts {
-        match self.counts_of_others() {
-            Some(others) if !self.is_kept() => others,
-            _ => self.own(),
+    fn count(&self, count: impl FnOnce(&Counts)) {
+        match (&*self.own.load(), &self.others) {
+            (Some(own), _) => count(own),
+            (None, Some(others)) => count(others),
+            (None, None) => {}
         }
     }
 
     /// Time counted among all others since it last lost a record, in nanoseconds, with what took `took`.
     pub(super) fn spent_with(&self, took: Duration) -> u64 {
-        self.spent
-            .load(Ordering::Relaxed)
-            .saturating_add(nanos(took))
+        let spent = self.spent.load(Ordering::Relaxed);
+        spent.saturating_add(nanos(took))
     }
 
-    /// What was spent counts for nothing any more.
-    pub(super) fn start_over(&self) {
-        self.spent.store(0, Ordering::Relaxed);
-    }
-
-    /// Counts an execution that has ended.
-    pub(super) fn finished(&self, execution: &Execution) {
-        if !self.is_kept() {
-            let took = nanos(execution.took);
-            self.spent.fetch_add(took, Ordering::Relaxed);
+    /// Counts an execution that has ended in its record. False if it has none.
+    pub(super) fn finished_in_record(&self, execution: &Execution) -> bool {
+        let own = self.own.load();
+        if let Some(own) = &*own {
+            own.finished(execution);
         }
-        self.counts().finished(execution);
+        own.is_some()
+    }
+
+    /// Counts an execution that has ended among all others.
+    pub(super) fn finished_among_others(&self, execution: &Execution) {
+        let took = nanos(execution.took);
+        self.spent.fetch_add(took, Ordering::Relaxed);
+        if let Some(others) = &self.others {
+            others.finished(execution);
+        }
     }
 
     /// The transaction that its last execution ended with could not be committed: an error, and no execution more.
     pub fn failed_at_end(&self, code: SqlState) {
-        self.counts().failed(code, 1);
+        self.count(|counts| counts.failed(code, 1));
     }
 
     /// It was sent again, in place of an attempt that failed or behind one.
     pub fn retried(&self) {
-        self.counts().retried();
+        self.count(Counts::retried);
     }
 
     /// It made a session keep its server connection.
     pub fn pinned(&self) {
-        self.counts().pinned();
+        self.count(Counts::pinned);
     }
 
     /// Its answer came from the cache.
     pub fn answered_from_cache(&self) {
-        self.counts().answered_from_cache();
+        self.count(Counts::answered_from_cache);
     }
 
     /// An execution was part of a trace.
     pub fn traced(&self, exemplar: Exemplar) {
-        self.counts().traced(exemplar);
+        self.count(|counts| counts.traced(exemplar));
     }
 
     /// An execution was slow: whether it is the one in `every` that is written; none of 0.
@@ -226,22 +212,23 @@ impl Query {
     }
 
     /// By what records are ranked: their time and what was spent before they were made, in nanoseconds, then when they were
-    /// last used.
-    pub(super) fn rank(&self) -> (u64, u64) {
-        let (time, last_seen) = self.own().rank();
+    /// last used. `None` without a record.
+    pub(super) fn rank(&self) -> Option<(u64, u64)> {
+        let (time, last_seen) = self.own.load().as_ref()?.rank();
         let spent = self.spent.load(Ordering::Relaxed);
-        (time.saturating_add(spent), last_seen)
+        Some((time.saturating_add(spent), last_seen))
     }
 
-    /// A copy of what was counted so far in its record.
-    pub(super) fn sample(&self, names: &Names, applications: &Names) -> QuerySample {
-        let named = (self.id, &self.text);
-        self.own().sample(named, names, applications)
+    /// A copy of what was counted so far in its record, if it has one.
+    pub(super) fn sample(&self, names: &Names, applications: &Names) -> Option<QuerySample> {
+        let own = self.own.load();
+        let own = own.as_ref()?;
+        Some(own.sample((self.id, &self.text), names, applications))
     }
-}
 
-impl Drop for Query {
-    fn drop(&mut self) {
-        self.hand_over();
+    /// Its own counts, as one holds them who counts.
+    #[cfg(test)]
+    pub(super) fn own(&self) -> Option<Arc<Counts>> {
+        self.own.load_full()
     }
 }

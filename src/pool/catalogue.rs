@@ -187,7 +187,7 @@ async fn ask(pool: &Arc<Pool>) -> Option<Functions> {
 }
 
 /// Waits for a connection as a client does.
-async fn lease(pool: &Arc<Pool>) -> Option<Lease> {
+pub(super) async fn lease(pool: &Arc<Pool>) -> Option<Lease> {
     struct Withdraw<'a>(&'a Arc<Pool>, Arc<Waiter>);
     impl Drop for Withdraw<'_> {
         fn drop(&mut self) {

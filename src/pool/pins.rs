@@ -25,6 +25,8 @@ pub struct Pin {
     pub reasons: PinSet,
     /// The statement that pinned first; none where the reason was found in the session afterwards.
     pub query: QueryId,
+    /// Its text without constants.
+    pub text: Arc<str>,
     pub since: Instant,
 }
 
@@ -131,6 +133,7 @@ mod tests {
             backend: client + 1000,
             reasons: reasons.iter().copied().collect(),
             query: QueryId::default(),
+            text: Arc::default(),
             since: Instant::now(),
         }
     }

@@ -26,7 +26,6 @@ use tokio::time::Instant;
 
 use super::catalogue;
 use super::effective::Effective;
-use super::lease::Lease;
 use super::open;
 use super::pool::Pool;
 use crate::backend::connect::Dialer;
@@ -58,8 +57,10 @@ const FUNCTIONS_MAX: usize = 2_000;
 /// Names whose functions are asked for at a time, and how often: calls may be this deep.
 const NAMES_MAX: usize = 20_000;
 const DEPTH_MAX: usize = 16;
-/// How often an idle connection is looked for where none can be opened, and with what pauses.
-const TRIES: (usize, Duration) = (20, Duration::from_millis(50));
+/// How long one of the pool's connections is waited for where none can be opened, and when that is tried again. Up to then
+/// clients are asked after each transaction what they left, which costs more than waiting behind one reading.
+const WAIT: Duration = Duration::from_secs(5);
+const PAUSE_WITHOUT: Duration = Duration::from_secs(5);
 
 /// Name, language and source of the functions that something runs unseen, and how: `w` when data is written, `d` with DDL,
 /// `r` when data is read, `a` if it is written as a column. PostgreSQL's own functions have no entries in `pg_depend`.
@@ -268,7 +269,8 @@ impl NotRead {
     fn pause(&self) -> Duration {
         match self {
             Self::Held => PAUSE,
-            Self::NoConnection(_) | Self::Lost(_) | Self::Server(_) => BELIEVED,
+            Self::NoConnection(_) => PAUSE_WITHOUT,
+            Self::Lost(_) | Self::Server(_) => BELIEVED,
             // On the pool's connection it may only have been given too little time.
             Self::TooLong(limit) if *limit < LIMIT => BELIEVED,
             Self::TooLong(_) => PUT_OFF,
@@ -283,8 +285,9 @@ type Answer = Result<(Leaves, Duration), NotRead>;
 ///
 /// # Why not on one of the pool's
 /// Clients would wait for it, lose the one set aside for them, or find their database in use when they drop it. Where
-/// there is no room, or the server has none left for this user, as with a `CONNECTION LIMIT` that is the pool's size, an
-/// idle one of the pool's has to do, and nobody waits for one.
+/// there is no room, or the server has none left for this user, as with a `CONNECTION LIMIT` that is the pool's size, one of
+/// the pool's has to do, for which it waits as a client does: on a busy pool none is ever idle, and under a shared cap it
+/// takes somebody who waits to have other pools give theirs up.
 async fn ask(pool: &Arc<Pool>, dialer: &Dialer) -> Answer {
     let (generation, effective) = pool.opens_with();
     let (node, settings) = (&effective.primary, &effective.pool);
@@ -306,7 +309,7 @@ async fn ask(pool: &Arc<Pool>, dialer: &Dialer) -> Answer {
         }
         Err(cap) => format!("{cap:?} is reached"),
     };
-    let Some(mut lease) = idle(pool).await else {
+    let Ok(Some(mut lease)) = tokio::time::timeout(WAIT, catalogue::lease(pool)).await else {
         return Err(NotRead::NoConnection(no_room));
     };
     let answer = ask_within(LIMIT_ON_THEIRS, &mut lease).await;
@@ -325,17 +328,6 @@ fn as_ours(effective: &Effective) -> Effective {
     // It is for clients' statements.
     effective.pool.connect_query = None;
     effective
-}
-
-async fn idle(pool: &Arc<Pool>) -> Option<Lease> {
-    let (tries, pause) = TRIES;
-    for _ in 0..tries {
-        if let Some(lease) = pool.try_checkout() {
-            return Some(lease);
-        }
-        tokio::time::sleep(pause).await;
-    }
-    None
 }
 
 async fn ask_within(limit: Duration, backend: &mut Backend) -> Answer {

@@ -38,6 +38,9 @@ const REFUSALS_MAX: u8 = 3;
 /// Bytes of a statement's text that are kept.
 const TEXT_MAX: usize = 2 * 1024;
 
+/// Statements and functions in a text that is not large.
+const PARTS_MAX: usize = 32;
+
 /// Numbers and texts of [`KnownStatements::unread`] and [`KnownStatements::function_call`].
 const UNREAD: u64 = 1;
 const UNREAD_TEXT: &str = "<not read>";
@@ -184,6 +187,11 @@ impl Known {
         let _ = self
             .refusals
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+
+    /// It takes much more memory than most.
+    fn is_large(&self) -> bool {
+        self.class.statements.len() + self.class.functions.len() > PARTS_MAX
     }
 
     /// Whether replicas refuse it.
@@ -424,7 +432,7 @@ impl KnownStatements {
         match table.get(number) {
             Some(first) if !first.class.needs_text => first,
             Some(_) => known,
-            None if table.len() >= FREELY && !self.met.again(number) => known,
+            None if table.len() >= FREELY && (known.is_large() || !self.met.again(number)) => known,
             None => {
                 let forgotten = table.put(number, Arc::clone(&known));
                 drop(table);

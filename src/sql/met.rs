@@ -1,49 +1,32 @@
-//! Which numbers were met before, of late and roughly: a text that is never run again is not worth keeping.
+//! Which numbers were met before, of late: a text that is never run again is not worth keeping.
 //!
-//! A bitmap with a bit for each number, cleared when it fills up: of numbers that are new, at most one in eight counts as met
-//! before; one that was met before so many others are forgotten counts as new.
+//! A table of the last number met for each of [`PLACES`] remainders, of which half the bits are kept. A number that is new
+//! counts as met before once in 2^32; one that was met before others of its remainder counts as new.
 //!
-//! Bound: 128 KiB.
+//! Bound: 512 KiB, from the first number on.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-const BITS: usize = 1 << 20;
-const WORDS: usize = BITS / u64::BITS as usize;
-/// Bits that may be set.
-const SET_MAX: usize = BITS / 8;
+const PLACES: usize = 1 << 17;
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Met {
-    words: Box<[AtomicU64]>,
-    set: AtomicUsize,
-}
-
-impl Default for Met {
-    fn default() -> Self {
-        Self {
-            words: (0..WORDS).map(|_| AtomicU64::new(0)).collect(),
-            set: AtomicUsize::new(0),
-        }
-    }
+    tags: OnceLock<Box<[AtomicU32]>>,
 }
 
 impl Met {
     /// Notes `number`, which is as good as random, and says whether it was noted before.
     pub(super) fn again(&self, number: u64) -> bool {
-        let place = usize::try_from(number >> 6).unwrap_or(0) % WORDS;
-        let bit = 1 << (number % u64::from(u64::BITS));
-        let before = self.words[place].fetch_or(bit, Ordering::Relaxed);
-        if before & bit != 0 {
-            return true;
-        }
-        if self.set.fetch_add(1, Ordering::Relaxed) + 1 >= SET_MAX {
-            self.set.store(0, Ordering::Relaxed);
-            for word in &self.words {
-                word.store(0, Ordering::Relaxed);
-            }
-        }
-        false
+        let make = || (0..PLACES).map(|_| AtomicU32::new(0)).collect();
+        let tags = self.tags.get_or_init(make);
+        let [place, tag] = [number & u64::from(u32::MAX), number >> 32]
+            .map(|half| u32::try_from(half).unwrap_or(0));
+        let place = &tags[place as usize % PLACES];
+        // No tag is that of an empty place.
+        let tag = tag | 1;
+        place.load(Ordering::Relaxed) == tag || place.swap(tag, Ordering::Relaxed) == tag
     }
 }
 
@@ -54,18 +37,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_is_met_again_unless_too_many_were_met_since() {
+    fn what_was_met_of_late_is_known_and_nothing_else() {
         let (met, random) = (Met::default(), RandomState::new());
         let number = |index: usize| random.hash_one(index);
-        assert!(!met.again(number(0)));
-        assert!(met.again(number(0)));
-        let mistaken = (1..SET_MAX).filter(|index| met.again(number(*index)));
-        assert!(mistaken.count() < SET_MAX / 8);
-        assert!(met.again(number(0)) && met.again(number(1)));
-        for index in SET_MAX..SET_MAX + SET_MAX / 4 {
-            met.again(number(index));
-        }
-        let remembered = (1..SET_MAX).filter(|index| met.again(number(*index)));
-        assert!(remembered.count() < SET_MAX / 2);
+        let again = |indexes: std::ops::Range<usize>| {
+            let met = indexes.filter(|index| met.again(number(*index)));
+            met.count()
+        };
+        assert_eq!(again(0..PLACES), 0);
+        // One in e of the places was taken by nobody else.
+        let known = again(0..PLACES);
+        assert!((PLACES / 4..PLACES).contains(&known), "{known}");
+        assert_eq!(again(PLACES..20 * PLACES), 0);
+        assert!(again(20 * PLACES - 1000..20 * PLACES) > 950);
+        assert_eq!(again(0..1), 0);
     }
 }

@@ -463,3 +463,35 @@ async fn without_lanes_nobody_rides() {
     let boarded = scene.boarded("answered") + scene.boarded("elsewhere");
     assert!(boarded < 1.0, "{boarded} have boarded");
 }
+
+#[tokio::test]
+async fn a_connection_that_lacks_a_statement_does_not_keep_its_riders_from_it() {
+    const CLIENTS: usize = 8;
+    const RUNS: usize = 300;
+    let scene = scene("lane_lacks", "2").await;
+    let mut running = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = scene.client().await;
+        let sql = format!("SELECT b FROM {} WHERE a = $1", scene.table);
+        client.send(&[parse("p", &sql, &[]), sync()].concat()).await;
+        client.reply().await.ok();
+        running.push(tasks::spawn("client", async move {
+            for run in 0..RUNS {
+                let key = (run % 9 + 1).to_string();
+                let run = [bind("", "p", &[Some(&key)]), execute("", 0), sync()];
+                client.send(&run.concat()).await;
+                assert_eq!(client.reply().await.ok().value(), format!("b{key}"));
+            }
+        }));
+    }
+    for client in running {
+        client.await.unwrap();
+    }
+    let (answered, elsewhere) = (scene.boarded("answered"), scene.boarded("elsewhere"));
+    println!("{answered} answered, {elsewhere} elsewhere");
+    // Once or a few times for each connection, and not for ever.
+    assert!(
+        answered > 0.0 && elsewhere * 5.0 < answered,
+        "{elsewhere} went elsewhere"
+    );
+}

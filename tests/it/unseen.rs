@@ -1,6 +1,10 @@
 //! What a text runs unseen, by triggers and views, leaves nothing to another client; and nobody asks where nothing is left.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use pgweir::tasks;
 
 use crate::listening::{client, database, direct, pinned};
 use crate::shared;
@@ -223,6 +227,34 @@ async fn where_the_server_has_no_connection_to_spare_one_of_the_pools_is_asked()
         .query("DROP OWNED BY unseen_sparse; DROP ROLE unseen_sparse")
         .await
         .ok();
+}
+
+#[tokio::test]
+async fn it_is_read_where_a_cap_leaves_no_connection_and_none_is_ever_idle() {
+    made("unseen_busy", "CREATE VIEW v AS SELECT * FROM t").await;
+    let pgweir = Options::new(shared::server())
+        .flag("--pool-size", "2")
+        .set("pool.max_server_connections", "2")
+        .set("log.level", "info,pgweir=debug")
+        .start();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let mut busy = Vec::new();
+    for _ in 0..6 {
+        let (mut one, is_over) = (client(&pgweir, "unseen_busy").await, Arc::clone(&is_over));
+        busy.push(tasks::spawn("client", async move {
+            while !is_over.load(Ordering::SeqCst) {
+                one.query("SELECT a FROM log WHERE false").await.ok();
+            }
+        }));
+    }
+    eventually("what runs unseen to be read", async || {
+        readings(&pgweir) > 0
+    })
+    .await;
+    is_over.store(true, Ordering::SeqCst);
+    for one in busy {
+        one.await.unwrap();
+    }
 }
 
 #[tokio::test]

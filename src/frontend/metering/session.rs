@@ -47,7 +47,7 @@ impl Session {
         let is_first = self.metering.front.get().is_none();
         self.limit_statement(&known, is_first);
         if is_first {
-            self.entry.activity.runs(known.query.id, self.now);
+            self.entry.activity.runs(&known.query, self.now);
         }
         self.metering.push(known, portal, self.now);
     }
@@ -55,7 +55,7 @@ impl Session {
     /// What runs now is what is in front.
     fn tell_next(&self) {
         match self.metering.front.get() {
-            Some(next) => self.entry.activity.runs(next.known.query.id, self.now),
+            Some(next) => self.entry.activity.runs(&next.known.query, self.now),
             None => self.entry.activity.rests(),
         }
     }

@@ -107,7 +107,7 @@ fn the_records_with_the_most_time_stay_and_nothing_is_lost() {
         queries.count(&heavy, &execution(1));
     }
     let sample = queries.sample();
-    assert!(sample.queries.len() <= 11, "{}", sample.queries.len());
+    assert!(sample.queries.len() <= 10, "{}", sample.queries.len());
     assert_eq!(sample.queries[0].id, QueryId(1));
     assert_eq!(sample.queries[0].calls, 9999);
     assert_eq!(calls(&sample), 2 * 9998 + 1);
@@ -121,22 +121,22 @@ fn what_is_counted_in_a_record_that_has_made_room_is_not_lost() {
     let queries = Queries::default();
     queries.set_max(1);
     let held = run(&queries, 1, 1);
+    // Who has seen its record counts there, though it is taken away meanwhile.
+    let seen = held.own().unwrap();
     for id in 2..20 {
         run(&queries, id, 5);
     }
     assert!(!held.is_kept());
-    // Who has seen its record counts there, though it is gone meanwhile.
-    held.own().finished(&execution(1));
+    seen.finished(&execution(1));
+    drop(seen);
     assert_eq!(calls(&queries.sample()), 20);
     queries.count(&held, &execution(1));
     assert_eq!(calls(&queries.sample()), 21);
-    held.own().finished(&execution(1));
     drop(held);
-    assert_eq!(calls(&queries.sample()), 22);
     for _ in 0..3 {
         queries.count(&run(&queries, 1, 1), &execution(100));
     }
-    assert_eq!(calls(&queries.sample()), 28);
+    assert_eq!(calls(&queries.sample()), 27);
 }
 
 #[test]
@@ -208,12 +208,62 @@ fn a_statement_met_anew_has_one_record() {
     let anew = run(&queries, 1, 50);
     assert!(anew.is_kept() && !Arc::ptr_eq(&held, &anew));
     queries.count(&held, &execution(500));
-    assert!(!held.is_kept());
-    assert!(Arc::ptr_eq(&anew, &run(&queries, 1, 50)));
+    assert!(held.is_kept() && !anew.is_kept());
+    assert!(Arc::ptr_eq(&held, &run(&queries, 1, 50)));
     let sample = queries.sample();
     let of_it = sample.queries.iter().filter(|query| query.id == QueryId(1));
-    assert_eq!(of_it.map(|query| query.calls).sum::<u64>(), 2);
+    let of_it: Vec<u64> = of_it.map(|query| query.calls).collect();
+    // The first went to the others.
+    assert_eq!(of_it, [3]);
     assert_eq!(calls(&sample), 12);
+}
+
+fn assert_each_once(sample: &QueriesSample, max: usize) {
+    let mut ids: Vec<_> = sample.queries.iter().map(|it| it.id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), sample.queries.len());
+    assert!(ids.len() <= max);
+}
+
+/// Runs statements of 41, one of which it holds as a session does that has prepared it.
+fn run_many(queries: &Queries, times: u64, stride: u64) {
+    let held = queries.record(QueryId(1), || "q1".into());
+    for number in 0..times {
+        let id = number * stride % 41 + 1;
+        let query = match id {
+            1 => Arc::clone(&held),
+            _ => queries.record(QueryId(id), || format!("q{id}").into()),
+        };
+        let execution = Execution {
+            error: Some(SqlState::QUERY_CANCELED).filter(|_| number % 3 == 0),
+            ..execution(number % 13 + id)
+        };
+        queries.count(&query, &execution);
+        if number % 1000 == 0 {
+            assert_each_once(&queries.sample(), 8);
+        }
+    }
+}
+
+#[test]
+fn many_who_count_at_once_lose_nothing_and_keep_the_bound() {
+    const EACH: u64 = 20_000;
+    let queries = Queries::default();
+    queries.set_max(8);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let queries = &queries;
+            scope.spawn(move || run_many(queries, EACH, 7 + thread));
+        }
+    });
+    let sample = queries.sample();
+    assert_eq!(calls(&sample), 4 * EACH);
+    let all = || sample.queries.iter().chain([&sample.other]);
+    let errors: u64 = all().map(|query| query.errors).sum();
+    let named = all().flat_map(|query| &query.sqlstates);
+    assert_eq!(errors, 4 * EACH.div_ceil(3));
+    assert_eq!(named.map(|(_, count)| count).sum::<u64>(), errors);
 }
 
 #[test]

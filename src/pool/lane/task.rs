@@ -252,7 +252,9 @@ impl Runner {
         self.lane.with(|queue| queue.is_shut = false);
     }
 
-    /// Sends the requests of those who wait. True if there were any.
+    /// Sends the requests of those who wait. True if there were any, though all of them were sent elsewhere: then the
+    /// connection goes back, for somebody to prepare on it what it lacks. (Kept, it would go on lacking it, and so would all
+    /// who boarded go elsewhere for ever.)
     fn depart(&mut self, pool: &Pool, cx: &mut Context<'_>) -> bool {
         let may_send = !self.is_planning
             && !self.is_spoilt
@@ -275,7 +277,6 @@ impl Runner {
         if !self.flights.is_empty() || !self.plan(pool, &mut gather) {
             self.collect(&mut gather);
         }
-        let moved = !gather.is_empty();
         if let Some(lease) = &mut self.lease {
             let backend = &mut **lease;
             let _ = backend
@@ -283,7 +284,7 @@ impl Runner {
                 .send(&mut backend.stream, cx, &mut gather, &[]);
         }
         gather.give();
-        moved
+        true
     }
 
     /// Adds the messages that bring the connection to the riders' settings, if it is not there. Their answer is awaited.
