@@ -465,33 +465,35 @@ async fn without_lanes_nobody_rides() {
 }
 
 #[tokio::test]
-async fn a_connection_that_lacks_a_statement_does_not_keep_its_riders_from_it() {
-    const CLIENTS: usize = 8;
-    const RUNS: usize = 300;
-    let scene = scene("lane_lacks", "2").await;
-    let mut running = Vec::new();
-    for _ in 0..CLIENTS {
-        let mut client = scene.client().await;
-        let sql = format!("SELECT b FROM {} WHERE a = $1", scene.table);
-        client.send(&[parse("p", &sql, &[]), sync()].concat()).await;
-        client.reply().await.ok();
-        running.push(tasks::spawn("client", async move {
-            for run in 0..RUNS {
-                let key = (run % 9 + 1).to_string();
-                let run = [bind("", "p", &[Some(&key)]), execute("", 0), sync()];
-                client.send(&run.concat()).await;
-                assert_eq!(client.reply().await.ok().value(), format!("b{key}"));
-            }
-        }));
+async fn a_connection_that_lacks_a_statement_is_not_kept_by_the_lane() {
+    const RUNS: usize = 20;
+    let mut scene = scene("lane_lacks", "1").await;
+    let mut rider = scene.client().await;
+    // The lane's connection has to be brought to this first: it is there already when the lane finds what it lacks.
+    rider.query("SET work_mem = '5MB'").await.ok();
+    let prepare = [parse("p", "SELECT 4 / $1::int4", &[]), sync()];
+    rider.send(&prepare.concat()).await;
+    rider.reply().await.ok();
+    let run = async |rider: &mut Client| {
+        let run = [bind("", "p", &[Some("2")]), execute("", 0), sync()];
+        rider.send(&run.concat()).await;
+        assert_eq!(rider.reply().await.ok().value(), "2");
+    };
+    for _ in 0..WARM {
+        run(&mut rider).await;
     }
-    for client in running {
-        client.await.unwrap();
+    // The connection that has the statement is taken.
+    let locker = scene.lock().await;
+    let mut ordinary = scene.client().await;
+    ordinary.send(&query(&scene.select(1))).await;
+    scene.blocked(1).await;
+    for _ in 0..RUNS {
+        run(&mut rider).await;
     }
     let (answered, elsewhere) = (scene.boarded("answered"), scene.boarded("elsewhere"));
-    println!("{answered} answered, {elsewhere} elsewhere");
-    // Once or a few times for each connection, and not for ever.
-    assert!(
-        answered > 0.0 && elsewhere * 5.0 < answered,
-        "{elsewhere} went elsewhere"
-    );
+    assert!(answered > 0.0, "nobody rode");
+    // The first, after which the connection has the statement.
+    assert!(elsewhere < 3.0, "{elsewhere} went elsewhere");
+    drop(locker);
+    assert_eq!(ordinary.reply().await.ok().value(), "b1");
 }
