@@ -122,7 +122,6 @@ pub struct ClientEntry {
     pub replication: Replication,
     /// Where it connected to; `None` on a Unix socket. Shared, since all come to few addresses.
     pub local: Option<Arc<SocketAddr>>,
-    pub connected: Instant,
     pub waiter: Arc<Waiter>,
     /// Its place in a lane, from the first ride on.
     pub seat: OnceLock<Arc<Seat>>,
@@ -295,6 +294,11 @@ impl Drop for Registered {
 }
 
 impl ClientEntry {
+    /// When it was registered.
+    pub fn connected(&self) -> Instant {
+        self.activity.epoch()
+    }
+
     /// A number that no other client has or had: of what is known only here, and drawn at random.
     pub fn serial(&self) -> u64 {
         let (first, _) = self.key.split_first_chunk().unwrap_or((&[0; 8], &[]));
@@ -328,7 +332,6 @@ impl Registry {
             prepared: AtomicUsize::new(0),
             replication: new.replication,
             local: new.local,
-            connected,
             waiter: Arc::default(),
             seat: OnceLock::new(),
             running: Mutex::default(),

@@ -277,7 +277,7 @@ fn clients(registry: &Registry) -> Vec<ClientStatus> {
             entry,
         })
         .collect();
-    clients.sort_by_key(|client| (client.entry.connected, client.entry.pid.0));
+    clients.sort_by_key(|client| (client.entry.connected(), client.entry.pid.0));
     clients
 }
 

@@ -271,7 +271,7 @@ fn client(client: &ClientStatus) -> Row {
         port,
         local_address,
         local_port,
-        time_of(entry.connected).into(),
+        time_of(entry.connected()).into(),
         client.last_began.map(time_of).into(),
         wait,
         wait_us,

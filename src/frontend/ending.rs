@@ -29,7 +29,7 @@ impl Session {
         };
         let entry = &self.entry;
         let (user, database) = (&*entry.user, &*entry.database);
-        let seconds = entry.connected.elapsed().as_secs();
+        let seconds = entry.connected().elapsed().as_secs();
         tracing::info!(
             user,
             database,

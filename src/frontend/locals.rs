@@ -41,7 +41,7 @@ impl Session {
     /// An answer in the server's place.
     pub(super) fn put_local(&mut self, request: Request, out: &mut Vec<u8>) {
         if request == Request::DescribeStatement {
-            let description = self.prepared.descriptions.pop_front();
+            let description = self.prepared.next_description();
             let messages = description.as_ref().and_then(|it| it.messages.as_deref());
             out.extend_from_slice(messages.unwrap_or_default());
         } else {

@@ -102,6 +102,10 @@ impl Tracing {
     }
 }
 
+/// Servers by their names. Boxed where they are held: most primaries have no replicas, and each session would hold two words
+/// more.
+type Nodes = Vec<(Arc<str>, NameId)>;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Metering {
@@ -111,7 +115,7 @@ pub(super) struct Metering {
     pub(super) rules: SessionBits,
     primary: NameId,
     /// Replicas this session was on.
-    nodes: Vec<(Arc<str>, NameId)>,
+    nodes: Option<Box<Nodes>>,
     front: Front,
     behind: VecDeque<Running>,
     portals: Vec<Open>,
@@ -146,7 +150,7 @@ impl Metering {
             node: primary,
             rules: SessionBits::default(),
             primary,
-            nodes: Vec::new(),
+            nodes: None,
             front: Front::default(),
             behind: VecDeque::new(),
             portals: Vec::new(),
@@ -220,16 +224,16 @@ impl Metering {
 
     /// Statements run on this server from now on.
     pub(super) fn runs_on(&mut self, node: &Arc<str>, names: &Names) {
-        let mut nodes = self.nodes.iter();
-        if let Some((_, id)) = nodes.find(|(known, _)| Arc::ptr_eq(known, node)) {
+        let nodes = self.nodes.get_or_insert_default();
+        if let Some((_, id)) = nodes.iter().find(|(known, _)| Arc::ptr_eq(known, node)) {
             self.node = *id;
             return;
         }
-        if self.nodes.len() >= NODES_MAX {
-            self.nodes.clear();
+        if nodes.len() >= NODES_MAX {
+            nodes.clear();
         }
         self.node = names.id(node);
-        self.nodes.push((Arc::clone(node), self.node));
+        nodes.push((Arc::clone(node), self.node));
     }
 
     /// Statements run on the primary from now on.

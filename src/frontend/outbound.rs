@@ -135,7 +135,7 @@ impl Receiver for Relay<'_> {
                 drop(self.session.names.own_none());
             }
             For::Local if owed.request == Request::DescribeStatement => {
-                self.session.prepared.descriptions.pop_front();
+                self.session.prepared.next_description();
             }
             _ => {}
         }

@@ -499,7 +499,7 @@ mod tests {
             size_of::<F>()
         }
         let (session, task) = (size_of::<Session>(), size_of_future(Session::run));
-        assert!(session <= 1100, "{session} bytes");
+        assert!(session <= 896, "{session} bytes");
         assert!(task <= session + 64, "{task} bytes");
     }
 }

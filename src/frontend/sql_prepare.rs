@@ -62,9 +62,20 @@ pub(super) struct Underway {
     /// What was replaced in the text of the query under way.
     pub edits: Option<Box<Edits>>,
     /// Descriptions that pgweir gives itself, in that order.
-    pub descriptions: VecDeque<Arc<Description>>,
+    #[allow(
+        clippy::box_collection,
+        reason = "few sessions are given any, and each would hold three words more"
+    )]
+    pub descriptions: Option<Box<VecDeque<Arc<Description>>>>,
     /// The statement that was parsed anew in this exchange because its shape was in doubt; 0 for none.
     pub reparsed: u64,
+}
+
+impl Underway {
+    /// The description that pgweir gives next.
+    pub(super) fn next_description(&mut self) -> Option<Arc<Description>> {
+        self.descriptions.as_mut()?.pop_front()
+    }
 }
 
 /// A query as it is sent.

@@ -169,9 +169,8 @@ impl Session {
         let Some(description) = described else {
             return false;
         };
-        self.prepared
-            .descriptions
-            .push_back(Arc::clone(description));
+        let descriptions = self.prepared.descriptions.get_or_insert_default();
+        descriptions.push_back(Arc::clone(description));
         self.owe(Owed::new(Request::DescribeStatement, For::Local));
         true
     }

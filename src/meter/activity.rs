@@ -46,6 +46,11 @@ impl Activity {
         }
     }
 
+    /// What times are counted from.
+    pub fn epoch(&self) -> Instant {
+        self.epoch
+    }
+
     fn stamp(&self, at: Instant) -> u64 {
         nanos(at.saturating_duration_since(self.epoch))
     }

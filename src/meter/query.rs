@@ -3,7 +3,7 @@
 //! It has counts of its own while it has a record (see [`Queries`](super::Queries)); otherwise it counts among all others.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -56,6 +56,8 @@ pub struct Query {
     others: Option<Arc<Counts>>,
     /// Its own counts while it has a record. Changed under the lock of all records.
     own: ArcSwapOption<Counts>,
+    /// Whether there are any: a cheaper look, for who needs no more.
+    is_kept: AtomicBool,
     /// Time that was counted among all others since it last lost a record, in nanoseconds. It stays when it gets one, or the
     /// next would take its place at once.
     spent: AtomicU64,
@@ -80,7 +82,7 @@ impl Query {
     /// What stands for all others, with their counts.
     pub(super) fn all_others(text: Arc<str>, epoch: Instant, counts: &Arc<Counts>) -> Self {
         let others = Self::with(QueryId::default(), text, epoch, None);
-        others.own.store(Some(Arc::clone(counts)));
+        others.set_own(Some(Arc::clone(counts)));
         others
     }
 
@@ -96,6 +98,7 @@ impl Query {
             text,
             others,
             own: ArcSwapOption::empty(),
+            is_kept: AtomicBool::new(false),
             spent: AtomicU64::new(0),
             rules: AtomicU64::new(0),
             limits: AtomicU64::new(0),
@@ -107,26 +110,31 @@ impl Query {
 
     /// Whether it has a record.
     pub(super) fn is_kept(&self) -> bool {
-        self.own.load().is_some()
+        self.is_kept.load(Ordering::Relaxed)
+    }
+
+    fn set_own(&self, own: Option<Arc<Counts>>) -> Option<Arc<Counts>> {
+        self.is_kept.store(own.is_some(), Ordering::Relaxed);
+        self.own.swap(own)
     }
 
     /// It gets a record.
     pub(super) fn keep(&self) {
         let counts = Counts::new(self.epoch, self.others.clone());
-        self.own.store(Some(Arc::new(counts)));
+        self.set_own(Some(Arc::new(counts)));
     }
 
     /// It gets the record of `before`, which is the same statement, met before that was forgotten.
     pub(super) fn take_over(&self, before: &Self) {
         self.spent
             .store(before.spent.swap(0, Ordering::Relaxed), Ordering::Relaxed);
-        self.own.store(before.own.swap(None));
+        self.set_own(before.set_own(None));
     }
 
     /// It loses its record, which goes to all others.
     pub(super) fn retire(&self) {
         self.spent.store(0, Ordering::Relaxed);
-        if let (Some(own), Some(others)) = (self.own.swap(None), &self.others) {
+        if let (Some(own), Some(others)) = (self.set_own(None), &self.others) {
             // What somebody counts in it yet follows when that is done.
             own.drain_into(others);
         }
