@@ -206,18 +206,8 @@ impl Counts {
         (read(&self.time), read(&self.last_seen))
     }
 
-    /// Nothing was counted, or nothing since everything was moved elsewhere.
-    fn is_untouched(&self) -> bool {
-        read(&self.time_min) == u64::MAX
-            && read(&self.errors) == 0
-            && self.counters().into_iter().all(|count| read(count) == 0)
-    }
-
     /// Moves everything counted into `other`.
     pub(super) fn drain_into(&self, other: &Self) {
-        if self.is_untouched() {
-            return;
-        }
         let histograms = [
             (&self.first, &other.first),
             (&self.last, &other.last),

@@ -173,7 +173,12 @@ impl Queries {
                 break;
             }
         }
-        if table.records.len() >= max {
+        if table.records.len() > max {
+            // The next one goes on with it.
+            self.least.store(0, Ordering::Relaxed);
+            return false;
+        }
+        if table.records.len() == max {
             let retired = table.retire_least(spent, max);
             let (Ok(least) | Err(least)) = retired;
             self.least.store(least, Ordering::Relaxed);

@@ -48,6 +48,15 @@ struct Way {
     place: u32,
 }
 
+/// What became of a thing.
+#[derive(Debug)]
+pub(super) enum Put<T> {
+    Kept,
+    /// What has made room.
+    InPlaceOf(Arc<T>),
+    NotKept,
+}
+
 impl<T> Place<T> {
     fn take(&self) -> Arc<T> {
         // Written once only, so that workers do not take the line from each other.
@@ -114,8 +123,8 @@ impl<T> Clock<T> {
         self.ways.insert_unique(way, new, |other| other.by);
     }
 
-    /// Keeps `thing`, whose number is not there yet, and gives what has made room for it.
-    pub(super) fn put(&mut self, number: u64, thing: Arc<T>) -> Option<Arc<T>> {
+    /// Keeps `thing`, whose number is not there yet, if there is room or something makes it.
+    pub(super) fn put(&mut self, number: u64, thing: Arc<T>) -> Put<T> {
         let new = Place {
             number,
             is_used: AtomicBool::new(false),
@@ -125,8 +134,11 @@ impl<T> Clock<T> {
             self.places.push(new);
             (self.places.len() - 1, None)
         } else {
-            let at = self.free_place()?;
-            let old = std::mem::replace(self.places.get_mut(at)?, new);
+            let free = self.free_place();
+            let Some((at, place)) = free.and_then(|at| Some((at, self.places.get_mut(at)?))) else {
+                return Put::NotKept;
+            };
+            let old = std::mem::replace(place, new);
             let same = |(other, _): &(u64, u32)| *other == old.number;
             if let Ok(entry) = self.numbers.find_entry(old.number, same) {
                 entry.remove();
@@ -137,7 +149,7 @@ impl<T> Clock<T> {
         let at = u32::try_from(at).unwrap_or(u32::MAX);
         self.numbers
             .insert_unique(number, (number, at), |(number, _)| *number);
-        old
+        old.map_or(Put::Kept, Put::InPlaceOf)
     }
 
     /// A place whose thing nobody has used of late, or holds.

@@ -1,7 +1,7 @@
 //! Which numbers were met before, of late: a text that is never run again is not worth keeping.
 //!
 //! A table of the last number met for each of [`PLACES`] remainders, of which half the bits are kept. A number that is new
-//! counts as met before once in 2^32; one that was met before others of its remainder counts as new.
+//! counts as met before once in 2^31; one that was met before others of its remainder counts as new.
 //!
 //! Bound: 512 KiB, from the first number on.
 

@@ -106,6 +106,10 @@ async fn a_statement_and_a_pipeline_under_way_are_finished_first() {
     // Waits for the only backend: it is served too.
     let mut waiting = pgweir.client().await;
     waiting.send(&messages::query("SELECT 'waited'")).await;
+    let queued = "pgweir_pool_clients{database=\"postgres\",user=\"postgres\",state=\"waiting\"} ";
+    wait_until("the other one to wait", || {
+        pgweir.metric(queued) == Some(1.0)
+    });
     pgweir.signal("TERM");
     assert_eq!(running.reply().await.ok().column(), ["drained"]);
     assert_eq!(waiting.reply().await.ok().value(), "waited");
