@@ -114,7 +114,7 @@ INI
 
 # Instructions of pgweir for each statement, and how many of them count it. Repeatable where times are not.
 metering() {
-  local statements=${STATEMENTS:-2000} most=${INSTRUCTIONS_MAX:-1300}
+  local statements=${STATEMENTS:-2000} most=${INSTRUCTIONS_MAX:-1200}
   command -v valgrind >/dev/null || { echo "valgrind is missing: apt-get install valgrind" >&2; exit 1; }
   start_server -A trust
   under=(valgrind --tool=callgrind --callgrind-out-file="$folder/callgrind.out" --vgdb-prefix="$folder/vgdb")

@@ -388,7 +388,8 @@ impl Metering {
         if let Some(mut next) = self.behind.pop_front() {
             next.started = now;
             self.front.put(next);
-        } else {
+        } else if self.behind.capacity() > 0 {
+            // Only of a pipeline: as a rule there is none to give.
             stock::give_queue(std::mem::take(&mut self.behind));
         }
         Some(ended)

@@ -79,27 +79,13 @@ impl Exports {
 mod tests {
     use std::time::Duration;
 
-    use tokio::time::Instant;
-
-    use super::super::{Execution, NameId, Origin, Queries};
+    use super::super::{Execution, Queries};
     use super::*;
 
     fn run(queries: &Queries, id: u64, millis: u64) {
         let took = Duration::from_millis(millis);
         let query = queries.record(QueryId(id), || "q".into());
-        let execution = Execution {
-            origin: Origin::default(),
-            node: NameId::NONE,
-            at: Instant::now(),
-            queued: Duration::ZERO,
-            took,
-            first: took,
-            rows: 1,
-            received: 0,
-            sent: 0,
-            error: None,
-            continues: false,
-        };
+        let execution = Execution::that_took(took);
         queries.count(&query, &execution);
     }
 

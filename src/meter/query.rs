@@ -46,6 +46,26 @@ pub struct Execution {
     pub continues: bool,
 }
 
+#[cfg(test)]
+impl Execution {
+    /// One that took so long, of nobody.
+    pub fn that_took(took: Duration) -> Self {
+        Self {
+            origin: Origin::default(),
+            node: NameId::NONE,
+            at: Instant::now(),
+            queued: Duration::ZERO,
+            took,
+            first: took,
+            rows: 1,
+            received: 1,
+            sent: 1,
+            error: None,
+            continues: false,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Query {

@@ -2,17 +2,18 @@
 //! [`fitting`](super::fitting) for what they cost otherwise.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use super::fitting::{Conditions, Fitting, RULES_MAX, SessionBits, Whose};
+use super::histogram::nanos;
 use super::query::Query;
 use crate::config::model::{LogRule, SlowLog};
 
 /// What is to be done with an execution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// Its slowness is worth noting.
     pub is_slow: bool,
@@ -36,6 +37,8 @@ struct RuleSet {
 pub struct Rules {
     set: ArcSwap<RuleSet>,
     versions: AtomicU32,
+    /// What takes less than this, in nanoseconds, is not worth a look at the rules: there are none, and it is not slow.
+    noted_from: AtomicU64,
 }
 
 impl From<&LogRule> for Conditions {
@@ -58,12 +61,18 @@ impl Rules {
             .fetch_add(1, Ordering::Relaxed)
             .wrapping_add(1);
         let rules: Vec<LogRule> = rules.take(RULES_MAX).collect();
+        let noted_from = match slow.threshold {
+            _ if !rules.is_empty() => 0,
+            Some(threshold) => nanos(threshold),
+            None => u64::MAX,
+        };
         self.set.store(Arc::new(RuleSet {
             fitting: Fitting::new(version, rules.iter().map(Conditions::from)),
             rules,
             threshold: slow.threshold,
             sample: slow.sample as u64,
         }));
+        self.noted_from.store(noted_from, Ordering::Release);
     }
 
     /// What is to be done with an execution of `query` that took `total`. `session` is brought up to date if it is not.
@@ -74,6 +83,9 @@ impl Rules {
         whose: impl FnOnce() -> Whose<'a>,
         total: Duration,
     ) -> Verdict {
+        if nanos(total) < self.noted_from.load(Ordering::Acquire) {
+            return Verdict::default();
+        }
         let set = self.set.load();
         let mut verdict = Verdict {
             is_slow: set.threshold.is_some_and(|threshold| total >= threshold),

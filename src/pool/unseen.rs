@@ -224,9 +224,12 @@ impl catalogue::Catalogue {
 
     async fn read_unseen(self: Arc<Self>, pool: Arc<Pool>, dialer: Arc<Dialer>) {
         let unseen = &self.unseen;
-        let changes = unseen.changes.load(Ordering::SeqCst);
-        match ask(&pool, &dialer).await {
-            Ok((leaves, took)) => {
+        match ask(&pool, &dialer, &unseen.changes).await {
+            Ok(Read {
+                leaves,
+                took,
+                changes,
+            }) => {
                 unseen.take(leaves, took, changes);
                 unseen.rest(PAUSE.max(took * PAUSES));
                 tracing::debug!(pool = %pool.key, "what runs unseen in a database was read");
@@ -278,8 +281,15 @@ impl NotRead {
     }
 }
 
-/// What is left, and how long asking took.
-type Answer = Result<(Leaves, Duration), NotRead>;
+/// What was read.
+struct Read {
+    leaves: Leaves,
+    took: Duration,
+    /// How often something had been changed when asking began.
+    changes: u64,
+}
+
+type Answer = Result<Read, NotRead>;
 
 /// Asks on a connection of its own, which is closed behind it. It counts under the caps that pools share.
 ///
@@ -288,7 +298,7 @@ type Answer = Result<(Leaves, Duration), NotRead>;
 /// there is no room, or the server has none left for this user, as with a `CONNECTION LIMIT` that is the pool's size, one of
 /// the pool's has to do, for which it waits as a client does: on a busy pool none is ever idle, and under a shared cap it
 /// takes somebody who waits to have other pools give theirs up.
-async fn ask(pool: &Arc<Pool>, dialer: &Dialer) -> Answer {
+async fn ask(pool: &Arc<Pool>, dialer: &Dialer, changes: &AtomicU64) -> Answer {
     let (generation, effective) = pool.opens_with();
     let (node, settings) = (&effective.primary, &effective.pool);
     // Counted as a listener's: `PAUSE` waits for its end.
@@ -303,7 +313,7 @@ async fn ask(pool: &Arc<Pool>, dialer: &Dialer) -> Answer {
         Ok(_slot) => {
             let (effective, credentials) = (as_ours(&effective), pool.login_credentials());
             match open::open(&effective, &credentials, dialer, generation).await {
-                Ok(mut opened) => return ask_within(LIMIT, &mut opened.backend).await,
+                Ok(mut opened) => return ask_within(LIMIT, &mut opened.backend, changes).await,
                 Err(error) => error.to_string(),
             }
         }
@@ -312,7 +322,7 @@ async fn ask(pool: &Arc<Pool>, dialer: &Dialer) -> Answer {
     let Ok(Some(mut lease)) = tokio::time::timeout(WAIT, catalogue::lease(pool)).await else {
         return Err(NotRead::NoConnection(no_room));
     };
-    let answer = ask_within(LIMIT_ON_THEIRS, &mut lease).await;
+    let answer = ask_within(LIMIT_ON_THEIRS, &mut lease, changes).await;
     // One that has not answered to its end is closed.
     lease.checkin();
     answer
@@ -330,10 +340,14 @@ fn as_ours(effective: &Effective) -> Effective {
     effective
 }
 
-async fn ask_within(limit: Duration, backend: &mut Backend) -> Answer {
-    let begun = Instant::now();
+async fn ask_within(limit: Duration, backend: &mut Backend, changes: &AtomicU64) -> Answer {
+    let (begun, changes) = (Instant::now(), changes.load(Ordering::SeqCst));
     match tokio::time::timeout(limit, ask_on(backend)).await {
-        Ok(Ok(leaves)) => Ok((leaves, begun.elapsed())),
+        Ok(Ok(leaves)) => Ok(Read {
+            leaves,
+            took: begun.elapsed(),
+            changes,
+        }),
         Ok(Err(QueryError::Server { message, code, .. })) => {
             // Of the limit that the connection was opened with.
             if code == SqlState::QUERY_CANCELED && begun.elapsed() >= limit {

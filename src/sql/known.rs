@@ -503,14 +503,21 @@ mod tests {
         assert_eq!(again.strong_count(), 1);
     }
 
-    #[test]
-    fn where_there_are_many_only_what_is_met_again_is_kept() {
+    /// As many as are kept freely.
+    fn many() -> KnownStatements {
         let all = KnownStatements::default();
-        let look = |text: &str| all.lookup(text.as_bytes(), LexOptions::default());
         for number in 0..FREELY {
-            look(&format!("SELECT a_{number}"));
+            let text = format!("SELECT a_{number}");
+            all.lookup(text.as_bytes(), LexOptions::default());
         }
         assert_eq!(all.lock().len(), FREELY);
+        all
+    }
+
+    #[test]
+    fn where_there_are_many_only_what_is_met_again_is_kept() {
+        let all = many();
+        let look = |text: &str| all.lookup(text.as_bytes(), LexOptions::default());
         let texts: Vec<_> = (0..100).map(|it| format!("SELECT once_{it}")).collect();
         let kept = || {
             let kept = texts.iter().filter(|it| Arc::strong_count(&look(it)) > 1);
@@ -524,11 +531,8 @@ mod tests {
 
     #[test]
     fn of_large_texts_a_bounded_number_is_kept() {
-        let all = KnownStatements::default();
+        let all = many();
         let look = |text: &str| all.lookup(text.as_bytes(), LexOptions::default());
-        for number in 0..FREELY {
-            look(&format!("SELECT a_{number}"));
-        }
         for number in 0..LARGE_MAX + 50 {
             let text = format!("SELECT b_{number};").repeat(PARTS_MAX + 1);
             look(&text);

@@ -190,29 +190,14 @@ impl Trend {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
-
     use super::*;
-    use crate::meter::{Execution, NameId, Origin, Queries};
+    use crate::meter::{Execution, Queries};
 
     /// Runs the statement `id` some times.
     fn run(queries: &Queries, id: u64, times: usize, took: Duration) {
         let query = queries.record(QueryId(id), || "SELECT 1".into());
         for _ in 0..times {
-            let execution = Execution {
-                origin: Origin::default(),
-                node: NameId::NONE,
-                at: Instant::now(),
-                queued: Duration::ZERO,
-                took,
-                first: took,
-                rows: 1,
-                received: 1,
-                sent: 1,
-                error: None,
-                continues: false,
-            };
-            queries.count(&query, &execution);
+            queries.count(&query, &Execution::that_took(took));
         }
     }
 

@@ -339,7 +339,7 @@ fn put_texts(page: &mut Page, own: &[QuerySample]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::meter::{Execution, Histogram, NameId, Origin, Queries, QueryId};
+    use crate::meter::{Execution, Histogram, Queries, QueryId};
 
     #[test]
     fn names_follow_the_conventions() {
@@ -358,19 +358,7 @@ mod tests {
     #[test]
     fn a_statement_has_as_many_series_as_is_said() {
         let queries = Queries::default();
-        let execution = Execution {
-            origin: Origin::default(),
-            node: NameId::NONE,
-            at: tokio::time::Instant::now(),
-            queued: Duration::ZERO,
-            took: Duration::from_millis(1),
-            first: Duration::from_millis(1),
-            rows: 1,
-            received: 1,
-            sent: 1,
-            error: None,
-            continues: false,
-        };
+        let execution = Execution::that_took(Duration::from_millis(1));
         let query = queries.record(QueryId(7), || "SELECT $1".into());
         queries.count(&query, &execution);
         let mut page = Page::default();

@@ -6,17 +6,10 @@ use crate::meter::Execution;
 
 fn execution(millis: u64) -> Execution {
     Execution {
-        origin: Origin::default(),
-        node: NameId::NONE,
-        at: Instant::now(),
-        queued: Duration::ZERO,
-        took: Duration::from_millis(millis),
-        first: Duration::from_millis(millis),
         rows: 2,
         received: 10,
         sent: 100,
-        error: None,
-        continues: false,
+        ..Execution::that_took(Duration::from_millis(millis))
     }
 }
 
