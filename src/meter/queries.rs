@@ -190,12 +190,6 @@ impl Queries {
         true
     }
 
-    /// The text of the statement `id`, if it has a record.
-    pub fn text(&self, id: QueryId) -> Option<Arc<str>> {
-        let table = self.lock();
-        table.find(id).map(|query| Arc::clone(&query.text))
-    }
-
     /// Copies everything.
     pub fn sample(&self) -> QueriesSample {
         for _ in 0..TRIES {
@@ -277,10 +271,12 @@ impl Table {
             .is_none_or(|(rank, _)| rank.0 > most && is_old)
         {
             self.search(max);
-            least = self.take_least();
+            // It may have grown this moment, as all may have; it is the least all the same.
+            least = self.least.pop();
         }
         let Some((rank, query)) = least else {
-            return Err(u64::MAX);
+            // There is none.
+            return Err(0);
         };
         if rank.0 > most {
             self.least.push((rank, query));
