@@ -62,8 +62,15 @@ $(VENV)/.installed: tests/drivers/requirements.txt | packages
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-build: rust ## Build the release binary
+build: rust ## Build pgweir: target/release/pgweir
 	cargo build --release
+
+# What is measured beside other poolers is what a release is.
+PROFILED := target/profiled/release/pgweir
+release: $(PROFILED) ## Build it with a profile of itself at work, which takes a quarter of an hour: target/profiled/release/pgweir
+
+$(PROFILED): Cargo.toml Cargo.lock benches/release.sh benches/train.py $(shell find src -name '*.rs' -o -name '*.html' -o -name '*.js' -o -name '*.css') | rust packages
+	benches/release.sh
 
 # The tests' servers live in memory where there is room: that is several times faster than most disks. The unit tests run once
 # more as the compiler optimises them: it has been found wrong there (see `src/sql/repeat.rs`).
@@ -163,24 +170,27 @@ show-import: build packages ## A pgbouncer.ini with its userlist, imported and s
 	tests/show.sh import
 
 # Each prints what it measured and what was to be reached, and fails where that was not. Options go in the variable of
-# the target's name: make show-speed SPEED="--rounds 5 --cells simple/1,prepared/64/2". PGBOUNCER names another PgBouncer.
+# the target's name: make show-speed SPEED="--rounds 5 --cells simple/1,prepared/64/2". PGBOUNCER names another PgBouncer, and
+# PGWEIR another pgweir, such as target/release/pgweir.
+show-speed show-large show-tls show-syscalls show-curves show-failover show-reads: export PGWEIR ?= $(PROFILED)
+
 bouncer: packages
 	@benches/newer_pgbouncer.sh
 
-show-speed: build bouncer ## pgweir beside a direct connection and PgBouncer: throughput, p99, CPU and memory, as ratios
+show-speed: release bouncer ## pgweir beside a direct connection and PgBouncer: throughput, p99, CPU and memory, as ratios
 	$(PYTHON) benches/compare.py --idle 10000 --idle-tls 2000 $(SPEED)
 
-show-large: build bouncer ## 1 GB by SELECT and by COPY beside PgBouncer: speed, CPU, memory; clients that read slowly
+show-large: release bouncer ## 1 GB by SELECT and by COPY beside PgBouncer: speed, CPU, memory; clients that read slowly
 	$(PYTHON) benches/large.py $(LARGE)
 
-show-tls: build bouncer ## TLS on both sides beside PgBouncer: throughput and CPU
+show-tls: release bouncer ## TLS on both sides beside PgBouncer: throughput and CPU
 	$(PYTHON) benches/tls.py $(TLS)
 
-show-syscalls: build ## System calls of a transaction, counted by strace
+show-syscalls: release ## System calls of a transaction, counted by strace
 	@command -v strace > /dev/null || $(APT) install -y -qq --no-install-recommends strace
 	$(PYTHON) benches/syscalls.py $(SYSCALLS)
 
-show-curves: build bouncer ## Throughput, latency and CPU against clients, pool size, result size …, as CSV and pictures
+show-curves: release bouncer ## Throughput, latency and CPU against clients, pool size, result size …, as CSV and pictures
 	@[ -e benches/.venv/.installed ] || { $(PYTHON) -m venv benches/.venv \
 		&& benches/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/requirements.txt \
 		&& touch benches/.venv/.installed; }
@@ -210,12 +220,12 @@ show-routing: rust packages ## 100,000 random reads and writes, replicas up to 5
 		cargo test --release --test it consistency:: -- --nocapture --test-threads 1
 
 .PHONY: show-failover show-reads
-show-failover: build bouncer ## pgbench while the primary is stopped and a replica is promoted: no statement fails; beside PgBouncer
+show-failover: release bouncer ## pgbench while the primary is stopped and a replica is promoted: no statement fails; beside PgBouncer
 	$(PYTHON) benches/replicas.py failover $(FAILOVER)
 
 # As root where the machine has the cpu controller: then each server gets a share of the processors of its own.
-show-reads: build packages ## Reads through pgweir with two replicas, against the primary alone
-	$(SUDO) $(PYTHON) benches/replicas.py reads $(READS)
+show-reads: release packages ## Reads through pgweir with two replicas, against the primary alone
+	$(SUDO) env PGWEIR=$$PGWEIR $(PYTHON) benches/replicas.py reads $(READS)
 
 .PHONY: show-listen
 show-listen: rust packages ## 5,000 clients that listen on one server connection: nothing lost, nothing doubled, all in order

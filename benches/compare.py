@@ -3,7 +3,10 @@
 
 Prints medians and, what counts, their ratios to PgBouncer and to direct connections in the same run, then what each
 cell is to reach and whether it did; exits with an error if one did not. Everything it needs it starts and stops itself:
-a scratch PostgreSQL, PgBouncer (1.21 or newer for prepared statements), pgweir from target/release.
+a scratch PostgreSQL, PgBouncer (1.21 or newer for prepared statements), and the pgweir that PGWEIR names.
+
+Poolers are started anew for each round: what a transaction costs one process differs by a tenth from another of the same
+program, by where its memory happens to be, and a median over processes is to mean something.
 
 A cell is MODE/CLIENTS or MODE/CLIENTS/POOL_SIZE; mode `connect` is simple with a connection for each transaction.
 
@@ -29,36 +32,40 @@ IDLE_KB = 2.0
 class Bench:
     def __init__(self, options, folder):
         self.options, self.folder = options, folder
-        self.pools = {}
         self.table, self.misses = [], []
         self.best_direct = {}
 
-    def targets(self, pool_size):
-        """The poolers with this size of pool, started when first asked for; those of another size rest meanwhile."""
-        if pool_size not in self.pools:
-            chosen, folder = self.options.targets.split(","), self.folder
-            makers = {"direct": lambda: folder.direct, "pgbouncer": lambda: folder.pgbouncer(pool_size),
-                      "pgweir without lanes": lambda: folder.pgweir(0, pool_size, name="pgweir without lanes"), "pgweir": lambda: folder.pgweir(2, pool_size)}
-            made = [make() for name, make in makers.items() if name in chosen]
-            self.pools[pool_size] = [target for target in made if target]
-        return self.pools[pool_size]
+    def makers(self, pool_size):
+        """What is measured, by name, as what starts it with this size of pool."""
+        folder = self.folder
+        makers = {"direct": lambda: folder.direct, "pgbouncer": lambda: folder.pgbouncer(pool_size),
+                  "pgweir without lanes": lambda: folder.pgweir(0, pool_size, name="pgweir without lanes"), "pgweir": lambda: folder.pgweir(2, pool_size)}
+        return [(name, make) for name, make in makers.items() if name in self.options.targets.split(",")]
 
     def cell(self, cell):
         mode, clients, *size = cell.split("/")
         clients, pool_size = int(clients), int(size[0]) if size else self.options.pool_size
-        targets = [target for target in self.targets(pool_size) if target.has_prepared or mode != "prepared"]
-        rows = {target.name: [] for target in targets}
+        makers = self.makers(pool_size)
+        rows = {name: [] for name, _ in makers}
         for turn in range(self.options.rounds):
             # Who comes first changes, so that nobody always follows the same.
-            for target in targets[turn % len(targets):] + targets[:turn % len(targets)]:
-                before = target.cpu()
-                load = scratch.pgbench(self.folder, target, mode, clients, self.options.seconds)
-                if load:
-                    rows[target.name].append((load.tps, load.p99, (target.cpu() - before) / load.count * 1e6))
+            for name, make in makers[turn % len(makers):] + makers[:turn % len(makers)]:
+                target = make()
+                if target and (target.has_prepared or mode != "prepared"):
+                    rows[name] += self.measure(target, mode, clients)
+                if target and target.pid:
+                    self.folder.stop(target.pid)
         medians = {name: scratch.medians(rows) for name, rows in rows.items() if rows}
         self.report(cell, mode, medians)
         if not self.options.no_goals:
             self.judge(cell, mode, clients, medians)
+
+    def measure(self, target, mode, clients):
+        """Throughput, p99, and CPU of a transaction, once it has warmed up; none if it failed."""
+        scratch.pgbench(self.folder, target, mode, clients, transactions=max(20, 800 // clients))
+        before = target.cpu()
+        load = scratch.pgbench(self.folder, target, mode, clients, self.options.seconds)
+        return [(load.tps, load.p99, (target.cpu() - before) / load.count * 1e6)] if load else []
 
     def report(self, cell, mode, medians):
         none = [0, 0, 0]

@@ -6,7 +6,7 @@ the session of its load generator would be measured with half of it.
 import contextlib, os, pathlib, pwd, re, resource, shutil, signal, socket, statistics, struct, subprocess, sys, tempfile, time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PGWEIR = pathlib.Path(os.environ.get("PGWEIR", ROOT / "target/release/pgweir"))
+PGWEIR = pathlib.Path(os.environ.get("PGWEIR") or ROOT / "target/release/pgweir").resolve()
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -54,6 +54,8 @@ class Scratch:
 
     def __init__(self, folder):
         self.folder, self.processes = folder, []
+        # The PgBouncer that was spoken of.
+        self.beside = None
 
     def start(self, name, command, port, **options):
         log = open(self.folder / f"{name}.log", "w")
@@ -101,7 +103,9 @@ class Scratch:
             print("PgBouncer is not installed: pgweir is measured without it", flush=True)
             return None
         version = subprocess.run([program, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
-        print(f"beside {version}", flush=True)
+        if version != self.beside:
+            print(f"beside {version}", flush=True)
+            self.beside = version
         major, minor = map(int, re.search(r"(\d+)\.(\d+)", version).groups())
         port = free_port()
         ini, copy = self.folder / f"pgbouncer-{port}.ini", self.folder / f"pgbouncer-{port}"
@@ -119,7 +123,7 @@ class Scratch:
     def pgweir(self, lanes=2, pool_size=20, tls=False, name=None, before=(), settings=()):
         """pgweir; `before` stands in front of its command line, such as a tracer's."""
         if not PGWEIR.exists():
-            sys.exit(f"{PGWEIR} is missing: make build")
+            sys.exit(f"{PGWEIR} is missing: make build, or make release")
         port, name = free_port(), name or ("pgweir" if lanes else "pgweir, no lanes")
         command = [*before, PGWEIR, "run", "--primary", f"postgres://127.0.0.1:{self.port}", "--listen", f"127.0.0.1:{port}", "--http", "off", "--auth", "trust",
                    "--pool-size", str(pool_size)]

@@ -24,6 +24,7 @@ use crate::auth::scram::MockSecret;
 use crate::cluster::Clusters;
 use crate::journal::Journal;
 use crate::meter::{Limits, Recent, Rules};
+use crate::net::connect::SocketOptions;
 use crate::net::descriptors;
 use crate::pool::auth_query::AuthQuery;
 use crate::pool::{Pools, steward};
@@ -228,12 +229,14 @@ async fn listen(
     };
     let mut port = None;
     for address in &general.listen {
-        let listener = bind(address).await.map_err(cannot_listen(address))?;
+        let (listener, options) = bind(address, SocketOptions::from_config(general))
+            .await
+            .map_err(cannot_listen(address))?;
         let local = listener.local_addr()?;
         port.get_or_insert(local.port());
         addresses.push(local);
         tracing::info!("listening on {local}");
-        start(Listener::Tcp(listener));
+        start(Listener::Tcp(listener, options));
     }
     let Some(folder) = &general.unix_socket_dir else {
         return Ok((tasks, None));
@@ -246,8 +249,12 @@ async fn listen(
     Ok((tasks, Some(SocketFile(path))))
 }
 
-/// Resolves and binds, with a queue long enough for a stampede of clients.
-async fn bind(address: &str) -> io::Result<TcpListener> {
+/// Resolves and binds, with a queue long enough for a stampede of clients. The options are returned if all connections
+/// have them from their listener.
+async fn bind(
+    address: &str,
+    options: SocketOptions,
+) -> io::Result<(TcpListener, Option<SocketOptions>)> {
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in tokio::net::lookup_host(address).await? {
         let socket = if address.is_ipv4() {
@@ -256,8 +263,9 @@ async fn bind(address: &str) -> io::Result<TcpListener> {
             TcpSocket::new_v6()
         }?;
         socket.set_reuseaddr(true)?;
+        let inherits = cfg!(target_os = "linux") && options.set_all(&socket).is_ok();
         match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
-            Ok(listener) => return Ok(listener),
+            Ok(listener) => return Ok((listener, inherits.then_some(options))),
             Err(error) => last = error,
         }
     }
@@ -324,5 +332,28 @@ async fn order(shared: &Shared, order: Order) {
             client.give_order(order);
         }
         tokio::time::sleep(DRAIN_POLL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_first_connection_has_its_options_from_the_listener() {
+        let options = SocketOptions {
+            keepalive: true,
+            keepidle: Some(Duration::from_secs(77)),
+            ..SocketOptions::default()
+        };
+        let (listener, inherited) = bind("127.0.0.1:0", options).await.unwrap();
+        assert_eq!(inherited, Some(options));
+        let address = listener.local_addr().unwrap();
+        let _near = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        let socket = socket2::SockRef::from(&far);
+        assert!(far.nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap().as_secs(), 77);
     }
 }

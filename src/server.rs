@@ -34,7 +34,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A listening socket.
 #[derive(Debug)]
 pub enum Listener {
-    Tcp(TcpListener),
+    /// With the options that each of its connections has from it, if they inherit any.
+    Tcp(TcpListener, Option<SocketOptions>),
     Unix(UnixListener),
 }
 
@@ -98,13 +99,24 @@ const QUEUED: Duration = Duration::from_secs(2);
 struct Before {
     /// Where the last client connected to, which is where most do.
     local: Option<Arc<SocketAddr>>,
-    /// What connections have from their listener.
+    /// What connections have from their listener. After a reload it is set anew.
     inherited: Option<SocketOptions>,
     /// Until when some may come that were in the listener's queue before it had that.
     queued_until: Option<Instant>,
 }
 
 impl Before {
+    fn new(listener: &Listener) -> Self {
+        let inherited = match listener {
+            Listener::Tcp(_, inherited) => *inherited,
+            Listener::Unix(_) => None,
+        };
+        Self {
+            inherited,
+            ..Self::default()
+        }
+    }
+
     /// `address`, shared with the last connection where it is the same.
     fn local(&mut self, address: Option<SocketAddr>) -> Option<Arc<SocketAddr>> {
         if self.local.as_deref() != address.as_ref() {
@@ -144,7 +156,7 @@ impl Before {
 impl Listener {
     /// The one address that all clients connect to; `None` if there are several, or none.
     fn only_address(&self) -> Option<SocketAddr> {
-        let Self::Tcp(listener) = self else {
+        let Self::Tcp(listener, _) = self else {
             return None;
         };
         let address = listener.local_addr().ok()?;
@@ -154,7 +166,8 @@ impl Listener {
 
 /// Accepts until dropped.
 pub async fn accept(listener: Listener, shared: Arc<Shared>, console: Arc<Console>) {
-    let (local, mut before) = (listener.only_address(), Before::default());
+    let local = listener.only_address();
+    let mut before = Before::new(&listener);
     loop {
         match accept_one(&listener, local, &mut before, &shared).await {
             Ok((stream, origin)) => admit(stream, origin, &shared, &console),
@@ -173,7 +186,7 @@ async fn accept_one(
     shared: &Shared,
 ) -> std::io::Result<(Stream, Origin)> {
     match listener {
-        Listener::Tcp(listener) => {
+        Listener::Tcp(listener, _) => {
             let (tcp, peer) = listener.accept().await?;
             let options = SocketOptions::from_config(&shared.config.load().general);
             before.set_options(options, listener, &tcp);

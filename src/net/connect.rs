@@ -98,7 +98,7 @@ impl UserFacing for ConnectError {
 }
 
 /// TCP options of every connection, to clients and to servers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketOptions {
     pub keepalive: bool,
     pub keepidle: Option<Duration>,
