@@ -7,13 +7,15 @@
 # This project's CI has no container engine: the image is not built there.
 
 FROM rust:1-slim-bookworm AS build
+# What the program is trained with; see benches/release.sh.
+RUN apt-get update && apt-get install -y --no-install-recommends openssl postgresql python3 && rustup component add llvm-tools
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked --bin pgweir && strip target/release/pgweir
+RUN benches/release.sh && strip target/profiled/release/pgweir
 
 FROM debian:bookworm-slim
 RUN useradd --system --uid 6432 --no-create-home --shell /usr/sbin/nologin pgweir
-COPY --from=build /src/target/release/pgweir /usr/local/bin/pgweir
+COPY --from=build /src/target/profiled/release/pgweir /usr/local/bin/pgweir
 USER pgweir
 EXPOSE 6432 9930
 

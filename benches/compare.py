@@ -5,8 +5,9 @@ Prints medians and, what counts, their ratios to PgBouncer and to direct connect
 cell is to reach and whether it did; exits with an error if one did not. Everything it needs it starts and stops itself:
 a scratch PostgreSQL, PgBouncer (1.21 or newer for prepared statements), and the pgweir that PGWEIR names.
 
-Poolers are started anew for each round: what a transaction costs one process differs by a tenth from another of the same
-program, by where its memory happens to be, and a median over processes is to mean something.
+Poolers are started anew for each round, and take turns by the second where there are few clients: what a transaction costs
+one process differs from another of the same program by where its memory happens to be, and from one minute to the next by
+what else the machine does. Medians are over all turns.
 
 A cell is MODE/CLIENTS or MODE/CLIENTS/POOL_SIZE; mode `connect` is simple with a connection for each transaction.
 
@@ -29,42 +30,51 @@ BEST, BOUNCER, CPU, P99 = 1.3, 2.5, 0.5, 1.0
 IDLE_KB = 2.0
 
 
+def parts(seconds, clients):
+    """A round's seconds, one at a time where connecting takes nothing of it: what else the machine does changes too."""
+    return [1] * seconds if clients <= 16 else [seconds]
+
+
 class Bench:
     def __init__(self, options, folder):
         self.options, self.folder = options, folder
         self.table, self.misses = [], []
         self.best_direct = {}
 
-    def makers(self, pool_size):
-        """What is measured, by name, as what starts it with this size of pool."""
+    def start(self, pool_size, mode):
+        """What is measured, with this size of pool."""
         folder = self.folder
         makers = {"direct": lambda: folder.direct, "pgbouncer": lambda: folder.pgbouncer(pool_size),
                   "pgweir without lanes": lambda: folder.pgweir(0, pool_size, name="pgweir without lanes"), "pgweir": lambda: folder.pgweir(2, pool_size)}
-        return [(name, make) for name, make in makers.items() if name in self.options.targets.split(",")]
+        made = [make() for name, make in makers.items() if name in self.options.targets.split(",")]
+        return [target for target in made if target and (target.has_prepared or mode != "prepared")]
 
     def cell(self, cell):
         mode, clients, *size = cell.split("/")
         clients, pool_size = int(clients), int(size[0]) if size else self.options.pool_size
-        makers = self.makers(pool_size)
-        rows = {name: [] for name, _ in makers}
+        rows = {}
         for turn in range(self.options.rounds):
-            # Who comes first changes, so that nobody always follows the same.
-            for name, make in makers[turn % len(makers):] + makers[:turn % len(makers)]:
-                target = make()
-                if target and (target.has_prepared or mode != "prepared"):
-                    rows[name] += self.measure(target, mode, clients)
-                if target and target.pid:
+            targets = self.start(pool_size, mode)
+            for target in targets:
+                # Statements are known and prepared, and known to be short.
+                scratch.pgbench(self.folder, target, mode, clients, transactions=max(20, 800 // clients))
+            for part, seconds in enumerate(parts(self.options.seconds, clients)):
+                # Who comes first changes, so that nobody always follows the same.
+                first = (turn + part) % len(targets)
+                for target in targets[first:] + targets[:first]:
+                    rows.setdefault(target.name, []).extend(self.measure(target, mode, clients, seconds))
+            for target in targets:
+                if target.pid:
                     self.folder.stop(target.pid)
-        medians = {name: scratch.medians(rows) for name, rows in rows.items() if rows}
+        medians = {name: scratch.medians(measured) for name, measured in rows.items() if measured}
         self.report(cell, mode, medians)
         if not self.options.no_goals:
             self.judge(cell, mode, clients, medians)
 
-    def measure(self, target, mode, clients):
-        """Throughput, p99, and CPU of a transaction, once it has warmed up; none if it failed."""
-        scratch.pgbench(self.folder, target, mode, clients, transactions=max(20, 800 // clients))
+    def measure(self, target, mode, clients, seconds):
+        """Throughput, p99, and CPU of a transaction; nothing if it failed."""
         before = target.cpu()
-        load = scratch.pgbench(self.folder, target, mode, clients, self.options.seconds)
+        load = scratch.pgbench(self.folder, target, mode, clients, seconds)
         return [(load.tps, load.p99, (target.cpu() - before) / load.count * 1e6)] if load else []
 
     def report(self, cell, mode, medians):
