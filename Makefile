@@ -80,6 +80,10 @@ test: setup ## Run all tests
 	fi; \
 	set -x; cargo test --workspace && cargo test --profile optimised --lib
 
+test-release: release setup ## Run the integration tests as a release is compiled, which takes half an hour
+	RUSTFLAGS="$$RUSTFLAGS -Cprofile-use=$(CURDIR)/target/profiling/profile/merged" CARGO_TARGET_DIR=target/profiled \
+		cargo test --release --test it
+
 # libFuzzer needs flags that only a nightly compiler takes, or a stable one that is told to act as one.
 fuzz: rust packages ## Fuzz each target for FUZZ_SECONDS (60)
 	@command -v cargo-fuzz > /dev/null || cargo install --locked cargo-fuzz
