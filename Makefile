@@ -69,7 +69,7 @@ build: rust ## Build pgweir: target/release/pgweir
 PROFILED := target/profiled/release/pgweir
 release: $(PROFILED) ## Build it with a profile of itself at work, which takes a quarter of an hour: target/profiled/release/pgweir
 
-$(PROFILED): Cargo.toml Cargo.lock benches/release.sh benches/train.py $(shell find src -name '*.rs' -o -name '*.html' -o -name '*.js' -o -name '*.css') | rust packages
+$(PROFILED): Cargo.toml Cargo.lock benches/release.sh benches/train.py benches/scratch.py config/demo/init.sql $(shell find src -name '*.rs' -o -name '*.html' -o -name '*.js' -o -name '*.css') | rust packages
 	benches/release.sh
 
 # The tests' servers live in memory where there is room: that is several times faster than most disks. The unit tests run once
@@ -80,9 +80,8 @@ test: setup ## Run all tests
 	fi; \
 	set -x; cargo test --workspace && cargo test --profile optimised --lib
 
-test-release: release setup ## Run the integration tests as a release is compiled, which takes half an hour
-	RUSTFLAGS="$$RUSTFLAGS -Cprofile-use=$(CURDIR)/target/profiling/profile/merged" CARGO_TARGET_DIR=target/profiled \
-		cargo test --release --test it
+test-release: release setup ## Run the integration tests with the program of make release
+	PGWEIR_TESTED=$(CURDIR)/$(PROFILED) cargo test --test it
 
 # libFuzzer needs flags that only a nightly compiler takes, or a stable one that is told to act as one.
 fuzz: rust packages ## Fuzz each target for FUZZ_SECONDS (60)
@@ -176,25 +175,26 @@ show-import: build packages ## A pgbouncer.ini with its userlist, imported and s
 # Each prints what it measured and what was to be reached, and fails where that was not. Options go in the variable of
 # the target's name: make show-speed SPEED="--rounds 5 --cells simple/1,prepared/64/2". PGBOUNCER names another PgBouncer, and
 # PGWEIR another pgweir, such as target/release/pgweir.
+MEASURED := $(if $(PGWEIR),$(if $(filter target/release/pgweir,$(PGWEIR)),build),release)
 show-speed show-large show-tls show-syscalls show-curves show-failover show-reads: export PGWEIR ?= $(PROFILED)
 
 bouncer: packages
 	@benches/newer_pgbouncer.sh
 
-show-speed: release bouncer ## pgweir beside a direct connection and PgBouncer: throughput, p99, CPU and memory, as ratios
+show-speed: $(MEASURED) bouncer ## pgweir beside a direct connection and PgBouncer: throughput, p99, CPU and memory, as ratios
 	$(PYTHON) benches/compare.py --idle 10000 --idle-tls 2000 $(SPEED)
 
-show-large: release bouncer ## 1 GB by SELECT and by COPY beside PgBouncer: speed, CPU, memory; clients that read slowly
+show-large: $(MEASURED) bouncer ## 1 GB by SELECT and by COPY beside PgBouncer: speed, CPU, memory; clients that read slowly
 	$(PYTHON) benches/large.py $(LARGE)
 
-show-tls: release bouncer ## TLS on both sides beside PgBouncer: throughput and CPU
+show-tls: $(MEASURED) bouncer ## TLS on both sides beside PgBouncer: throughput and CPU
 	$(PYTHON) benches/tls.py $(TLS)
 
-show-syscalls: release ## System calls of a transaction, counted by strace
+show-syscalls: $(MEASURED) ## System calls of a transaction, counted by strace
 	@command -v strace > /dev/null || $(APT) install -y -qq --no-install-recommends strace
 	$(PYTHON) benches/syscalls.py $(SYSCALLS)
 
-show-curves: release bouncer ## Throughput, latency and CPU against clients, pool size, result size …, as CSV and pictures
+show-curves: $(MEASURED) bouncer ## Throughput, latency and CPU against clients, pool size, result size …, as CSV and pictures
 	@[ -e benches/.venv/.installed ] || { $(PYTHON) -m venv benches/.venv \
 		&& benches/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/requirements.txt \
 		&& touch benches/.venv/.installed; }
@@ -224,11 +224,11 @@ show-routing: rust packages ## 100,000 random reads and writes, replicas up to 5
 		cargo test --release --test it consistency:: -- --nocapture --test-threads 1
 
 .PHONY: show-failover show-reads
-show-failover: release bouncer ## pgbench while the primary is stopped and a replica is promoted: no statement fails; beside PgBouncer
+show-failover: $(MEASURED) bouncer ## pgbench while the primary is stopped and a replica is promoted: no statement fails; beside PgBouncer
 	$(PYTHON) benches/replicas.py failover $(FAILOVER)
 
 # As root where the machine has the cpu controller: then each server gets a share of the processors of its own.
-show-reads: release packages ## Reads through pgweir with two replicas, against the primary alone
+show-reads: $(MEASURED) packages ## Reads through pgweir with two replicas, against the primary alone
 	$(SUDO) env PGWEIR=$$PGWEIR $(PYTHON) benches/replicas.py reads $(READS)
 
 .PHONY: show-listen

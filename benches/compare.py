@@ -7,17 +7,17 @@ a scratch PostgreSQL, PgBouncer (1.21 or newer for prepared statements), and the
 
 Poolers are started anew for each round, and take turns by the second where there are few clients: what a transaction costs
 one process differs from another of the same program by where its memory happens to be, and from one minute to the next by
-what else the machine does. Medians are over all turns.
+what else the machine does. Ratios are medians of those of each turn.
 
 A cell is MODE/CLIENTS or MODE/CLIENTS/POOL_SIZE; mode `connect` is simple with a connection for each transaction.
 
-    benches/compare.py [--seconds 5] [--rounds 3] [--cells simple/1,prepared/64/2,...] [--targets direct,pgbouncer,pgweir]
+    benches/compare.py [--seconds 4] [--rounds 4] [--cells simple/1,prepared/64/2,...] [--targets direct,pgbouncer,pgweir]
                        [--idle 10000] [--idle-tls 2000] [--csv FILE] [--no-goals]
 """
 import argparse, csv, os, socket, ssl, statistics, sys, time
 
 import scratch
-from scratch import query, ratio, startup_packet, until_ready
+from scratch import query, startup_packet, until_ready
 
 CELLS = "simple/1,simple/16,prepared/1,prepared/16,prepared/500,connect/8"
 LANES = "simple/64,simple/500,prepared/64,prepared/200,prepared/500,prepared/64/2,prepared/500/2,prepared/200/5"
@@ -35,71 +35,85 @@ def parts(seconds, clients):
     return [1] * seconds if clients <= 16 else [seconds]
 
 
+def paired(turns, one, other):
+    """Medians of what one took to what another took in the same turn; zeros if there is no such turn."""
+    both = [(turn[one], turn[other]) for turn in turns if turn.get(one) and turn.get(other)]
+    return scratch.medians([[a / b if b else 0 for a, b in zip(*pair)] for pair in both]) if both else [0, 0, 0]
+
+
 class Bench:
     def __init__(self, options, folder):
         self.options, self.folder = options, folder
         self.table, self.misses = [], []
         self.best_direct = {}
 
-    def start(self, pool_size, mode):
+    def start(self, pool_size):
         """What is measured, with this size of pool."""
         folder = self.folder
         makers = {"direct": lambda: folder.direct, "pgbouncer": lambda: folder.pgbouncer(pool_size),
                   "pgweir without lanes": lambda: folder.pgweir(0, pool_size, name="pgweir without lanes"), "pgweir": lambda: folder.pgweir(2, pool_size)}
         made = [make() for name, make in makers.items() if name in self.options.targets.split(",")]
-        return [target for target in made if target and (target.has_prepared or mode != "prepared")]
+        return [target for target in made if target]
 
     def cell(self, cell):
         mode, clients, *size = cell.split("/")
         clients, pool_size = int(clients), int(size[0]) if size else self.options.pool_size
-        rows = {}
-        for turn in range(self.options.rounds):
-            targets = self.start(pool_size, mode)
+        turns = []
+        for number in range(self.options.rounds):
+            started = self.start(pool_size)
+            targets = [target for target in started if target.has_prepared or mode != "prepared"]
             for target in targets:
                 # Statements are known and prepared, and known to be short.
                 scratch.pgbench(self.folder, target, mode, clients, transactions=max(20, 800 // clients))
             for part, seconds in enumerate(parts(self.options.seconds, clients)):
                 # Who comes first changes, so that nobody always follows the same.
-                first = (turn + part) % len(targets)
-                for target in targets[first:] + targets[:first]:
-                    rows.setdefault(target.name, []).extend(self.measure(target, mode, clients, seconds))
-            for target in targets:
+                first = (number + part) % len(targets)
+                measured = {target.name: self.measure(target, mode, clients, seconds) for target in targets[first:] + targets[:first]}
+                turns.append({target.name: measured[target.name] for target in targets})
+            for target in started:
                 if target.pid:
                     self.folder.stop(target.pid)
-        medians = {name: scratch.medians(measured) for name, measured in rows.items() if measured}
-        self.report(cell, mode, medians)
+        self.report(cell, mode, turns)
         if not self.options.no_goals:
-            self.judge(cell, mode, clients, medians)
+            self.judge(cell, mode, clients, turns)
 
     def measure(self, target, mode, clients, seconds):
-        """Throughput, p99, and CPU of a transaction; nothing if it failed."""
+        """Throughput, p99, and CPU of a transaction; `None` if it failed."""
         before = target.cpu()
         load = scratch.pgbench(self.folder, target, mode, clients, seconds)
-        return [(load.tps, load.p99, (target.cpu() - before) / load.count * 1e6)] if load else []
+        return load and (load.tps, load.p99, (target.cpu() - before) / load.count * 1e6)
 
-    def report(self, cell, mode, medians):
-        none = [0, 0, 0]
-        bouncer, direct = medians.get("pgbouncer", none), medians.get("direct", none)
-        self.best_direct[mode] = max(self.best_direct.get(mode, 0), direct[0])
-        for name, (tps, p99, cpu) in medians.items():
-            print(f"{cell:15} {name:20} tps {tps:8.0f} ({ratio(tps, bouncer[0]):>5}; {ratio(tps, direct[0]):>5} of direct)  p99 {p99 / 1000:7.2f} ms ({ratio(p99, direct[1]):>5} of direct)"
-                  + (f"  cpu {cpu:6.2f} us ({ratio(cpu, bouncer[2])})" if cpu else ""), flush=True)
-            self.table.append([cell, name, round(tps), p99, round(cpu, 2), ratio(tps, bouncer[0]), ratio(tps, direct[0]), ratio(cpu, bouncer[2]), ratio(p99, direct[1])])
+    def report(self, cell, mode, turns):
+        for name in turns[0]:
+            measured = [turn[name] for turn in turns if turn[name]]
+            if not measured:
+                continue
+            medians = scratch.medians(measured)
+            if name == "direct":
+                self.best_direct[mode] = max(self.best_direct.get(mode, 0), medians[0])
+            tps, p99, cpu = medians
+            (tps_b, _, cpu_b), (tps_d, p99_d, _) = (paired(turns, name, other) for other in ("pgbouncer", "direct"))
+            print(f"{cell:15} {name:20} tps {tps:8.0f} ({tps_b:5.2f}; {tps_d:5.2f} of direct)  p99 {p99 / 1000:7.2f} ms ({p99_d:5.2f} of direct)"
+                  + (f"  cpu {cpu:6.2f} us ({cpu_b:.2f})" if cpu else ""), flush=True)
+            self.table.append([cell, name, round(tps), p99, round(cpu, 2), *(round(value, 2) for value in (tps_b, tps_d, cpu_b, p99_d))])
 
-    def judge(self, cell, mode, clients, medians):
-        ours, bouncer, direct = medians.get("pgweir"), medians.get("pgbouncer"), medians.get("direct")
-        if not ours or not bouncer:
+    def judge(self, cell, mode, clients, turns):
+        if not {"pgweir", "pgbouncer"} <= turns[0].keys():
             return
-        parts = cell.split("/")
-        if len(parts) == 2 and cell in RELAY:
+        if not any(turn["pgweir"] and turn["pgbouncer"] for turn in turns):
+            self.misses.append(f"{cell:15} nothing could be measured")
+            return
+        to_bouncer, to_direct = paired(turns, "pgweir", "pgbouncer"), paired(turns, "pgweir", "direct")
+        if cell in RELAY:
             cpu, tps = RELAY[cell]
-            self.goal(cell, "CPU to PgBouncer's", ours[2] / bouncer[2], cpu, at_most=True)
-            self.goal(cell, "throughput to PgBouncer's", ours[0] / bouncer[0], tps)
-        if mode in ("simple", "prepared") and clients >= 64 and direct:
-            self.goal(cell, "throughput to direct's best so far", ours[0] / self.best_direct[mode], BEST)
-            self.goal(cell, "throughput to PgBouncer's", ours[0] / bouncer[0], BOUNCER)
-            self.goal(cell, "CPU to PgBouncer's", ours[2] / bouncer[2], CPU, at_most=True)
-            self.goal(cell, "p99 to direct's", ours[1] / direct[1], P99, at_most=True)
+            self.goal(cell, "CPU to PgBouncer's", to_bouncer[2], cpu, at_most=True)
+            self.goal(cell, "throughput to PgBouncer's", to_bouncer[0], tps)
+        if mode in ("simple", "prepared") and clients >= 64 and self.best_direct.get(mode):
+            best = scratch.medians([turn["pgweir"] for turn in turns if turn["pgweir"]])[0] / self.best_direct[mode]
+            self.goal(cell, "throughput to direct's best so far", best, BEST)
+            self.goal(cell, "throughput to PgBouncer's", to_bouncer[0], BOUNCER)
+            self.goal(cell, "CPU to PgBouncer's", to_bouncer[2], CPU, at_most=True)
+            self.goal(cell, "p99 to direct's", to_direct[1], P99, at_most=True)
 
     def goal(self, cell, what, value, wanted, at_most=False):
         reached = value <= wanted if at_most else value >= wanted
@@ -152,8 +166,8 @@ TLS.check_hostname, TLS.verify_mode = False, ssl.CERT_NONE
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--cells", default=f"{CELLS},{LANES}", help="MODE/CLIENTS[/POOL_SIZE],...; none for the memory alone")
     parser.add_argument("--targets", default=TARGETS)
     parser.add_argument("--pool-size", type=int, default=20)

@@ -33,10 +33,13 @@ if [ -z "$profdata" ]; then
     exit 1
 fi
 
-rm -rf "$profile"
+mkdir -p target/profiling
+touch target/profiling/begun
 RUSTFLAGS="${RUSTFLAGS:-} -Cprofile-generate=$profile" CARGO_TARGET_DIR=target/profiling cargo build --release --locked --bin pgweir
+# Build scripts were compiled like that too, and have noted what they did.
+rm -rf "$profile"
 PGWEIR=$PWD/target/profiling/release/pgweir "${PYTHON:-python3}" benches/train.py
 "$profdata" merge -o "$profile/merged" "$profile"/*.profraw
 RUSTFLAGS="${RUSTFLAGS:-} -Cprofile-use=$profile/merged" CARGO_TARGET_DIR=target/profiled cargo build --release --locked --bin pgweir
-# `make` compares times, and cargo leaves a program alone that comes out the same.
-touch target/profiled/release/pgweir
+# For `make`: cargo leaves a program alone that comes out the same, and what was edited meanwhile is not in it.
+touch -r target/profiling/begun target/profiled/release/pgweir

@@ -38,13 +38,19 @@ def work(bench, target, cells, sslmode="disable"):
             sys.exit("pgbench failed")
 
 
-def large(target, sslmode="disable"):
-    """Results and COPY of some megabytes, both ways."""
-    copied = target.folder / "copied"
+def large(target, folder, sslmode="disable"):
+    """Results and COPY of some megabytes, both ways; and errors."""
+    copied = folder / "copied"
     texts = ["SELECT i, repeat('x', 200) FROM generate_series(1, 100000) AS i", f"\\copy pgbench_accounts TO {copied}",
-             "CREATE TEMP TABLE kept (LIKE pgbench_accounts)", f"\\copy kept FROM {copied}", "SELECT 1 / 0"]
+             "CREATE TEMP TABLE kept (LIKE pgbench_accounts)", f"\\copy kept FROM {copied}"]
+    psql(target, sslmode, texts, check=True)
+    psql(target, sslmode, ["SELECT 1 / 0", "SELECT"], check=False)
+
+
+def psql(target, sslmode, texts, check):
     commands = [part for text in texts for part in ("-c", text)]
-    subprocess.run([scratch.find("psql"), "-Xq", "-o", os.devnull, *commands, "postgres"], env=scratch.env(target.port, sslmode), check=False, stderr=subprocess.DEVNULL)
+    command = [scratch.find("psql"), "-Xq", "-v", "ON_ERROR_STOP=1", "-o", os.devnull, *commands, "postgres"]
+    subprocess.run(command, env=scratch.env(target.port, sslmode), check=check, stderr=None if check else subprocess.DEVNULL)
 
 
 def demo(folder):
@@ -57,16 +63,27 @@ def demo(folder):
         until_it_serves(process, http)
         # For how long is what is asked for: it is no wait for anything.
         time.sleep(SERVE_SECONDS)
-    finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        ended_well(process.wait(60))
+    finally:
+        # Its servers have a guardian that stops them.
+        process.kill()
+        process.wait()
+
+
+def ended_well(code):
+    """What a process did is written down when it ends by itself."""
+    if code:
+        sys.exit(f"pgweir ended with {code}")
 
 
 def until_it_serves(process, http):
     deadline = time.time() + 120
+    # Nothing that the environment says about proxies is about it.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{http}/ready", timeout=2).close()
+            opener.open(f"http://127.0.0.1:{http}/ready", timeout=2).close()
             return
         except OSError:
             if process.poll() is not None or time.time() > deadline:
@@ -83,10 +100,9 @@ def main():
             (bench.pgweir(2, settings=["general.workers=2"]), READS + LANES, "disable"),
             (bench.pgweir(2, tls=True), READS[:4] + REST[:3], "require"),
         ]:
-            target.folder = bench.folder
             work(bench, target, cells, sslmode)
-            large(target, sslmode)
-            bench.stop(target.pid)
+            large(target, bench.folder, sslmode)
+            ended_well(bench.stop(target.pid))
         demo(bench.folder)
 
 

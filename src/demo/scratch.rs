@@ -61,6 +61,13 @@ read -r line
 kill -KILL "$1"
 "#;
 
+/// Waits for end of file, then removes folder `$1`.
+const REMOVE_FILES: &str = r#"
+trap '' HUP INT TERM
+read -r line
+rm -rf "$1"
+"#;
+
 /// Longest path of a folder that leaves room for `/.s.PGSQL.65535` in a socket address (108 bytes with the NUL).
 const FOLDER_PATH_MAX: usize = 92;
 
@@ -72,6 +79,11 @@ impl Guardian {
     /// Kills `pid` once this process is gone. Keep the guardian only as long as that number is known to be in use.
     pub fn of_process(pid: u32) -> io::Result<Self> {
         Self::start(KILL_PROCESS, &[pid.to_string().as_ref()])
+    }
+
+    /// Removes the folder `path`, in which no server runs, once this process is gone.
+    pub fn of_files(path: &Path) -> io::Result<Self> {
+        Self::start(REMOVE_FILES, &[path.as_os_str()])
     }
 
     fn of_folder(path: &Path, keep: bool) -> io::Result<Self> {
@@ -220,6 +232,16 @@ mod tests {
         drop(folder);
         assert!(path.is_dir());
         fs::remove_dir_all(path).unwrap();
+    }
+
+    #[test]
+    fn a_guardian_of_files_removes_them() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("file"), "x").unwrap();
+        let guardian = Guardian::of_files(folder.path()).unwrap();
+        assert!(folder.path().is_dir());
+        drop(guardian);
+        assert!(!folder.path().exists());
     }
 
     #[test]

@@ -134,6 +134,9 @@ impl SocketOptions {
                 keepalive = keepalive.with_retries(count);
             }
             socket.set_tcp_keepalive(&keepalive)?;
+        } else {
+            // A listener may have had it on.
+            socket.set_keepalive(false)?;
         }
         if self.user_timeout.is_some() {
             socket.set_tcp_user_timeout(self.user_timeout)?;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::OnceLock;
 
+use pgweir::demo::cluster::Guardian;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -21,8 +22,14 @@ fn start() -> Pgweir {
 
 /// One pgweir that all of them abuse at once.
 fn abused() -> &'static Pgweir {
-    static PGWEIR: OnceLock<Pgweir> = OnceLock::new();
-    PGWEIR.get_or_init(start)
+    static PGWEIR: OnceLock<(Pgweir, Guardian)> = OnceLock::new();
+    let (pgweir, _) = PGWEIR.get_or_init(|| {
+        let pgweir = start();
+        // What is static is not dropped.
+        let guardian = Guardian::of_files(pgweir.folder()).unwrap();
+        (pgweir, guardian)
+    });
+    pgweir
 }
 
 /// What comes back before the connection is closed.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use pgweir::demo::cluster::{Server, ServerOptions, binaries};
+use pgweir::demo::cluster::{Guardian, Server, ServerOptions, binaries};
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -384,9 +384,11 @@ async fn a_reload_takes_over_replaced_certificates_and_drops_nobody() {
 /// A server with TLS for `localhost` and 127.0.0.1 that knows `alice` by certificate, and users who come only with or
 /// only without TLS.
 fn encrypted() -> &'static (Server, Files) {
-    static SERVER: OnceLock<(Server, Files)> = OnceLock::new();
-    SERVER.get_or_init(|| {
+    static SERVER: OnceLock<((Server, Files), Guardian)> = OnceLock::new();
+    let (encrypted, _) = SERVER.get_or_init(|| {
         let files = Files::new();
+        // What is static is not dropped.
+        let guardian = Guardian::of_files(files.path()).unwrap();
         let identity = files.authority.server(&["localhost"]);
         let server = ServerOptions::default()
             .set("ssl", "on")
@@ -404,8 +406,9 @@ fn encrypted() -> &'static (Server, Files) {
         let roles = "CREATE ROLE alice LOGIN; CREATE ROLE secure LOGIN; CREATE ROLE open LOGIN; \
                      CREATE ROLE bound LOGIN PASSWORD 'p'";
         server.sql("postgres", roles).unwrap();
-        (server, files)
-    })
+        ((server, files), guardian)
+    });
+    encrypted
 }
 
 fn through(host: &str, sslmode: &str) -> Options {

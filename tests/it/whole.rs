@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::shared;
 use crate::support::client::{Client, Login};
-use crate::support::pgweir::{BINARY, Options, command};
+use crate::support::pgweir::{Options, binary, command};
 use crate::support::wait::{wait_for, wait_until};
 
 #[tokio::test]
@@ -19,7 +19,7 @@ async fn the_demo_serves_its_exchange_and_leaves_nothing_behind() {
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
     let files = TempDir::new().unwrap();
     let file = |name| File::create(files.path().join(name)).unwrap();
-    let mut demo = Command::new(BINARY)
+    let mut demo = Command::new(binary())
         .args(["demo", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"])
         .env("TMPDIR", folder.path())
         .stdin(Stdio::null())

@@ -3,6 +3,7 @@
 //! It listens on ports of its own choice, which it logs as `listening on ADDRESS` and `http listening on ADDRESS`. Its
 //! log is kept; a panic in it fails the test when the process is dropped.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -17,7 +18,11 @@ use super::client::{Client, Login};
 use super::scripted_backend::ScriptedBackend;
 use super::wait::{LIMIT, wait_for, wait_until};
 
-pub const BINARY: &str = env!("CARGO_BIN_EXE_pgweir");
+/// The program: the one that PGWEIR_TESTED names, such as a release, or the one that was built with the tests.
+pub fn binary() -> PathBuf {
+    let built = env!("CARGO_BIN_EXE_pgweir");
+    std::env::var_os("PGWEIR_TESTED").map_or_else(|| built.into(), PathBuf::from)
+}
 
 /// How to run it. Nothing is checked here: an invalid setting is the binary's to refuse.
 #[derive(Clone, Debug, Default)]
@@ -145,8 +150,10 @@ impl Options {
     fn spawn(&self) -> Pgweir {
         let folder = TempDir::new().unwrap();
         let file = |name| File::create(folder.path().join(name)).unwrap();
-        let mut words = self.wrapper.iter().map(String::as_str).chain([BINARY]);
-        let mut command = Command::new(words.next().unwrap_or(BINARY));
+        let binary = binary();
+        let words = self.wrapper.iter().map(OsStr::new);
+        let mut words = words.chain([binary.as_os_str()]);
+        let mut command = Command::new(words.next().unwrap_or(binary.as_os_str()));
         command.args(words);
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"PGWEIR_") {
@@ -218,6 +225,11 @@ impl Pgweir {
     pub async fn client_as(&self, login: &Login) -> Client {
         let client = Client::connect_as(self.address, login).await;
         client.unwrap_or_else(|error| panic!("login refused: {error:?}"))
+    }
+
+    /// Its configuration and what it has said.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// The configuration file, for tests that rewrite it and reload.
@@ -358,7 +370,7 @@ impl Drop for Pgweir {
 
 /// Runs the binary with other arguments than `run`, such as `check`, to its end: status, stdout, stderr.
 pub fn command(arguments: &[&str]) -> (ExitStatus, String, String) {
-    let output = Command::new(BINARY)
+    let output = Command::new(binary())
         .args(arguments)
         .stdin(Stdio::null())
         .output()
