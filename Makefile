@@ -67,7 +67,7 @@ build: rust ## Build pgweir: target/release/pgweir
 
 # What is measured beside other poolers is what a release is.
 PROFILED := target/profiled/release/pgweir
-release: $(PROFILED) ## Build it with a profile of itself at work, which takes a quarter of an hour: target/profiled/release/pgweir
+release: $(PROFILED) ## Build it with a profile of itself at work, which takes ten minutes: target/profiled/release/pgweir
 
 $(PROFILED): Cargo.toml Cargo.lock benches/release.sh benches/train.py benches/scratch.py config/demo/init.sql $(shell find src -name '*.rs' -o -name '*.html' -o -name '*.js' -o -name '*.css') | rust packages
 	benches/release.sh

@@ -36,9 +36,14 @@ def parts(seconds, clients):
 
 
 def paired(turns, one, other):
-    """Medians of what one took to what another took in the same turn; zeros if there is no such turn."""
-    both = [(turn[one], turn[other]) for turn in turns if turn.get(one) and turn.get(other)]
-    return scratch.medians([[a / b if b else 0 for a, b in zip(*pair)] for pair in both]) if both else [0, 0, 0]
+    """Medians of what one took to what another took in the same turn; `None` where there is no such turn, or nothing to divide by."""
+    both = [list(zip(turn[one], turn[other])) for turn in turns if turn.get(one) and turn.get(other)]
+    columns = [[a / b for a, b in column if b] for column in zip(*both)] or [[]] * 3
+    return [statistics.median(column) if column else None for column in columns]
+
+
+def shown(ratio):
+    return "-" if ratio is None else f"{ratio:.2f}"
 
 
 class Bench:
@@ -93,31 +98,29 @@ class Bench:
                 self.best_direct[mode] = max(self.best_direct.get(mode, 0), medians[0])
             tps, p99, cpu = medians
             (tps_b, _, cpu_b), (tps_d, p99_d, _) = (paired(turns, name, other) for other in ("pgbouncer", "direct"))
-            print(f"{cell:15} {name:20} tps {tps:8.0f} ({tps_b:5.2f}; {tps_d:5.2f} of direct)  p99 {p99 / 1000:7.2f} ms ({p99_d:5.2f} of direct)"
-                  + (f"  cpu {cpu:6.2f} us ({cpu_b:.2f})" if cpu else ""), flush=True)
-            self.table.append([cell, name, round(tps), p99, round(cpu, 2), *(round(value, 2) for value in (tps_b, tps_d, cpu_b, p99_d))])
+            print(f"{cell:15} {name:20} tps {tps:8.0f} ({shown(tps_b):>5}; {shown(tps_d):>5} of direct)  p99 {p99 / 1000:7.2f} ms ({shown(p99_d):>5} of direct)"
+                  + (f"  cpu {cpu:6.2f} us ({shown(cpu_b)})" if cpu else ""), flush=True)
+            self.table.append([cell, name, round(tps), p99, round(cpu, 2), *map(shown, (tps_b, tps_d, cpu_b, p99_d))])
 
     def judge(self, cell, mode, clients, turns):
         if not {"pgweir", "pgbouncer"} <= turns[0].keys():
-            return
-        if not any(turn["pgweir"] and turn["pgbouncer"] for turn in turns):
-            self.misses.append(f"{cell:15} nothing could be measured")
             return
         to_bouncer, to_direct = paired(turns, "pgweir", "pgbouncer"), paired(turns, "pgweir", "direct")
         if cell in RELAY:
             cpu, tps = RELAY[cell]
             self.goal(cell, "CPU to PgBouncer's", to_bouncer[2], cpu, at_most=True)
             self.goal(cell, "throughput to PgBouncer's", to_bouncer[0], tps)
-        if mode in ("simple", "prepared") and clients >= 64 and self.best_direct.get(mode):
-            best = scratch.medians([turn["pgweir"] for turn in turns if turn["pgweir"]])[0] / self.best_direct[mode]
-            self.goal(cell, "throughput to direct's best so far", best, BEST)
+        if mode in ("simple", "prepared") and clients >= 64 and "direct" in turns[0]:
+            ours, best = [turn["pgweir"][0] for turn in turns if turn["pgweir"]], self.best_direct.get(mode)
+            self.goal(cell, "throughput to direct's best so far", statistics.median(ours) / best if ours and best else None, BEST)
             self.goal(cell, "throughput to PgBouncer's", to_bouncer[0], BOUNCER)
             self.goal(cell, "CPU to PgBouncer's", to_bouncer[2], CPU, at_most=True)
             self.goal(cell, "p99 to direct's", to_direct[1], P99, at_most=True)
 
     def goal(self, cell, what, value, wanted, at_most=False):
-        reached = value <= wanted if at_most else value >= wanted
-        line = f"{cell:15} {what}: {value:.2f}, {'at most' if at_most else 'at least'} {wanted}: {'reached' if reached else 'NOT REACHED'}"
+        # What could not be measured was not reached.
+        reached = value is not None and (value <= wanted if at_most else value >= wanted)
+        line = f"{cell:15} {what}: {shown(value)}, {'at most' if at_most else 'at least'} {wanted}: {'reached' if reached else 'NOT REACHED'}"
         print(f"    {line}", flush=True)
         if not reached:
             self.misses.append(line)

@@ -61,13 +61,6 @@ read -r line
 kill -KILL "$1"
 "#;
 
-/// Waits for end of file, then removes folder `$1`.
-const REMOVE_FILES: &str = r#"
-trap '' HUP INT TERM
-read -r line
-rm -rf "$1"
-"#;
-
 /// Longest path of a folder that leaves room for `/.s.PGSQL.65535` in a socket address (108 bytes with the NUL).
 const FOLDER_PATH_MAX: usize = 92;
 
@@ -81,12 +74,8 @@ impl Guardian {
         Self::start(KILL_PROCESS, &[pid.to_string().as_ref()])
     }
 
-    /// Removes the folder `path`, in which no server runs, once this process is gone.
-    pub fn of_files(path: &Path) -> io::Result<Self> {
-        Self::start(REMOVE_FILES, &[path.as_os_str()])
-    }
-
-    fn of_folder(path: &Path, keep: bool) -> io::Result<Self> {
+    /// Stops the servers below `path` once this process is gone, and removes it, unless it is to be kept.
+    pub fn of_folder(path: &Path, keep: bool) -> io::Result<Self> {
         let fate = if keep { "keep" } else { "remove" };
         Self::start(REMOVE_FOLDER, &[path.as_os_str(), fate.as_ref()])
     }
@@ -235,10 +224,10 @@ mod tests {
     }
 
     #[test]
-    fn a_guardian_of_files_removes_them() {
+    fn a_guardian_removes_a_folder_without_servers() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("file"), "x").unwrap();
-        let guardian = Guardian::of_files(folder.path()).unwrap();
+        let guardian = Guardian::of_folder(folder.path(), false).unwrap();
         assert!(folder.path().is_dir());
         drop(guardian);
         assert!(!folder.path().exists());

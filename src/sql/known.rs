@@ -38,8 +38,10 @@ const REFUSALS_MAX: u8 = 3;
 /// Bytes of a statement's text that are kept.
 const TEXT_MAX: usize = 2 * 1024;
 
-/// Statements and functions in a text that is not large, and how many large ones are kept beyond that.
+/// Statements and functions in a text that is not large.
 const PARTS_MAX: usize = 32;
+
+/// Large texts that are known beyond [`FREELY`].
 const LARGE_MAX: usize = 1000;
 
 /// Numbers and texts of [`KnownStatements::unread`] and [`KnownStatements::function_call`].

@@ -26,7 +26,7 @@ fn abused() -> &'static Pgweir {
     let (pgweir, _) = PGWEIR.get_or_init(|| {
         let pgweir = start();
         // What is static is not dropped.
-        let guardian = Guardian::of_files(pgweir.folder()).unwrap();
+        let guardian = Guardian::of_folder(pgweir.folder(), false).unwrap();
         (pgweir, guardian)
     });
     pgweir

@@ -388,7 +388,7 @@ fn encrypted() -> &'static (Server, Files) {
     let (encrypted, _) = SERVER.get_or_init(|| {
         let files = Files::new();
         // What is static is not dropped.
-        let guardian = Guardian::of_files(files.path()).unwrap();
+        let guardian = Guardian::of_folder(files.path(), false).unwrap();
         let identity = files.authority.server(&["localhost"]);
         let server = ServerOptions::default()
             .set("ssl", "on")
