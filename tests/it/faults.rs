@@ -184,6 +184,12 @@ struct Scene {
     number: usize,
 }
 
+/// All messages of a statement by the extended protocol.
+fn extended(text: &str) -> Vec<u8> {
+    let (parse, bind) = (messages::parse("", text, &[]), messages::bind("", "", &[]));
+    [parse, bind, messages::execute("", 0), messages::sync()].concat()
+}
+
 /// What the client was told, in the words of the tables.
 async fn told(client: Client) -> String {
     let mut stream = client.into_transport();
@@ -276,6 +282,13 @@ impl Scene {
         pids.split_whitespace().map(str::to_owned).collect()
     }
 
+    /// The backend in a transaction. It need not be the one that was idle before: pgweir may have read the catalogue on that.
+    fn inside(&self) -> String {
+        let pids = self.pids("state = 'idle in transaction'");
+        assert_eq!(pids.len(), 1, "{pids:?}");
+        pids[0].clone()
+    }
+
     /// Does it to the backend `pid`, which the server may be without afterwards.
     fn strike(&mut self, fault: Fault, pid: &str) {
         match fault {
@@ -312,25 +325,21 @@ impl Scene {
         let write =
             format!("/* {mark} */ INSERT INTO faults SELECT {number} FROM (SELECT 1{works}) AS w");
         // The backend that it will run on is the one that is idle.
-        let pid = client.value("SELECT pg_backend_pid()").await;
+        let mut pid = client.value("SELECT pg_backend_pid()").await;
         let statement = match kind {
             "read" => messages::query(&format!("/* {mark} */ SELECT 1{works}")),
-            "extended" => [
-                messages::parse("", &write, &[]),
-                messages::bind("", "", &[]),
-                messages::execute("", 0),
-                messages::sync(),
-            ]
-            .concat(),
+            "extended" => extended(&write),
             "write" => messages::query(&write),
             "inside" => {
                 client.query("BEGIN").await.ok();
+                pid = self.inside();
                 messages::query(&write)
             }
             _ => {
                 client.query("BEGIN").await.ok();
                 let insert = format!("INSERT INTO faults VALUES ({number})");
                 client.query(&insert).await.ok();
+                pid = self.inside();
                 if point == "running" && self.replays() {
                     let insert = format!("INSERT INTO waiting VALUES ({number})");
                     client.query(&insert).await.ok();
@@ -346,13 +355,7 @@ impl Scene {
                 }
                 let text = format!("/* {mark} */ COMMIT");
                 match kind {
-                    "committing" => [
-                        messages::parse("", &text, &[]),
-                        messages::bind("", "", &[]),
-                        messages::execute("", 0),
-                        messages::sync(),
-                    ]
-                    .concat(),
+                    "committing" => extended(&text),
                     _ => messages::query(&text),
                 }
             }
